@@ -1,0 +1,350 @@
+"""CORA: a vision-language model whose `[SEG]` states prompt SAM's mask decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel, SamModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .branches import PREFIX, SegPositions, branch_attention_mask, branch_position_ids
+from .configuration_cora import CoraConfig
+from .losses import bce_per_mask, dice_per_mask, iou_per_mask, next_token_loss
+from .masks import resize_mask_logits
+
+
+@dataclass
+class CoraOutput(ModelOutput):
+    """
+    Output of [`CoraForReasoningSegmentation`]. N is the number of `[SEG]` tokens of the batch, in reading order.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, returned with `labels` or `mask_labels`): eq. 5, the weighted sum.
+        lm_loss (`torch.FloatTensor` of shape `(1,)`): next-token cross-entropy, the mean over answer tokens.
+        bce_loss, dice_loss (`torch.FloatTensor` of shape `(1,)`): eq. 4, the means over masks.
+        iou_loss (`torch.FloatTensor` of shape `(1,)`): squared error of `iou_scores`.
+        pred_masks (`torch.FloatTensor` of shape `(N, 4h, 4w)`): logits at low resolution; h, w of SAM's embedding.
+        iou_scores (`torch.FloatTensor` of shape `(N,)`): SAM's estimate of each mask's IoU.
+        seg_embeddings (`torch.FloatTensor` of shape `(N, C)`): projected `[SEG]` states, C = SAM's prompt width.
+        seg_batch_index, seg_branch_index (`torch.LongTensor` of shape `(N,)`): the image and the query of each mask.
+        logits (`torch.FloatTensor` of shape `(B, L, V)`, only with `output_logits=True`).
+        sequences (`torch.LongTensor` of shape `(B, L)`, only from `generate`): prompt and generated tokens.
+    """
+
+    loss: torch.Tensor | None = None
+    lm_loss: torch.Tensor | None = None
+    bce_loss: torch.Tensor | None = None
+    dice_loss: torch.Tensor | None = None
+    iou_loss: torch.Tensor | None = None
+    pred_masks: torch.Tensor | None = None
+    iou_scores: torch.Tensor | None = None
+    seg_embeddings: torch.Tensor | None = None
+    seg_batch_index: torch.Tensor | None = None
+    seg_branch_index: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    sequences: torch.Tensor | None = None
+
+
+class CoraSegProjectorLinear(nn.Linear):
+    """A `Linear` that `_init_weights` tells from the others."""
+
+
+class CoraSegProjector(nn.Module):
+    """Linear(d, d) - ReLU - Linear(d, C) - Dropout: from a `[SEG]` state to a sparse prompt (LISA: text_hidden_fcs)."""
+
+    def __init__(self, config: CoraConfig):
+        super().__init__()
+        width = config.get_text_config().hidden_size
+        self.linear_1 = CoraSegProjectorLinear(width, width)
+        self.activation = nn.ReLU()
+        self.linear_2 = CoraSegProjectorLinear(width, config.sam_config.prompt_encoder_config.hidden_size)
+        self.dropout = nn.Dropout(config.seg_projector_dropout)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """(N, d) -> (N, C)."""
+        return self.dropout(self.linear_2(self.activation(self.linear_1(states))))
+
+
+class CoraPreTrainedModel(PreTrainedModel):
+    config: CoraConfig
+    config_class = CoraConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ("past_key_values",)
+    # Trainer would otherwise take the loss for one already divided by the items of the whole accumulated batch, and
+    # multiply it by accumulation steps and processes.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, CoraSegProjectorLinear):
+            # SAM's own prompts (points, boxes) have a standard deviation of about 0.7; weights of variance 1/d keep
+            # the scale of a normalised state (0.7 behind the ReLU), so a random start speaks to the decoder at the
+            # volume it listens to.
+            init.normal_(module.weight, std=module.in_features**-0.5)
+            init.zeros_(module.bias)
+
+    def save_pretrained(self, *args: Any, save_original_format: bool = False, **kwargs: Any) -> None:
+        """As in the base class, but in the layout that `load_state_dict` reads.
+
+        The default layout of transformers renames LLaVA's and CLIP's keys on saving; `Trainer` loads checkpoints with
+        `load_state_dict(strict=False)`, finds none of them, and goes on with random weights.
+        """
+        super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
+
+
+class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
+    """Answers queries about an image with text and, for every `[SEG]` in it, a mask.
+
+    `self.vlm` is any image-text-to-text model, `self.sam` transformers' `SamModel`. Queries of one image are branches
+    of one sequence (see `branches.py`); inputs come from [`CoraProcessor`].
+    """
+
+    def __init__(self, config: CoraConfig):
+        super().__init__(config)
+        self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
+        self.sam = SamModel(config.sam_config)
+        self.seg_projector = CoraSegProjector(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vlm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.vlm.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.vlm.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.vlm.set_output_embeddings(new_embeddings)
+
+    def get_image_embeddings(self, sam_pixel_values: torch.Tensor) -> torch.Tensor:
+        """SAM's encoder: (B, 3, S, S) -> (B, C, h, w). Without a graph where the encoder is frozen."""
+        trained = any(p.requires_grad for p in self.sam.vision_encoder.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+            return self.sam.vision_encoder(sam_pixel_values.to(self.sam.dtype))[0]
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        branch_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        sam_pixel_values: torch.Tensor | None = None,
+        sam_image_embeddings: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        mask_labels: list[torch.Tensor] | None = None,
+        reshaped_input_sizes: torch.Tensor | None = None,
+        original_sizes: torch.Tensor | None = None,
+        output_logits: bool = False,
+    ) -> CoraOutput:
+        """
+        Args:
+            input_ids: (B, L) from [`CoraProcessor`], one image per row.
+            branch_ids: (B, L), -1 padding, 0 shared prefix, k >= 1 branch k.
+            pixel_values: (B, 3, s, s) for the vision tower.
+            sam_pixel_values: (B, 3, S, S), the image in the top left corner; or
+            sam_image_embeddings: (B, C, h, w), computed before.
+            labels: (B, L), -100 where nothing is learned.
+            mask_labels: per image (n, H, W): 1 target, 0 other, 255 ignored, one for each of its `[SEG]` tokens, in
+                order; they cover the whole image at any resolution, and the loss is taken at that resolution.
+            reshaped_input_sizes: (B, 2), (height, width) of the image inside SAM's input; needed with `mask_labels`.
+            original_sizes: (B, 2), unused here; the processor needs it afterwards.
+            output_logits: run the language head on every position.
+
+        Raises:
+            ValueError: an image has more or fewer masks than `[SEG]` tokens.
+        """
+        states = self._hidden_states(input_ids, branch_ids, pixel_values)
+        seg = SegPositions.find(input_ids, branch_ids, self.config.seg_token_id, self.config.seg_state)
+        output = self._masks_of(states, seg, sam_pixel_values, sam_image_embeddings)
+        if output_logits:
+            output.logits = self.get_output_embeddings()(states)
+        if labels is not None:
+            output.lm_loss = self._lm_loss(states, labels, branch_ids)
+        if mask_labels is not None:
+            if reshaped_input_sizes is None:
+                raise ValueError("reshaped_input_sizes: not given; mask_labels need them")
+            for name, term in self._mask_losses(output, mask_labels, reshaped_input_sizes).items():
+                output[name] = term
+        output.loss = self._weighted_sum(output)
+        return output
+
+    def _hidden_states(
+        self, input_ids: torch.Tensor, branch_ids: torch.Tensor, pixel_values: torch.Tensor
+    ) -> torch.Tensor:
+        """Last-layer (post-norm) states (B, L, d) of the packed sequence."""
+        attention_mask = branch_attention_mask(branch_ids)
+        if self.config.get_text_config()._attn_implementation == "eager":
+            # eager attention adds the mask to the scores
+            lowest = torch.finfo(self.vlm.dtype).min
+            attention_mask = torch.zeros_like(attention_mask, dtype=self.vlm.dtype).masked_fill(~attention_mask, lowest)
+        return self.vlm.base_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=branch_position_ids(branch_ids),
+            pixel_values=pixel_values.to(self.vlm.dtype),
+            use_cache=False,
+        ).last_hidden_state
+
+    def _masks_of(
+        self,
+        states: torch.Tensor,
+        seg: SegPositions,
+        sam_pixel_values: torch.Tensor | None,
+        sam_image_embeddings: torch.Tensor | None,
+    ) -> CoraOutput:
+        """The masks of `[SEG]` states: project them, encode the image where that is not done yet, decode."""
+        if sam_image_embeddings is None:
+            if sam_pixel_values is None:
+                raise ValueError("sam_pixel_values: not given, and sam_image_embeddings neither")
+            sam_image_embeddings = self.get_image_embeddings(sam_pixel_values)
+        seg_embeddings = self.seg_projector(states[seg.batch_index, seg.state_position])
+        pred_masks, iou_scores = self.decode_masks(sam_image_embeddings, seg_embeddings, seg.batch_index)
+        return CoraOutput(
+            pred_masks=pred_masks,
+            iou_scores=iou_scores,
+            seg_embeddings=seg_embeddings,
+            seg_batch_index=seg.batch_index,
+            seg_branch_index=seg.branch_index,
+        )
+
+    def decode_masks(
+        self, sam_image_embeddings: torch.Tensor, seg_embeddings: torch.Tensor, batch_index: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """SAM's decoder with each `[SEG]` embedding as the only sparse prompt.
+
+        Args:
+            sam_image_embeddings: (B, C, h, w).
+            seg_embeddings: (N, C).
+            batch_index: (N,), the image of each.
+
+        Returns:
+            logits (N, 4h, 4w) and IoU estimates (N,).
+        """
+        height, width = sam_image_embeddings.shape[-2:]
+        if not len(seg_embeddings):  # the decoder raises on zero prompts
+            empty = seg_embeddings.new_zeros(0, 4 * height, 4 * width)
+            return empty, seg_embeddings.new_zeros(0)
+        dense = self.sam.prompt_encoder.no_mask_embed.weight[:, :, None, None].expand(-1, -1, height, width)
+        position = self.sam.get_image_wide_positional_embeddings()
+        masks, iou_scores = self.sam.mask_decoder(
+            image_embeddings=sam_image_embeddings[batch_index],
+            image_positional_embeddings=position.expand(len(seg_embeddings), -1, -1, -1),
+            sparse_prompt_embeddings=seg_embeddings[:, None, None].to(self.sam.dtype),
+            dense_prompt_embeddings=dense,
+            multimask_output=False,
+        )
+        return masks[:, 0, 0], iou_scores[:, 0, 0]
+
+    def _lm_loss(self, states: torch.Tensor, labels: torch.Tensor, branch_ids: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of the answers; the language head runs on no other position."""
+        # A label belongs to the state before it, which is of the same branch: a branch's first token is never a label.
+        batch, position = (labels != -100).nonzero(as_tuple=True)
+        if bool((branch_ids[batch, position - 1] != branch_ids[batch, position]).any()):
+            raise ValueError("labels: the first token of a branch is a label; the state before it is another branch's")
+        logits = self.get_output_embeddings()(states[batch, position - 1])
+        return next_token_loss(logits, labels[batch, position])
+
+    def _mask_losses(
+        self, output: CoraOutput, mask_labels: list[torch.Tensor], reshaped_input_sizes: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Means over all masks of the batch (LISA: summed, divided by their number)."""
+        low_res_masks, iou_scores = output["pred_masks"], output["iou_scores"]
+        counts = torch.bincount(output["seg_batch_index"], minlength=len(mask_labels)).tolist()
+        if counts != [len(masks) for masks in mask_labels]:
+            raise ValueError(f"mask_labels: {[len(m) for m in mask_labels]} masks for {counts} [SEG] tokens per image")
+        if not sum(counts):
+            # 0 with a graph: with several processes, every one must reach the same parameters
+            zero = output["seg_embeddings"].float().sum()
+            return {"bce_loss": zero, "dice_loss": zero, "iou_loss": zero}
+        input_size = self.config.sam_config.vision_config.image_size
+        bce, dice, iou = [], [], []
+        for logits, target, reshaped_size in zip(
+            low_res_masks.split(counts), mask_labels, reshaped_input_sizes.tolist(), strict=True
+        ):
+            if len(target):
+                logits = resize_mask_logits(logits, input_size, reshaped_size, target.shape[-2:])
+                bce.append(bce_per_mask(logits, target))
+                dice.append(dice_per_mask(logits, target))
+                iou.append(iou_per_mask(logits, target))
+        return {
+            "bce_loss": torch.cat(bce).mean(),
+            "dice_loss": torch.cat(dice).mean(),
+            "iou_loss": nn.functional.mse_loss(iou_scores.float(), torch.cat(iou)),
+        }
+
+    def _weighted_sum(self, output: CoraOutput) -> torch.Tensor | None:
+        weighted = (
+            (output.lm_loss, self.config.lm_loss_weight),
+            (output.bce_loss, self.config.bce_loss_weight),
+            (output.dice_loss, self.config.dice_loss_weight),
+            (output.iou_loss, self.config.iou_loss_weight),
+        )
+        terms = [weight * term for term, weight in weighted if term is not None]
+        return torch.stack(terms).sum() if terms else None
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        branch_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        sam_pixel_values: torch.Tensor | None = None,
+        sam_image_embeddings: torch.Tensor | None = None,
+        **generate_kwargs: Any,
+    ) -> CoraOutput:
+        """Free text by `self.vlm.generate` (with its KV cache), and a mask for every `[SEG]` that appears in it.
+
+        Args:
+            input_ids, branch_ids, pixel_values, sam_pixel_values: as in `forward`, one branch per row, left-padded
+                (`processor(..., generate=True)`).
+            generate_kwargs: go to `self.vlm.generate`.
+
+        Returns:
+            `sequences`, and masks, scores and embeddings as in `forward`; `seg_branch_index` is 0 throughout.
+        """
+        if bool((branch_ids > 1).any()):
+            raise ValueError("branch_ids: generate takes one branch per row; repeat the image for each query")
+        with self._record_states() as steps:
+            sequences = self.vlm.generate(
+                input_ids=input_ids,
+                attention_mask=(branch_ids >= PREFIX).long(),
+                pixel_values=pixel_values.to(self.vlm.dtype),
+                **{"num_beams": 1, **generate_kwargs, "return_dict_in_generate": False},
+            )
+        # The last token was never fed back, so it has no state; predicted tokens have the state before them.
+        states = torch.cat(steps, 1)
+        owner = nn.functional.pad(branch_ids, (0, sequences.shape[1] - branch_ids.shape[1]), value=1)
+        if self.config.seg_state == "at":
+            sequences_with_state, owner = sequences[:, : states.shape[1]], owner[:, : states.shape[1]]
+        else:
+            sequences_with_state = sequences
+        seg = SegPositions.find(sequences_with_state, owner, self.config.seg_token_id, self.config.seg_state)
+        output = self._masks_of(states, seg, sam_pixel_values, sam_image_embeddings)
+        output.sequences = sequences
+        return output
+
+    @contextmanager
+    def _record_states(self) -> Iterator[list[torch.Tensor]]:
+        """Collects the last-layer states of every step of `generate`, and only those."""
+        states: list[torch.Tensor] = []
+        hook = self.vlm.base_model.register_forward_hook(lambda _m, _a, output: states.append(output.last_hidden_state))
+        try:
+            yield states
+        finally:
+            hook.remove()
+
+
+__all__ = ["CoraForReasoningSegmentation", "CoraOutput", "CoraPreTrainedModel"]

@@ -1,0 +1,156 @@
+"""Sizes by name: `cora-tiny`, which needs no download and trains on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    PreTrainedTokenizerFast,
+    SamConfig,
+    SamMaskDecoderConfig,
+    SamPromptEncoderConfig,
+    SamVisionConfig,
+)
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
+
+from .configuration_cora import SEG_TOKEN, CoraConfig
+from .modeling_cora import CoraForReasoningSegmentation
+from .processing_cora import DEFAULT_ANSWER, CoraProcessor
+
+SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<pad>", "<image>", SEG_TOKEN]
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of the given texts: small, and no text is unknown to it."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    # Merges are learned from counts; sorted unique texts make them independent of the order of the data.
+    tokenizer.train_from_iterator(sorted(set(texts)), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        additional_special_tokens=["<image>", SEG_TOKEN],
+        clean_up_tokenization_spaces=False,
+        model_max_length=4096,
+    )
+
+
+def cora_tiny_config(
+    tokenizer: PreTrainedTokenizerFast, clip_image_size: int = 112, sam_image_size: int = 256
+) -> CoraConfig:
+    """About 5M parameters: LLaMA 4 x 192, CLIP 3 x 128 (patch 14), SAM ViT 4 x 128 (patch 16) and its decoder."""
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=4096,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=clip_image_size,
+        patch_size=14,
+        projection_dim=128,
+    )
+    llava = LlavaConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+        image_seq_length=(clip_image_size // 14) ** 2,
+    )
+    sam = SamConfig(
+        vision_config=SamVisionConfig(
+            hidden_size=128,
+            output_channels=128,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=sam_image_size,
+            patch_size=16,
+            window_size=8,
+            global_attn_indexes=[1, 3],
+            num_pos_feats=64,
+            mlp_dim=512,
+            initializer_range=0.02,
+        ),
+        prompt_encoder_config=SamPromptEncoderConfig(
+            hidden_size=128, image_size=sam_image_size, patch_size=16, mask_input_channels=16
+        ),
+        mask_decoder_config=SamMaskDecoderConfig(
+            hidden_size=128,
+            mlp_dim=512,
+            num_attention_heads=4,
+            iou_head_hidden_dim=128,
+            layer_norm_eps=1e-5,
+            num_multimask_outputs=0,
+        ),
+        initializer_range=0.02,
+    )
+    return CoraConfig(
+        vlm_config=llava,
+        sam_config=sam,
+        seg_token_id=tokenizer.convert_tokens_to_ids(SEG_TOKEN),
+        iou_loss_weight=1.0,
+    )
+
+
+def cora_tiny(
+    texts: Iterable[str], seed: int = 0, clip_image_size: int = 112, sam_image_size: int = 256
+) -> tuple[CoraForReasoningSegmentation, CoraProcessor]:
+    """A randomly initialised `cora-tiny` and its processor.
+
+    Args:
+        texts: queries and answers that the tokenizer is trained on.
+        seed: of the initial weights.
+        clip_image_size: side of the vision tower's input, a multiple of 14; (side / 14)^2 image tokens.
+        sam_image_size: side of SAM's input, a multiple of 128.
+    """
+    # the frame of the chat template belongs to the texts, or it would cost a token for each letter
+    tokenizer = train_tokenizer(f"USER: \n{text} ASSISTANT: {DEFAULT_ANSWER}" for text in texts)
+    config = cora_tiny_config(tokenizer, clip_image_size, sam_image_size)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = CoraForReasoningSegmentation(config)
+    processor = CoraProcessor(
+        image_processor=LlavaImageProcessorPil(
+            size={"shortest_edge": clip_image_size},
+            crop_size={"height": clip_image_size, "width": clip_image_size},
+            do_pad=True,
+        ),
+        sam_image_processor=SamImageProcessorPil(
+            size={"longest_edge": sam_image_size},
+            pad_size={"height": sam_image_size, "width": sam_image_size},
+            mask_size={"longest_edge": sam_image_size},
+            mask_pad_size={"height": sam_image_size, "width": sam_image_size},
+        ),
+        tokenizer=tokenizer,
+        num_image_tokens=config.vlm_config.image_seq_length,
+    )
+    return model, processor
+
+
+__all__ = ["cora_tiny", "cora_tiny_config", "train_tokenizer"]

@@ -1,0 +1,263 @@
+"""CoraProcessor: images and queries -> branch-packed tensors; low-resolution logits -> masks at image size."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature, ProcessorMixin
+
+from .branches import Branch, pack_branches
+from .configuration_cora import SEG_TOKEN
+from .masks import resize_mask_logits
+
+DEFAULT_ANSWER = f"It is {SEG_TOKEN}."
+
+# Vicuna v1 as LLaVA-1.5 uses it, without a system text.
+VICUNA_CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}USER: "
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% else %} ASSISTANT: {{ message['content'][0]['text'] }}</s>{% endif %}{% endfor %}"
+)
+
+# Stand-ins while the chat template is rendered; private-use characters, so that no template contains them.
+_QUERY, _ANSWER = "\ue000", "\ue001"
+
+
+class _PromptFrame(NamedTuple):
+    """What the chat template puts around a query and its answer."""
+
+    prefix: str
+    before_query: str
+    between: str
+    after_answer: str
+
+
+class CoraProcessor(ProcessorMixin):
+    r"""
+    Two image processors (vision tower, SAM) and a tokenizer.
+
+    Args:
+        image_processor: of the vision tower, e.g. `LlavaImageProcessor(do_pad=True)` (letterbox).
+        sam_image_processor: a `SamImageProcessor`.
+        tokenizer: knows `[SEG]` and the image token as special tokens.
+        num_image_tokens (`int`): tokens of one image in the sequence.
+        image_token (`str`): what the chat template writes where the image goes.
+        chat_template (`str`): Jinja; a user turn with one image and one text, and the assistant's answer.
+        max_query_tokens (`int`): longer queries are refused.
+    """
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        sam_image_processor: Any = None,
+        tokenizer: Any = None,
+        num_image_tokens: int = 576,
+        image_token: str = "<image>",
+        chat_template: str | None = VICUNA_CHAT_TEMPLATE,
+        max_query_tokens: int = 512,
+        **kwargs: Any,
+    ):
+        self.num_image_tokens = num_image_tokens
+        self.image_token = image_token
+        self.max_query_tokens = max_query_tokens
+        super().__init__(image_processor, sam_image_processor, tokenizer, chat_template=chat_template, **kwargs)
+        for token in (SEG_TOKEN, image_token):
+            if tokenizer is not None and len(tokenizer.encode(token, add_special_tokens=False)) != 1:
+                raise ValueError(f"tokenizer: {token!r} is not one token; add it as a special token first")
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [
+            "input_ids",
+            "branch_ids",
+            "pixel_values",
+            "sam_pixel_values",
+            "original_sizes",
+            "reshaped_input_sizes",
+            "labels",
+            "mask_labels",
+        ]
+
+    def __call__(
+        self,
+        images: Image.Image | Sequence[Image.Image],
+        queries: str | Sequence[str] | Sequence[Sequence[str]],
+        answers: Sequence[Sequence[str]] | None = None,
+        mask_labels: Sequence[np.ndarray] | None = None,
+        generate: bool = False,
+        padding_side: Literal["left", "right"] | None = None,
+    ) -> BatchFeature:
+        """Packs the queries of each image into one sequence.
+
+        Args:
+            images: one image, or B images (RGB).
+            queries: one query, the queries of one image, or B lists of queries. Plain text: `[SEG]`, `<image>` and
+                every other special token in it stay characters.
+            answers: B lists like `queries`; "It is [SEG]." where not given. `[SEG]` in an answer is the token.
+            mask_labels: B uint8 arrays (n, H, W), passed on as tensors.
+            generate: leave the answers out and pad on the left; one query per image.
+
+        Returns:
+            `input_ids`, `branch_ids` (and `labels` unless `generate`) (B, L), `pixel_values` (B, 3, s, s),
+            `sam_pixel_values` (B, 3, S, S), `original_sizes` and `reshaped_input_sizes` (B, 2), `mask_labels`.
+
+        Raises:
+            ValueError: no query for an image, a query that is empty or longer than `max_query_tokens`, an image so
+                narrow that nothing of it would be left at SAM's input size.
+        """
+        images = [images] if isinstance(images, Image.Image) else list(images)
+        queries = self._nested(queries, len(images))
+        if answers is None:
+            answers = [[DEFAULT_ANSWER] * len(image_queries) for image_queries in queries]
+        branches = [
+            [self._branch(query, None if generate else answer) for query, answer in zip(*pair, strict=True)]
+            for pair in zip(queries, answers, strict=True)
+        ]
+        side = padding_side or ("left" if generate else "right")
+        data: dict[str, Any] = pack_branches([self._prefix] * len(images), branches, self._pad_token_id, side)
+        if generate:
+            del data["labels"]
+        data.update(self.image_inputs(images))
+        if mask_labels is not None:
+            data["mask_labels"] = [torch.as_tensor(masks) for masks in mask_labels]
+        return BatchFeature(data)
+
+    def image_inputs(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """The part of the inputs that depends on the images alone."""
+        longest = self.sam_image_processor.size["longest_edge"]
+        for image in images:
+            if min(image.size) * longest < 0.5 * max(image.size):
+                raise ValueError(
+                    f"image of {image.width}x{image.height} pixels: its short side vanishes when the long one becomes "
+                    f"{longest}; crop it to a ratio under {2 * longest}:1"
+                )
+        sam = self.sam_image_processor(images, return_tensors="pt")
+        return {
+            "pixel_values": self.image_processor(images, return_tensors="pt")["pixel_values"],
+            "sam_pixel_values": sam["pixel_values"],
+            "original_sizes": torch.as_tensor(np.asarray(sam["original_sizes"])),
+            "reshaped_input_sizes": torch.as_tensor(np.asarray(sam["reshaped_input_sizes"])),
+        }
+
+    def post_process_masks(
+        self,
+        pred_masks: torch.Tensor,
+        seg_batch_index: torch.Tensor,
+        original_sizes: torch.Tensor,
+        reshaped_input_sizes: torch.Tensor,
+        threshold: float | None = 0.0,
+    ) -> list[torch.Tensor]:
+        """Low-resolution logits (N, h, w) -> per image, masks at its own size.
+
+        Args:
+            threshold: of the logit; None returns the logits themselves.
+
+        Returns:
+            B tensors (n, H, W), bool (or fp32 for `threshold=None`).
+        """
+        input_size = self.sam_image_processor.pad_size["height"]
+        result = []
+        for index, (original, reshaped) in enumerate(
+            zip(original_sizes.tolist(), reshaped_input_sizes.tolist(), strict=True)
+        ):
+            low_res = pred_masks[seg_batch_index == index]
+            if len(low_res):
+                logits = resize_mask_logits(low_res, input_size, reshaped, original)
+            else:
+                logits = torch.zeros(0, *original, device=pred_masks.device)
+            result.append(logits if threshold is None else logits > threshold)
+        return result
+
+    def _nested(self, queries: str | Sequence[Any], images: int) -> list[list[str]]:
+        if isinstance(queries, str):
+            queries = [[queries]]
+        elif queries and isinstance(queries[0], str):
+            queries = [queries]
+        if len(queries) != images:
+            raise ValueError(f"queries: {len(queries)} lists of queries for {images} images")
+        for index, image_queries in enumerate(queries):
+            if not image_queries:
+                raise ValueError(f"queries: image {index} has none")
+        return [list(image_queries) for image_queries in queries]
+
+    @cached_property
+    def _frame(self) -> _PromptFrame:
+        """The chat template around a query, split where the image ends: before it lies what all queries share."""
+        messages = [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _QUERY}]},
+            {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]},
+        ]
+        rendered = self.apply_chat_template(messages, tokenize=False)
+        head, _, rest = rendered.partition(_QUERY)
+        between, _, after = rest.partition(_ANSWER)
+        prefix, image, before = head.rpartition(self.image_token)
+        if not image or not rest:
+            raise ValueError(f"chat_template: writes no {self.image_token!r} or no query into {rendered!r}")
+        return _PromptFrame(prefix + image, before, between.rstrip(" "), between[len(between.rstrip(" ")) :] + after)
+
+    @cached_property
+    def _prefix(self) -> list[int]:
+        ids = self.tokenizer.encode(self._frame.prefix)
+        if self.tokenizer.eos_token_id is not None and ids[-1] == self.tokenizer.eos_token_id:
+            ids = ids[:-1]
+        image = ids.index(self.tokenizer.convert_tokens_to_ids(self.image_token))
+        return ids[:image] + [ids[image]] * self.num_image_tokens + ids[image + 1 :]
+
+    @property
+    def _pad_token_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if pad is None else pad
+
+    def _branch(self, query: str, answer: str | None) -> Branch:
+        """Tokens behind the image. Text is tokenised in one piece up to the next special token of the template or the
+        answer, as a tokenizer does with the whole prompt; the query's own characters are never special."""
+        query = query.strip()
+        if not query:
+            raise ValueError("queries: an empty query asks for nothing")
+        frame = self._frame
+        length = len(self._encode_plain(query)[0])
+        if length > self.max_query_tokens:
+            raise ValueError(
+                f"query of {length} tokens ({query[:40]!r}...): the limit is {self.max_query_tokens}; shorten it"
+            )
+        opening = frame.before_query + query + frame.between
+        if answer is None:
+            return Branch(self._encode_plain(opening)[0], [])
+        gap = frame.after_answer[: len(frame.after_answer) - len(frame.after_answer.lstrip(" "))]
+        pieces = self._split_at_specials(gap + answer + frame.after_answer[len(gap) :])
+        if not pieces or pieces[0] in self._specials:
+            pieces = ["", *pieces]
+        ids, ends = self._encode_plain(opening + pieces[0])
+        labels = [token if end > len(opening) else -100 for token, end in zip(ids, ends, strict=True)]
+        for piece in pieces[1:]:
+            if piece in self._specials:
+                tokens = [self.tokenizer.convert_tokens_to_ids(piece)]
+            else:
+                tokens = self._encode_plain(piece)[0]
+            ids, labels = ids + tokens, labels + tokens
+        return Branch(ids, labels)
+
+    @cached_property
+    def _specials(self) -> frozenset[str]:
+        return frozenset(self.tokenizer.all_special_tokens) | {SEG_TOKEN, self.image_token}
+
+    def _split_at_specials(self, text: str) -> list[str]:
+        pattern = "(" + "|".join(re.escape(token) for token in sorted(self._specials, key=len, reverse=True)) + ")"
+        return [piece for piece in re.split(pattern, text) if piece]
+
+    def _encode_plain(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids and, for each, where it ends in the text; special tokens in the text are plain characters."""
+        encoded = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+        )
+        return list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
+
+
+__all__ = ["DEFAULT_ANSWER", "VICUNA_CHAT_TEMPLATE", "CoraProcessor"]

@@ -1,0 +1,41 @@
+"""Shared by all tests: a small model with random weights, built in milliseconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from modeling_cora.presets import cora_tiny
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+TEXTS = [
+    "Segment the road.",
+    "Can you segment the traffic light in this image?",
+    "the vehicle with four wheels",
+    "Where is the tree?",
+    "Please mark everything that is sky.",
+]
+
+
+@pytest.fixture(autouse=True)
+def one_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny():
+    """(model in eval mode, processor): 56-pixel vision tower (16 image tokens), 128-pixel SAM."""
+    model, processor = cora_tiny(TEXTS, seed=0, clip_image_size=56, sam_image_size=128)
+    # a random decoder's masks are all but zero, and so would be every difference between them
+    torch.nn.init.normal_(model.sam.mask_decoder.output_hypernetworks_mlps[0].proj_out.weight, std=2.0)
+    return model.eval(), processor
+
+
+def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)

@@ -1,0 +1,92 @@
+"""The processor: what becomes a token, what never does, and masks back at image size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_cora import SEG_TOKEN
+
+from .conftest import noise_image
+
+
+def test_seg_is_one_id(tiny):
+    _, processor = tiny
+    assert len(processor.tokenizer.encode(SEG_TOKEN, add_special_tokens=False)) == 1
+
+
+@pytest.mark.parametrize("query", ["the [SEG] road", "<image> and <image>", "a</s>b<s>", "[SEG]", "<pad>", "<unk>"])
+def test_text_of_the_user_never_becomes_a_special_token(tiny, query):
+    _, processor = tiny
+    inputs = processor(noise_image(20, 20), query)
+    ids = inputs["input_ids"][0]
+    tokenizer = processor.tokenizer
+    assert (ids == tokenizer.convert_tokens_to_ids(SEG_TOKEN)).sum() == 1  # that of the answer
+    assert (ids == tokenizer.convert_tokens_to_ids("<image>")).sum() == processor.num_image_tokens
+    assert (ids == tokenizer.eos_token_id).sum() == 1
+    branch = ids[inputs["branch_ids"][0] == 1]
+    assert query in tokenizer.decode(branch)
+
+
+def test_labels_are_the_answer_and_nothing_else(tiny):
+    _, processor = tiny
+    for answer in ("It is [SEG].", "[SEG].", "Sure, the result is [SEG]", "No.", "[SEG] and [SEG]"):
+        inputs = processor(noise_image(20, 20), "the road", answers=[[answer]])
+        learned = inputs["labels"][0][inputs["labels"][0] != -100]
+        assert processor.tokenizer.decode(learned).strip() == answer + "</s>"
+        assert torch.equal(learned, inputs["input_ids"][0][inputs["labels"][0] != -100])
+
+
+def test_the_prompt_is_what_the_tokenizer_makes_of_the_whole_text(tiny):
+    _, processor = tiny
+    ids = processor(noise_image(20, 20), "Where is the tree?")["input_ids"][0].tolist()
+    image = "<image>" * processor.num_image_tokens
+    text = f"USER: {image}\nWhere is the tree? ASSISTANT: It is [SEG].</s>"
+    assert ids == processor.tokenizer(text)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("queries", "message"),
+    [("word " * 2500, "tokens"), ("", "empty"), ("   ", "empty"), ([], "none|lists"), ([["a"], ["b"]], "2 lists")],
+)
+def test_bad_queries_get_one_line(tiny, queries, message):
+    _, processor = tiny
+    with pytest.raises(ValueError, match=message) as error:
+        processor(noise_image(20, 20), queries)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 100), (100, 1), (640, 480), (33, 47)])
+def test_any_shape_of_image_gets_masks_of_its_own_size(tiny, size):
+    model, processor = tiny
+    inputs = processor(noise_image(*size), ["the road", "the sky"])
+    with torch.no_grad():
+        out = model(**inputs)
+    (masks,) = processor.post_process_masks(
+        out.pred_masks, out.seg_batch_index, inputs["original_sizes"], inputs["reshaped_input_sizes"]
+    )
+    assert masks.shape == (2, size[1], size[0]) and masks.dtype == torch.bool
+
+
+def test_an_image_too_narrow_for_sam_is_refused(tiny):
+    _, processor = tiny
+    with pytest.raises(ValueError, match="1x2000 pixels"):
+        processor(noise_image(1, 2000), "the road")
+
+
+def test_the_vision_tower_sees_the_whole_width_of_a_wide_image(tiny):
+    _, processor = tiny
+    pixels = np.zeros((40, 160, 3), np.uint8)
+    pixels[:, :8], pixels[:, -8:] = (255, 0, 0), (0, 0, 255)
+    from PIL import Image
+
+    seen = processor(Image.fromarray(pixels), "the road")["pixel_values"][0]
+    assert seen[0, 28, 0] > 1.0 and seen[2, 28, -1] > 1.0
+
+
+def test_masks_of_images_without_seg_are_empty(tiny):
+    _, processor = tiny
+    sizes = torch.tensor([[10, 12], [7, 5]])
+    masks = processor.post_process_masks(torch.ones(1, 32, 32), torch.tensor([1]), sizes, sizes)
+    assert masks[0].shape == (0, 10, 12) and masks[1].shape == (1, 7, 5) and masks[1].all()
