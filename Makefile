@@ -31,12 +31,12 @@ benchmarks: .venv/.installed
 	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
 
 # The stamp is written last, so an interrupted installation starts again at the next `make`; an environment whose pip
-# does not even answer is built anew.
+# does not even answer is built anew. torch goes first and alone: while it resolves the other packages, pip may pick a
+# CUDA build of another version.
 .venv/.installed: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed, $(PYTHON) is not: make PYTHON=python3.11" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	# torch goes first and alone: while it resolves the other packages, pip may pick a CUDA build of another version.
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -33,11 +33,14 @@ class SemanticClass:
         name: what a semantic query calls it ("traffic light").
         attributes: noun phrases that describe the class without naming it ("the vehicle with four wheels");
             attribute queries are made of them.
+        noun: what one instance is called without naming the class, where a colour or size can stand before it ("small
+            vehicle with four wheels": "the red small vehicle with four wheels"); empty = no queries about instances.
     """
 
     id: int
     name: str
     attributes: tuple[str, ...] = ()
+    noun: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,91 @@
+"""Which training images are labelled: lists in UniMatch's format, read, drawn and written.
+
+`labeled.txt` and `unlabeled.txt` hold a line per image, "IMAGE MASK" (paths relative to the data set). Only the image
+id is taken from a line, `<city>_<seq>_<frame>` in the Cityscapes layout, the file's stem elsewhere: the official lists
+name `_labelTrainIds.png` files that no download contains.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .records import DataError
+
+LISTS = ("labeled.txt", "unlabeled.txt")
+
+
+def image_id_of(path: str | Path) -> str:
+    """`leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png` -> `aachen_000000_000019`."""
+    return Path(path).stem.removesuffix("_leftImg8bit")
+
+
+def read_split(folder: str | Path) -> dict[str, list[tuple[str, str]]]:
+    """Image ids of `labeled.txt` and `unlabeled.txt` (keys), each with where it stands ("labeled.txt:12").
+
+    Raises:
+        DataError: a list is missing, names an image twice, or both name the same one; no image is labelled.
+    """
+    lists: dict[str, list[tuple[str, str]]] = {}
+    seen: dict[str, str] = {}
+    for name in LISTS:
+        path = Path(folder) / name
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such file; a split has {' and '.join(LISTS)}") from None
+        lists[name] = []
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            image_id, place = image_id_of(line.split()[0]), f"{path}:{number}"
+            if image_id in seen:
+                raise DataError(f"{place}: {image_id} stands in {seen[image_id]} already")
+            seen[image_id] = place
+            lists[name].append((image_id, place))
+    if not lists["labeled.txt"]:
+        raise DataError(f"{Path(folder) / 'labeled.txt'}: names no image")
+    return lists
+
+
+def draw_split(classes: Mapping[str, Iterable[int]], fraction: float, seed: int) -> tuple[list[str], list[str]]:
+    """Draws the labelled images so that they show every class that any image shows.
+
+    Images that bring the most missing classes come first (ties by lot), the rest are drawn at random.
+
+    Args:
+        classes: image id -> ids of the classes it shows.
+        fraction: of the images, in (0, 1]; `ceil(fraction * n)` are drawn, more only if the classes need more.
+        seed: the same seed and images give the same split.
+
+    Returns:
+        labelled and unlabelled image ids, sorted.
+    """
+    if not 0 < fraction <= 1:
+        raise DataError(f"fraction: {fraction} is outside of (0, 1]")
+    shows = {image_id: frozenset(ids) for image_id, ids in classes.items()}
+    order = sorted(shows)
+    np.random.default_rng(seed).shuffle(order)
+    missing = frozenset().union(*shows.values()) if shows else frozenset()
+    labelled: list[str] = []
+    while missing:
+        best = max(order, key=lambda image_id: len(shows[image_id] & missing))
+        labelled.append(best)
+        order.remove(best)
+        missing -= shows[best]
+    labelled += order[: max(0, math.ceil(fraction * len(shows)) - len(labelled))]
+    return sorted(labelled), sorted(set(shows) - set(labelled))
+
+
+def write_split(folder: str | Path, labelled: Sequence[str], unlabelled: Sequence[str]) -> None:
+    """Writes both lists, each whole or not at all; `labelled` and `unlabelled` are lines as described above."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, lines in zip(LISTS, (labelled, unlabelled), strict=True):
+        partial = folder / f"{name}.partial"
+        partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        os.replace(partial, folder / name)

@@ -1,0 +1,141 @@
+"""Every hyper-parameter, in one place. A recipe is a YAML file of these fields; the command line overrides it.
+
+    accelerate launch trainers/stage1.py trainers/recipes/demo.yaml --max_steps 100
+
+Field texts name the equation or table of the paper (arXiv 2511.17755), or the public code a default comes from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from datasets_scripts.records import DataError
+
+
+@dataclass
+class ModelArguments:
+    model: str = field(
+        default="cora-tiny",
+        metadata={"help": "`cora-tiny` (random start, no download), or a folder or Hub id with a CORA model."},
+    )
+    clip_image_size: int = field(
+        default=112, metadata={"help": "cora-tiny only: side of the vision tower's input; (side / 14)^2 image tokens."}
+    )
+    sam_image_size: int = field(
+        default=256, metadata={"help": "cora-tiny only: side of SAM's input, a multiple of 128. SAM: 1024."}
+    )
+    seg_state: str | None = field(
+        default=None, metadata={"help": "`before` (LISA) or `at` (Sa2VA) [SEG]; the model's own where not given."}
+    )
+    lm_loss_weight: float | None = field(
+        default=None, metadata={"help": "alpha of eq. 5; paper 1.0. The model's own where not given, as below."}
+    )
+    bce_loss_weight: float | None = field(default=None, metadata={"help": "Eq. 4: 1.0. LISA: 2.0."})
+    dice_loss_weight: float | None = field(default=None, metadata={"help": "Eq. 4: 1.0. LISA: 0.5."})
+    iou_loss_weight: float | None = field(
+        default=None, metadata={"help": "SAM's IoU head; 0 in the paper and LISA, 1 for cora-tiny's random start."}
+    )
+
+
+@dataclass
+class DataArguments:
+    data: str = field(
+        default="",
+        metadata={"help": "Folder: images/ masks/ unlabelled/ classes.json, or the Cityscapes layout."},
+    )
+    split_lists: str | None = field(
+        default=None, metadata={"help": "Folder with labeled.txt and unlabeled.txt (UniMatch's format)."}
+    )
+    kinds: list[str] = field(
+        default_factory=lambda: ["semantic", "attribute"],
+        metadata={"help": "Kinds of instructions; stage 1 of the paper: semantic attribute."},
+    )
+    queries_per_image: int = field(
+        default=3, metadata={"help": "Branches packed behind each image. LISA: up to 3 classes per image."}
+    )
+    max_label_size: int | None = field(
+        default=None,
+        metadata={"help": "Longest side at which the mask loss is taken; the image's own size where not given (LISA)."},
+    )
+    flip: float = field(
+        default=0.0, metadata={"help": "Probability of a mirrored image (never with queries that name a side)."}
+    )
+    crop: float = field(
+        default=0.0,
+        metadata={"help": "Probability of a random crop of `crop_scale` of each side (only with class-level queries)."},
+    )
+    crop_scale: float = field(default=0.5, metadata={"help": "Smallest crop, as a fraction of each side, in (0, 1]."})
+    colour_jitter: float = field(
+        default=0.0, metadata={"help": "Half-width of brightness, contrast and saturation factors around 1, in [0, 1)."}
+    )
+    cache_scenes: int = field(default=512, metadata={"help": "Decoded scenes kept in memory by each process."})
+
+
+@dataclass
+class CoraTrainingArguments(TrainingArguments):
+    """transformers' arguments with the paper's defaults, and learning rates by part."""
+
+    learning_rate: float = field(default=2e-5, metadata={"help": "AdamW; paper 2e-5, LISA 3e-4."})
+    per_device_train_batch_size: int = field(default=2, metadata={"help": "Images; paper 8 in all, 2 per GPU."})
+    weight_decay: float = field(default=0.0, metadata={"help": "LISA: 0."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "LISA: 0.95."})
+    warmup_steps: float = field(default=100, metadata={"help": "LISA: 100."})
+    lr_scheduler_type: str = field(default="linear", metadata={"help": "LISA: linear decay (WarmupDecayLR)."})
+    max_steps: int = field(default=5000, metadata={"help": "LISA: 10 x 500. Stages of the paper are of equal length."})
+    logging_steps: float = field(default=20, metadata={"help": "Steps between log lines."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs every column."})
+    sam_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of SAM (encoder where trained, decoder); learning_rate where not given."}
+    )
+    projector_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of the [SEG] projection; learning_rate where not given."}
+    )
+
+
+def parse_recipe(types: Sequence[type], argv: Sequence[str] | None = None) -> list:
+    """Reads `[recipe.yaml] [--field value ...]` into one instance of each dataclass.
+
+    Raises:
+        DataError: no such file, not YAML, an unknown field (with the nearest known one), or a value of wrong type.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser(tuple(types))
+    if argv and not argv[0].startswith("-"):
+        path = Path(argv.pop(0))
+        parser.set_defaults(**_read_recipe(path, {f.name: f for t in types for f in fields(t)}))
+    return list(parser.parse_args_into_dataclasses(args=argv))
+
+
+def _read_recipe(path: Path, known: dict) -> dict:
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such recipe") from None
+    except yaml.YAMLError as error:
+        raise DataError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(recipe, dict):
+        raise DataError(f"{path}: holds a {type(recipe).__name__}; a recipe is a mapping of fields to values")
+    for name, value in recipe.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            raise DataError(f"{path}: unknown field {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        recipe[name] = _checked(path, name, value, known[name])
+    return recipe
+
+
+def _checked(path: Path, name: str, value, known_field):
+    """Numbers such as 1e-3 are strings in YAML 1.1; everything else must already be of the field's type."""
+    numeric = str(known_field.type).replace(" | None", "")
+    if numeric in ("float", "int") and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        try:
+            return float(value) if numeric == "float" else int(value)
+        except ValueError:
+            raise DataError(f"{path}: {name}: {value!r} is no {numeric}") from None
+    return value

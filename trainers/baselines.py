@@ -1,0 +1,63 @@
+"""Answers that need no model. A trained one has to beat them on every frequent class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from datasets_scripts.records import IGNORE_INDEX, Scene, SceneSet
+
+MEAN_MASK_SIZE = (96, 96)
+
+
+class MeanMask:
+    """The class's mean training mask, cut at the level that is best on the training images."""
+
+    def __init__(self, scene_set: SceneSet, scenes: Sequence[Scene]):
+        self.means: dict[str, torch.Tensor] = {}
+        self.levels: dict[str, float] = {}
+        maps = [torch.from_numpy(scene_set.read_maps(scene)[0]) for scene in scenes]
+        for semantic_class in scene_set.classes:
+            masks = [
+                F.interpolate(((m == semantic_class.id).float())[None, None], MEAN_MASK_SIZE, mode="area")[0, 0]
+                for m in maps
+                if (m == semantic_class.id).any()
+            ]
+            if masks:
+                stack = torch.stack(masks)
+                self.means[semantic_class.name] = stack.mean(0)
+                self.levels[semantic_class.name] = _best_level(stack)
+
+    def __call__(self, class_name: str, size: tuple[int, int]) -> np.ndarray:
+        """bool (H, W); empty for a class without training masks."""
+        if class_name not in self.means:
+            return np.zeros(size, dtype=bool)
+        mean = F.interpolate(self.means[class_name][None, None], size, mode="bilinear")[0, 0]
+        return (mean >= self.levels[class_name]).numpy()
+
+
+def _best_level(masks: torch.Tensor, levels: Iterable[float] = np.linspace(0.02, 0.9, 45)) -> float:
+    """The level at which the mean of soft masks (n, h, w) has the largest cIoU with them."""
+    mean = masks.mean(0)
+
+    def ciou(level: float) -> float:
+        predicted = (mean >= level).float()
+        intersection = torch.minimum(masks, predicted).sum()
+        return float(intersection / torch.maximum(masks, predicted).sum().clamp(min=1e-6))
+
+    return float(max(levels, key=ciou))
+
+
+def trivial_counts(target: np.ndarray, class_name: str, mean_mask: MeanMask | None) -> dict[str, tuple[int, int]]:
+    """(intersection, union) in pixels of each trivial answer with a target (H, W) of 0, 1 and 255 (ignored)."""
+    counted = target != IGNORE_INDEX
+    answers = {"whole image": np.ones_like(counted), "nothing": np.zeros_like(counted)}
+    if mean_mask is not None:
+        answers["mean training mask"] = mean_mask(class_name, target.shape)
+    return {
+        name: (int((answer & (target == 1)).sum()), int(((answer & counted) | (target == 1)).sum()))
+        for name, answer in answers.items()
+    }

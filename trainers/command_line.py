@@ -1,0 +1,31 @@
+"""How a command of this project fails: one line that says what is wrong, exit code 2."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from datasets_scripts.records import DataError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class UsageError(ValueError):
+    """An argument or a model folder that cannot be used, told in one line."""
+
+
+def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
+    """Turns bad input into one line on stderr and exit code 2; errors of the program itself keep their traceback."""
+
+    @functools.wraps(main)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return main(*args, **kwargs)
+        except (DataError, UsageError) as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            raise SystemExit(2) from None
+
+    return wrapped

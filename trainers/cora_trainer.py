@@ -1,0 +1,61 @@
+"""CoraTrainer: what the stages share. A stage is a subclass that overrides `compute_loss`."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import Trainer
+
+from .arguments import CoraTrainingArguments
+
+
+class CoraTrainer(Trainer):
+    """Logs each loss term, gives each part its learning rate, and reads items in order (see `InstructionDataset`)."""
+
+    args: CoraTrainingArguments
+    # Losses are means over the batch; without this they would be multiplied by accumulation steps and processes.
+    loss_is_scaled_for_ga = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._term_sums: dict[str, torch.Tensor] = {}
+        self._term_count = 0
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler:
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+    def create_optimizer(self, model=None):
+        """AdamW over the trained parameters: the language side, SAM, and the projection, each at its own rate."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer_class(self.parameter_groups(model), **options)
+        return self.optimizer
+
+    def parameter_groups(self, model: torch.nn.Module) -> list[dict]:
+        rates = {
+            "sam.": self.args.sam_learning_rate or self.args.learning_rate,
+            "seg_projector.": self.args.projector_learning_rate or self.args.learning_rate,
+            "": self.args.learning_rate,
+        }
+        decayed = set(self.get_decay_parameter_names(model))
+        groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                rate = next(rate for part, rate in rates.items() if part in name)
+                groups.setdefault((rate, self.args.weight_decay * (name in decayed)), []).append(parameter)
+        return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+
+    def record_terms(self, terms: dict[str, torch.Tensor | None]) -> None:
+        """Sums loss terms until the next log line, which shows their means over steps and processes."""
+        for name, term in terms.items():
+            if term is not None:
+                self._term_sums[name] = self._term_sums.get(name, 0.0) + term.detach().float()
+        self._term_count += 1
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._term_count:
+            for name, total in self._term_sums.items():
+                logs[name] = round(self.accelerator.reduce(total / self._term_count, "mean").item(), 5)
+            self._term_sums, self._term_count = {}, 0
+        super().log(logs, start_time)

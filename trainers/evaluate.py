@@ -1,0 +1,244 @@
+"""Scores a model on labelled images: cIoU and gIoU in all, per kind of query, per class, beside trivial answers.
+
+    python trainers/evaluate.py --model runs/demo/model --data runs/demo/scenes --out runs/demo/evaluation
+    accelerate launch trainers/evaluate.py --model DIR --data DIR --split val --out DIR
+
+Protocol `lisa` (LISA's `validate()`): the answer is teacher-forced, a pixel is foreground where its logit is above 0,
+ignored pixels (255) count nowhere. Asked is every instruction of the split: one semantic query for each class that an
+image shows, and attribute queries where classes or instances have attributes.
+
+Writes `samples.jsonl` (one line per query), `metrics.json`, `metrics.md` and `overlays.png`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # run as a file: `import evaluate` would find this file in place of the library
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from PIL import Image
+from tqdm.auto import tqdm
+
+from datasets_scripts.folder import read_folder
+from datasets_scripts.instructions.build import build_instructions
+from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, read_image
+from metrics.ciou.ciou import intersection_and_union, summarize
+from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
+from modeling_cora.segmentation import segment
+from trainers.arguments import parse_recipe
+from trainers.baselines import MeanMask, trivial_counts
+from trainers.command_line import one_line_errors
+from trainers.files import load_trained, write_text
+from trainers.pictures import comparison, grid
+
+TRIVIAL = ("whole image", "nothing", "mean training mask")
+
+
+@dataclass
+class EvaluationArguments:
+    model: str = field(default="", metadata={"help": "Folder or Hub id of a CORA model."})
+    data: str = field(default="", metadata={"help": "Folder with labelled images; see datasets_scripts/folder.py."})
+    split_lists: str | None = field(default=None, metadata={"help": "Folder with labeled.txt and unlabeled.txt."})
+    split: str = field(default="val", metadata={"help": "train, val or test."})
+    kinds: list[str] = field(
+        default_factory=lambda: ["semantic", "attribute"], metadata={"help": "Kinds of instructions to ask."}
+    )
+    limit: int | None = field(default=None, metadata={"help": "Only the first so many images."})
+    out: str = field(default="", metadata={"help": "Folder for the results."})
+    examples: int = field(default=6, metadata={"help": "Images in overlays.png."})
+
+
+def evaluate_scenes(
+    model: CoraForReasoningSegmentation,
+    processor: CoraProcessor,
+    scene_set: SceneSet,
+    scenes: Sequence[Scene],
+    instructions: Sequence[Instruction],
+    mean_mask: MeanMask | None = None,
+    accelerator: Accelerator | None = None,
+) -> list[dict]:
+    """One record for each instruction, in the order of `instructions`; every process gets all of them.
+
+    Each process takes every n-th scene; none is taken twice, so no sample is counted twice.
+
+    Returns:
+        dicts of image_id, kind, class_name, query, intersection, union (pixels), score, and `trivial`: the counts of
+        each trivial answer.
+    """
+    accelerator = accelerator or Accelerator()
+    by_image: dict[str, list[tuple[int, Instruction]]] = {}
+    for order, instruction in enumerate(instructions):
+        by_image.setdefault(instruction.image_id, []).append((order, instruction))
+    asked = [scene for scene in scenes if scene.image_id in by_image]
+    own = asked[accelerator.process_index :: accelerator.num_processes]
+    model.eval()
+    records = []
+    for scene in tqdm(own, desc="evaluating", unit="image", disable=not accelerator.is_main_process):
+        for (order, instruction), record in zip(
+            by_image[scene.image_id],
+            _evaluate_scene(model, processor, scene_set, scene, [i for _, i in by_image[scene.image_id]], mean_mask),
+            strict=True,
+        ):
+            records.append({"order": order, "image_id": scene.image_id, **record})
+    records = gather_object(records) if accelerator.num_processes > 1 else records
+    records.sort(key=lambda record: record["order"])
+    for record in records:
+        del record["order"]
+    return records
+
+
+def _evaluate_scene(model, processor, scene_set, scene, instructions, mean_mask) -> list[dict]:
+    labels, instances = scene_set.read_maps(scene)
+    result = segment(model, processor, read_image(scene.image), [i.query for i in instructions])
+    records = []
+    for instruction, mask, score in zip(instructions, result.masks.numpy(), result.scores.tolist(), strict=True):
+        target = instruction.target_mask(scene_set.class_named(instruction.class_name).id, labels, instances)
+        intersection, union = intersection_and_union(mask, target)
+        records.append(
+            {
+                "kind": instruction.kind,
+                "target": "class" if instruction.instance_ids is None else "instance",
+                "class_name": instruction.class_name,
+                "query": instruction.query,
+                "intersection": int(intersection),
+                "union": int(union),
+                "score": round(score, 4),
+                "trivial": trivial_counts(target, instruction.class_name, mean_mask),
+            }
+        )
+    return records
+
+
+def summarise_records(records: Sequence[dict]) -> dict:
+    """cIoU and gIoU in all, by kind, by class (semantic queries), with the cIoU of the trivial answers beside them."""
+
+    def scores(chosen: Iterable[dict]) -> dict:
+        chosen = list(chosen)
+        summary = summarize([r["intersection"] for r in chosen], [r["union"] for r in chosen])
+        trivial = {}
+        for name in TRIVIAL:
+            counts = [r["trivial"][name] for r in chosen if name in r["trivial"]]
+            if counts:
+                trivial[name] = summarize([c[0] for c in counts], [c[1] for c in counts])["ciou"]
+        return {"ciou": summary["ciou"], "giou": summary["giou"], "queries": len(chosen), "trivial": trivial}
+
+    if not records:
+        raise DataError("nothing to evaluate: no labelled image of this split has an instruction")
+    semantic = [r for r in records if r["kind"] == "semantic"]
+    classes = sorted({r["class_name"] for r in semantic})
+    by_class = {name: scores(r for r in semantic if r["class_name"] == name) for name in classes}
+    kinds = sorted({(r["kind"], r["target"]) for r in records})
+    return {
+        "all": scores(records),
+        "by_kind": {f"{k}, {t}": scores(r for r in records if (r["kind"], r["target"]) == (k, t)) for k, t in kinds},
+        "by_class": by_class,
+        "miou": sum(s["ciou"] for s in by_class.values()) / len(by_class) if by_class else None,
+    }
+
+
+def markdown_table(summary: dict) -> str:
+    """The summary as one table."""
+    lines = [
+        "| queries | number | cIoU | gIoU | whole image | mean training mask |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+
+    def row(name: str, scores: dict) -> str:
+        trivial = [scores["trivial"].get(t) for t in ("whole image", "mean training mask")]
+        cells = [f"{v:.3f}" if v is not None else "" for v in (scores["ciou"], scores["giou"], *trivial)]
+        return f"| {name} | {scores['queries']} | {' | '.join(cells)} |"
+
+    lines.append(row("**all**", summary["all"]))
+    lines += [row(name, scores) for name, scores in summary["by_kind"].items()]
+    frequent = sorted(summary["by_class"].items(), key=lambda item: -item[1]["ciou"])
+    lines += [row(f"class: {name}", scores) for name, scores in frequent]
+    if summary["miou"] is not None:
+        lines.append(f"| mean over classes |  | {summary['miou']:.3f} |  |  |  |")
+    return "\n".join(lines) + "\n"
+
+
+def overlay_grid(
+    model: CoraForReasoningSegmentation,
+    processor: CoraProcessor,
+    scene_set: SceneSet,
+    scenes: Sequence[Scene],
+    instructions: Sequence[Instruction],
+    images: int,
+    queries: int = 5,
+) -> Image.Image:
+    """Rows: scenes spread over the split; columns: queries, from the largest target to the smallest."""
+    rows = []
+    labelled = [s for s in scenes if any(i.image_id == s.image_id for i in instructions)]
+    for scene in labelled[:: max(1, len(labelled) // images)][:images]:
+        labels, instances = scene_set.read_maps(scene)
+        targets = [
+            (i, i.target_mask(scene_set.class_named(i.class_name).id, labels, instances))
+            for i in instructions
+            if i.image_id == scene.image_id
+        ]
+        targets.sort(key=lambda pair: -int((pair[1] == 1).sum()))
+        chosen = [
+            targets[round(k * (len(targets) - 1) / max(1, queries - 1))] for k in range(min(queries, len(targets)))
+        ]
+        image = read_image(scene.image)
+        result = segment(model, processor, image, [i.query for i, _ in chosen])
+        rows.append(
+            [image]
+            + [
+                _captioned_comparison(image, target, mask, instruction.query)
+                for (instruction, target), mask in zip(chosen, result.masks.numpy(), strict=True)
+            ]
+        )
+    return grid(rows)
+
+
+def _captioned_comparison(image: Image.Image, target, mask, query: str) -> Image.Image:
+    intersection, union = intersection_and_union(mask, target)
+    iou = intersection / union if union else 1.0
+    return comparison(image, target, mask, caption=f"{query}  IoU {iou:.2f}")
+
+
+def run_evaluation(arguments: EvaluationArguments) -> dict:
+    """Evaluates and writes the results; returns the summary."""
+    accelerator = Accelerator()
+    scene_set = read_folder(arguments.data, arguments.split_lists)
+    scenes = scene_set.split(arguments.split, labelled=True)[: arguments.limit]
+    if not scenes:
+        raise DataError(f"{arguments.data}: split {arguments.split!r} has no labelled image")
+    model, processor = load_trained(arguments.model)
+    model.to(accelerator.device)
+    instructions = build_instructions(scene_set, scenes, tuple(arguments.kinds), seed=0)
+    mean_mask = MeanMask(scene_set, scene_set.split("train", labelled=True))
+    records = evaluate_scenes(model, processor, scene_set, scenes, instructions, mean_mask, accelerator)
+    summary = summarise_records(records)
+    if accelerator.is_main_process and arguments.out:
+        out = Path(arguments.out)
+        write_text(out / "samples.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+        write_text(out / "metrics.json", json.dumps(summary, indent=1) + "\n")
+        write_text(out / "metrics.md", markdown_table(summary))
+        if arguments.examples:
+            overlay_grid(model, processor, scene_set, scenes, instructions, arguments.examples).save(
+                out / "overlays.png"
+            )
+    return summary
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    (arguments,) = parse_recipe((EvaluationArguments,), argv)
+    print(markdown_table(run_evaluation(arguments)))
+
+
+if __name__ == "__main__":
+    torch.set_float32_matmul_precision("high")
+    main()

@@ -1,0 +1,135 @@
+"""Training items: an image and some instructions about it, drawn by item number alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+
+from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, read_image
+from modeling_cora import CoraProcessor
+
+from .arguments import DataArguments
+
+
+class InstructionDataset(torch.utils.data.Dataset):
+    """`length` items; item k depends on (seed, k) and on nothing else.
+
+    So the order of the data is the same after a resume, with more workers, and with several processes; passes over the
+    scenes follow one another, each in its own order. Read it sequentially.
+
+    Items: {"image": PIL RGB, "queries": n str, "answers": n str, "masks": uint8 (n, H, W)}, 1 <= n <=
+    `queries_per_image`.
+    """
+
+    def __init__(
+        self,
+        scene_set: SceneSet,
+        scenes: Sequence[Scene],
+        instructions: Sequence[Instruction],
+        arguments: DataArguments,
+        length: int,
+        seed: int,
+    ):
+        by_image: dict[str, list[Instruction]] = {}
+        for instruction in instructions:
+            by_image.setdefault(instruction.image_id, []).append(instruction)
+        self.scenes = [scene for scene in scenes if scene.image_id in by_image]
+        if not self.scenes:
+            raise DataError("no labelled image has an instruction; are all label maps empty or of ignored pixels?")
+        self.scene_set, self.by_image, self.arguments = scene_set, by_image, arguments
+        self.length, self.seed = length, seed
+        self.class_ids = {c.name: c.id for c in scene_set.classes}
+        self._read = lru_cache(maxsize=arguments.cache_scenes)(self._read_scene)
+        self._order = lru_cache(maxsize=2)(self._shuffled)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict:
+        epoch, place = divmod(index, len(self.scenes))
+        scene_index = self._order(epoch)[place]
+        rng = np.random.default_rng((self.seed, 1, index))
+        image, labels, instances = self._read(scene_index)
+        candidates = self.by_image[self.scenes[scene_index].image_id]
+        chosen = [candidates[i] for i in rng.permutation(len(candidates))[: self.arguments.queries_per_image]]
+        if all(instruction.instance_ids is None for instruction in chosen):
+            # Sides, and which instance is the largest or the only red one, would change with the frame.
+            image, labels, instances = self._augment(image, labels, instances, rng)
+        image = self._jitter(image, rng)
+        masks = [i.target_mask(self.class_ids[i.class_name], labels, instances) for i in chosen]
+        return {
+            "image": image,
+            "queries": [rng.choice([i.query, *i.rephrasings]).item() for i in chosen],
+            "answers": [i.answer for i in chosen],
+            "masks": np.stack(masks),
+        }
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.scenes))
+
+    def _read_scene(self, index: int) -> tuple[Image.Image, np.ndarray, np.ndarray | None]:
+        """The image, and its maps no larger than the loss needs them."""
+        scene = self.scenes[index]
+        labels, instances = self.scene_set.read_maps(scene)
+        size = self.arguments.max_label_size
+        return read_image(scene.image), _shrink(labels, size), None if instances is None else _shrink(instances, size)
+
+    def _augment(
+        self, image: Image.Image, labels: np.ndarray, instances: np.ndarray | None, rng: np.random.Generator
+    ) -> tuple[Image.Image, np.ndarray, np.ndarray | None]:
+        maps = [labels] if instances is None else [labels, instances]
+        if rng.random() < self.arguments.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            maps = [m[:, ::-1] for m in maps]
+        if rng.random() < self.arguments.crop:
+            scale = rng.uniform(self.arguments.crop_scale, 1.0)
+            top, left = rng.uniform(0, 1 - scale, 2)
+            image = image.crop(_box(top, left, scale, image.width, image.height))
+            x0, y0, x1, y1 = _box(top, left, scale, labels.shape[1], labels.shape[0])
+            maps = [m[y0:y1, x0:x1] for m in maps]
+        return image, maps[0], maps[1] if len(maps) > 1 else None
+
+    def _jitter(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        width = self.arguments.colour_jitter
+        if width:
+            for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+                image = enhance(image).enhance(rng.uniform(1 - width, 1 + width))
+        return image
+
+
+class InstructionCollator:
+    """Items of `InstructionDataset` -> one branch-packed batch."""
+
+    def __init__(self, processor: CoraProcessor):
+        self.processor = processor
+
+    def __call__(self, items: Sequence[dict]) -> dict:
+        return dict(
+            self.processor(
+                [item["image"] for item in items],
+                [item["queries"] for item in items],
+                answers=[item["answers"] for item in items],
+                mask_labels=[item["masks"] for item in items],
+            )
+        )
+
+
+def _shrink(ids: np.ndarray, longest: int | None) -> np.ndarray:
+    """A map of ids whose longest side is at most `longest`, by nearest neighbour."""
+    height, width = ids.shape
+    if longest is None or max(height, width) <= longest:
+        return ids
+    scale = longest / max(height, width)
+    rows = ((np.arange(max(1, round(height * scale))) + 0.5) / scale).astype(int).clip(0, height - 1)
+    columns = ((np.arange(max(1, round(width * scale))) + 0.5) / scale).astype(int).clip(0, width - 1)
+    return ids[np.ix_(rows, columns)]
+
+
+def _box(top: float, left: float, scale: float, width: int, height: int) -> tuple[int, int, int, int]:
+    """(x0, y0, x1, y1) in pixels, at least one pixel each way."""
+    x0, y0 = round(left * width), round(top * height)
+    return x0, y0, max(x0 + 1, round((left + scale) * width)), max(y0 + 1, round((top + scale) * height))

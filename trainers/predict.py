@@ -1,0 +1,94 @@
+"""Answers queries about an image with masks, drawn as a picture.
+
+    python trainers/predict.py --model DIR --image FILE --query "the vehicle with four wheels" --out overlay.png
+    python trainers/predict.py --model DIR --image FILE --query "the road" --query "the sky" --out overlay.png
+    python trainers/predict.py --model DIR --image FOLDER --query "the road" --out FOLDER
+
+All queries of an image share one forward pass. The picture shows the image, the masks in distinct colours, the queries
+and the model's own estimate of each mask's IoU. `--masks` writes each mask as a PNG (0 and 255) beside the picture.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # run as a file: `import evaluate` would find trainers/evaluate.py in place of the library
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import os
+
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from datasets_scripts.records import read_image
+from modeling_cora.segmentation import Segmentation, segment
+from trainers.command_line import UsageError, one_line_errors
+from trainers.files import load_trained
+from trainers.pictures import overlay
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or Hub id of a CORA model")
+    parser.add_argument("--image", required=True, type=Path, help="image file, or a folder of images")
+    parser.add_argument("--query", required=True, action="append", help="what to segment; may be given several times")
+    parser.add_argument("--out", required=True, type=Path, help="picture to write; a folder where --image is one")
+    parser.add_argument("--threshold", type=float, default=0.0, help="of the mask logit (default 0)")
+    parser.add_argument("--masks", action="store_true", help="write each mask as a PNG too")
+    parser.add_argument("--device", default=None, help="default: a GPU where there is one")
+    return parser.parse_args(argv)
+
+
+def _jobs(image: Path, out: Path) -> list[tuple[Path, Path]]:
+    """(image file, picture file) pairs."""
+    if not image.is_dir():
+        return [(image, out)]
+    files = sorted(path for path in image.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise UsageError(f"--image {image}: a folder without images ({' '.join(sorted(IMAGE_SUFFIXES))})")
+    return [(file, out / f"{file.stem}.png") for file in files]
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    """A PNG or JPEG that is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name("." + path.stem + ".partial" + path.suffix)
+    try:
+        image.save(partial)
+    except (ValueError, OSError) as error:
+        partial.unlink(missing_ok=True)
+        raise UsageError(f"--out {path}: cannot be written ({error}); use .png or .jpg") from None
+    os.replace(partial, path)
+
+
+def _write(image: Image.Image, queries: list[str], result: Segmentation, out: Path, masks: bool) -> None:
+    labels = [f"{query}  {score:.2f}" for query, score in zip(queries, result.scores.tolist(), strict=True)]
+    _save(overlay(image, result.masks.numpy(), labels), out)
+    if masks:
+        for index, mask in enumerate(result.masks.numpy()):
+            _save(Image.fromarray(mask.astype("uint8") * 255), out.with_name(f"{out.stem}_mask{index}.png"))
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    arguments = _parse(argv)
+    jobs = _jobs(arguments.image, arguments.out)
+    model, processor = load_trained(arguments.model)
+    model.to(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    for image_path, out in tqdm(jobs, desc="segmenting", unit="image"):
+        image = read_image(image_path)
+        try:
+            result = segment(model, processor, image, arguments.query, arguments.threshold)
+        except ValueError as error:
+            raise UsageError(f"{image_path}: {error}") from None
+        _write(image, arguments.query, result, out, arguments.masks)
+
+
+if __name__ == "__main__":
+    main()

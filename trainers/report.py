@@ -1,0 +1,92 @@
+"""`report.html`: one self-contained page with the table, the pictures and the loss curve of a run."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from .files import write_text
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1c2733 }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+td, th { padding: .2rem .8rem; border-bottom: 1px solid #d5dde5; text-align: right }
+td:first-child, th:first-child { text-align: left }
+img { max-width: 100%; height: auto } svg { max-width: 100% }
+.wide { overflow-x: auto } code { background: #eef2f6; padding: .1rem .3rem }
+.key span { display: inline-block; width: .9rem; height: .9rem; margin: 0 .3rem 0 1rem; vertical-align: -.1rem }
+"""
+
+COLOURS = {"loss": "#1c2733", "lm_loss": "#e69f00", "bce_loss": "#0072b2", "dice_loss": "#009e73", "iou_loss": "#cc79a7"}
+
+
+def write_report(path: Path, title: str, introduction: str, summary: dict, overlays: Path, history: Sequence[dict]):
+    """Args:
+    summary: of `trainers/evaluate.py`.
+    overlays: a PNG, embedded in the page.
+    history: `log_history` of the trainer's state.
+    """
+    picture = base64.b64encode(overlays.read_bytes()).decode()
+    body = f"""<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title>
+<style>{STYLE}</style><h1>{html.escape(title)}</h1><p>{html.escape(introduction)}</p>
+<h2>Unseen images</h2>
+<p>cIoU: all intersections over all unions; gIoU: mean IoU of the queries. The last columns are answers that need no
+model: everything, and the class's mean training mask (cut at the level that is best on the training images).</p>
+<div class="wide">{_table(summary)}</div>
+<h2>Answers</h2>
+<p class="key"><span style="background:#2ca02c"></span>found <span style="background:#d62728"></span>wrongly added
+<span style="background:#1f77b4"></span>missed</p>
+<img alt="queries and answers on unseen images" src="data:image/png;base64,{picture}">
+<h2>Training</h2>{_curves(history)}</html>
+"""
+    write_text(path, body)
+
+
+def _table(summary: dict) -> str:
+    rows = [("all queries", summary["all"])]
+    rows += list(summary["by_kind"].items())
+    rows += sorted(((f"class: {n}", s) for n, s in summary["by_class"].items()), key=lambda r: -r[1]["ciou"])
+    cells = []
+    for name, scores in rows:
+        trivial = [scores["trivial"].get(t) for t in ("whole image", "mean training mask")]
+        numbers = [scores["ciou"], scores["giou"], *trivial]
+        values = "".join(f"<td>{v:.3f}</td>" if v is not None else "<td></td>" for v in numbers)
+        cells.append(f"<tr><td>{html.escape(name)}</td><td>{scores['queries']}</td>{values}</tr>")
+    head = "<tr><th>queries<th>number<th>cIoU<th>gIoU<th>whole image<th>mean mask</tr>"
+    return f"<table>{head}{''.join(cells)}</table>"
+
+
+def _curves(history: Sequence[dict], width: int = 860, height: int = 260) -> str:
+    """The logged terms over steps as an SVG."""
+    logged = [entry for entry in history if "loss" in entry]
+    names = [name for name in COLOURS if any(name in entry for entry in logged)]
+    if len(logged) < 2:
+        return "<p>Too few log lines for a curve.</p>"
+    last = logged[-1]["step"]
+    top = max(entry[name] for entry in logged for name in names if name in entry)
+    lines = []
+    for name in names:
+        points = " ".join(
+            f"{40 + (width - 60) * e['step'] / last:.1f},{height - 30 - (height - 50) * e[name] / top:.1f}"
+            for e in logged
+            if name in e
+        )
+        lines.append(f'<polyline fill="none" stroke="{COLOURS[name]}" stroke-width="2" points="{points}"/>')
+    legend = "".join(f'<span style="background:{COLOURS[name]}"></span>{name}' for name in names)
+    axis = (
+        f'<path d="M40 20V{height - 30}H{width - 20}" fill="none" stroke="#8a97a5"/>'
+        f'<text x="34" y="26" text-anchor="end" font-size="12">{top:.1f}</text>'
+        f'<text x="34" y="{height - 26}" text-anchor="end" font-size="12">0</text>'
+        f'<text x="{width - 20}" y="{height - 10}" text-anchor="end" font-size="12">step {last}</text>'
+    )
+    return f'<svg viewBox="0 0 {width} {height}" role="img">{axis}{"".join(lines)}</svg><p class="key">{legend}</p>'
+
+
+def read_history(model: Path) -> list[dict]:
+    """`log_history` that the trainer saved beside the model; empty where there is none."""
+    state = model / "trainer_state.json"
+    return json.loads(state.read_text(encoding="utf-8"))["log_history"] if state.exists() else []

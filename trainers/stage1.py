@@ -1,0 +1,89 @@
+"""Stage 1: labelled images with semantic and attribute queries.
+
+    accelerate launch trainers/stage1.py trainers/recipes/demo.yaml
+    accelerate launch trainers/stage1.py trainers/recipes/camvid.yaml --data DIR --max_steps 2000
+
+Writes the model, the processor and `instructions.jsonl` to `output_dir`. Run again after an interruption with
+`--resume_from_checkpoint true`: it goes on from the last checkpoint and ends at the same weights.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # run as a file: `import evaluate` would find trainers/evaluate.py in place of the library
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from transformers.trainer_utils import get_last_checkpoint, set_seed
+
+from datasets_scripts.folder import read_folder
+from datasets_scripts.instructions.build import build_instructions, write_instructions
+from datasets_scripts.records import Instruction
+from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
+from modeling_cora.presets import cora_tiny
+from trainers.arguments import CoraTrainingArguments, DataArguments, ModelArguments, parse_recipe
+from trainers.command_line import one_line_errors
+from trainers.cora_trainer import CoraTrainer
+from trainers.instruction_dataset import InstructionCollator, InstructionDataset
+
+
+class Stage1Trainer(CoraTrainer):
+    """Eq. 5: L = alpha * L_ce + BCE + Dice on labelled masks."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        output = model(**inputs)
+        self.record_terms({name: output[name] for name in ("lm_loss", "bce_loss", "dice_loss", "iou_loss")})
+        return (output.loss, output) if return_outputs else output.loss
+
+
+def load_model(
+    arguments: ModelArguments, instructions: list[Instruction], seed: int
+) -> tuple[CoraForReasoningSegmentation, CoraProcessor]:
+    """The model to start from; options that the recipe leaves open stay as the model has them."""
+    if arguments.model == "cora-tiny":
+        texts = [text for i in instructions for text in (i.query, *i.rephrasings, i.answer)]
+        model, processor = cora_tiny(texts, seed, arguments.clip_image_size, arguments.sam_image_size)
+    else:
+        model = CoraForReasoningSegmentation.from_pretrained(arguments.model)
+        processor = CoraProcessor.from_pretrained(arguments.model)
+    for name in ("seg_state", "lm_loss_weight", "bce_loss_weight", "dice_loss_weight", "iou_loss_weight"):
+        if (value := getattr(arguments, name)) is not None:
+            setattr(model.config, name, value)
+    return model, processor
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    model_arguments, data_arguments, arguments = parse_recipe(
+        (ModelArguments, DataArguments, CoraTrainingArguments), argv
+    )
+    set_seed(arguments.seed)
+    scene_set = read_folder(data_arguments.data, data_arguments.split_lists)
+    scenes = scene_set.split("train", labelled=True)
+    instructions = build_instructions(scene_set, scenes, tuple(data_arguments.kinds), arguments.seed)
+    model, processor = load_model(model_arguments, instructions, arguments.seed)
+    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    dataset = InstructionDataset(
+        scene_set, scenes, instructions, data_arguments, length=arguments.max_steps * batch, seed=arguments.seed
+    )
+    trainer = Stage1Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=InstructionCollator(processor),
+        processing_class=processor,
+    )
+    checkpoint = get_last_checkpoint(arguments.output_dir) if arguments.resume_from_checkpoint else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        write_instructions(Path(arguments.output_dir) / "instructions.jsonl", instructions)
+
+
+if __name__ == "__main__":
+    torch.set_float32_matmul_precision("high")
+    main()
