@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .cityscapes import relabelled, read_cityscapes
+from .cityscapes import read_cityscapes, relabelled
 from .records import IGNORE_INDEX, DataError, Scene, SceneSet, SemanticClass, Split
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})

@@ -75,7 +75,8 @@ class SceneSet:
     Attributes:
         label_lookup: uint8 (256,), raw value of a label map -> class id or 255; None where the maps hold class ids.
             A raw value listed in `unknown_labels` is an error.
-        instance_lookup: how raw instance maps become instance ids; "as_is", or "cityscapes" (id*1000 + k countable, else none).
+        instance_lookup: how raw instance maps become instance ids; "as_is", or "cityscapes" (id * 1000 + k is a
+            countable object, any other value none).
     """
 
     classes: tuple[SemanticClass, ...]

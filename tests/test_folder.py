@@ -96,7 +96,11 @@ def test_bad_classes_json(folder, content, message):
 
 
 def test_missing_and_empty_folders(folder, tmp_path):
-    for data, message in (("", "not given"), (tmp_path / "nowhere", "no such folder"), (folder / "masks", "no images/")):
+    for data, message in (
+        ("", "not given"),
+        (tmp_path / "nowhere", "no such folder"),
+        (folder / "masks", "no images/"),
+    ):
         with pytest.raises(DataError, match=message) as error:
             read_folder(data)
         assert one_line(error)

@@ -185,10 +185,11 @@ def test_same_seed_same_weights_and_the_global_generator_is_left_alone():
 
 
 def test_projected_prompts_start_at_the_scale_of_sams_own(tiny):
+    """SAM's points and boxes: a standard deviation of about 0.7; up to twice that for cora-tiny (see presets.py)."""
     model, processor = tiny
     with torch.no_grad():
         out = model(**processor(IMAGES, QUERIES))
-    assert 0.5 < out.seg_embeddings.std() < 0.9
+    assert 0.5 < out.seg_embeddings.std() < 1.5
 
 
 def test_cora_tiny_has_about_five_million_parameters():

@@ -5,7 +5,19 @@ import pytest
 from PIL import Image
 
 from trainers import pictures
-from trainers.pictures import BLUE, GREEN, GREY, MIN_SIDE, VERMILLION, WHITE, comparison, grid, overlay, palette
+from trainers.pictures import (
+    BLUE,
+    GREEN,
+    GREY,
+    MIN_SIDE,
+    VERMILLION,
+    WHITE,
+    captioned,
+    comparison,
+    grid,
+    overlay,
+    palette,
+)
 
 SIZE = (400, 300)
 
@@ -208,3 +220,11 @@ def test_grid_titles_take_their_own_place(image):
 def test_wrong_inputs_are_named(image, mask, call, message):
     with pytest.raises(ValueError, match=message):
         call(image, mask)
+
+
+def test_captions_leave_the_picture_alone_and_align():
+    picture = Image.new("RGB", (400, 100), (10, 200, 30))
+    short, long = captioned(picture, "IoU 0.50  road"), captioned(picture, "word " * 200)
+    assert short.size == long.size and short.width == 400
+    assert np.array_equal(np.asarray(short)[:100], np.asarray(picture))
+    assert (np.asarray(long)[100:] < 100).sum() > (np.asarray(short)[100:] < 100).sum() > 0

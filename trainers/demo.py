@@ -11,10 +11,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     # run as a file: `import evaluate` would find trainers/evaluate.py in place of the library
-    sys.path[0] = str(ROOT)
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
 import time
@@ -26,6 +25,7 @@ from trainers.report import read_history, write_report
 from trainers.stage1 import main as train
 
 LABELLED, UNLABELLED, VAL = 24, 96, 40
+RECIPE = Path(__file__).parent / "recipes/demo.yaml"
 
 NEXT_STEPS = """
 What next, with your own images? Put them into one folder: images/ masks/ (PNG of class ids) classes.json, then
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     options = ["--data", str(scenes), "--output_dir", str(model), "--resume_from_checkpoint", "true"]
     if arguments.steps:
         options += ["--max_steps", str(arguments.steps)]
-    train([str(ROOT / "trainers/recipes/demo.yaml"), *options])
+    train([str(RECIPE), *options])
 
     print("3/3  asking about unseen scenes", flush=True)
     summary = run_evaluation(EvaluationArguments(model=str(model), data=str(scenes), out=str(evaluation)))

@@ -39,7 +39,7 @@ from trainers.arguments import parse_recipe
 from trainers.baselines import MeanMask, trivial_counts
 from trainers.command_line import one_line_errors
 from trainers.files import load_trained, write_text
-from trainers.pictures import comparison, grid
+from trainers.pictures import captioned, comparison, grid
 
 TRIVIAL = ("whole image", "nothing", "mean training mask")
 
@@ -84,12 +84,12 @@ def evaluate_scenes(
     model.eval()
     records = []
     for scene in tqdm(own, desc="evaluating", unit="image", disable=not accelerator.is_main_process):
-        for (order, instruction), record in zip(
-            by_image[scene.image_id],
-            _evaluate_scene(model, processor, scene_set, scene, [i for _, i in by_image[scene.image_id]], mean_mask),
-            strict=True,
-        ):
-            records.append({"order": order, "image_id": scene.image_id, **record})
+        orders, own_instructions = zip(*by_image[scene.image_id], strict=True)
+        answers = _evaluate_scene(model, processor, scene_set, scene, own_instructions, mean_mask)
+        records += [
+            {"order": order, "image_id": scene.image_id, **answer}
+            for order, answer in zip(orders, answers, strict=True)
+        ]
     records = gather_object(records) if accelerator.num_processes > 1 else records
     records.sort(key=lambda record: record["order"])
     for record in records:
@@ -193,7 +193,7 @@ def overlay_grid(
         image = read_image(scene.image)
         result = segment(model, processor, image, [i.query for i, _ in chosen])
         rows.append(
-            [image]
+            [captioned(image, scene.image_id)]
             + [
                 _captioned_comparison(image, target, mask, instruction.query)
                 for (instruction, target), mask in zip(chosen, result.masks.numpy(), strict=True)
@@ -205,7 +205,7 @@ def overlay_grid(
 def _captioned_comparison(image: Image.Image, target, mask, query: str) -> Image.Image:
     intersection, union = intersection_and_union(mask, target)
     iou = intersection / union if union else 1.0
-    return comparison(image, target, mask, caption=f"{query}  IoU {iou:.2f}")
+    return captioned(comparison(image, target, mask, legend=False), f"IoU {iou:.2f}  {query}")
 
 
 def run_evaluation(arguments: EvaluationArguments) -> dict:

@@ -83,13 +83,14 @@ def overlay(
     return _with_legend(picture, [Entry(*entry) for entry in zip(colours, texts, numbers, strict=True)])
 
 
-def comparison(image: Image.Image, target: np.ndarray, prediction: np.ndarray) -> Image.Image:
+def comparison(image: Image.Image, target: np.ndarray, prediction: np.ndarray, legend: bool = True) -> Image.Image:
     """Show where a prediction is right: green = both, red = only predicted, blue = only target, grey hatch = ignored.
 
     Args:
         image: any mode, W x H pixels; enlarged like in `overlay` and shown in grey, so that all colour means something.
         target: (H, W), values 0, 1 and 255 (ignored).
         prediction: (H, W), bool or 0/1.
+        legend: write under the picture what the colours mean.
 
     Raises:
         ValueError: a mask is not (H, W).
@@ -110,7 +111,25 @@ def comparison(image: Image.Image, target: np.ndarray, prediction: np.ndarray) -
         _blend(canvas, ignored, WHITE, 0.6)
         _blend(canvas, ignored & _stripes(canvas.shape[:2], 2 * _line_width(canvas)), GREY, 0.9)
         entries.append(Entry(GREY, "ignored", hatched=True))
-    return _with_legend(Image.fromarray(canvas), entries)
+    picture = Image.fromarray(canvas)
+    return _with_legend(picture, entries) if legend else picture
+
+
+def captioned(picture: Image.Image, text: str, lines: int = 2) -> Image.Image:
+    """The picture over a strip for `lines` lines of text, however many the text fills, so that a row of them aligns.
+
+    Args:
+        picture: enlarged like in `overlay` where it is small.
+        text: drawn as it is, cut with an ellipsis.
+    """
+    canvas, _ = _enlarged(picture.convert("RGB"))
+    font = _font(max(15, min(48, canvas.shape[1] // 24)))
+    line = _line_height(font)
+    whole = Image.new("RGB", (canvas.shape[1], canvas.shape[0] + line * lines + line // 2), WHITE)
+    whole.paste(Image.fromarray(canvas), (0, 0))
+    wrapped = _wrap(text, font, whole.width - font.size, lines)
+    _draw_lines(ImageDraw.Draw(whole), wrapped, font, canvas.shape[0] + line // 4, lambda _: font.size // 2)
+    return whole
 
 
 def grid(

@@ -20,7 +20,13 @@ img { max-width: 100%; height: auto } svg { max-width: 100% }
 .key span { display: inline-block; width: .9rem; height: .9rem; margin: 0 .3rem 0 1rem; vertical-align: -.1rem }
 """
 
-COLOURS = {"loss": "#1c2733", "lm_loss": "#e69f00", "bce_loss": "#0072b2", "dice_loss": "#009e73", "iou_loss": "#cc79a7"}
+COLOURS = {
+    "loss": "#1c2733",
+    "lm_loss": "#e69f00",
+    "bce_loss": "#0072b2",
+    "dice_loss": "#009e73",
+    "iou_loss": "#cc79a7",
+}
 
 
 def write_report(path: Path, title: str, introduction: str, summary: dict, overlays: Path, history: Sequence[dict]):
@@ -38,8 +44,8 @@ def write_report(path: Path, title: str, introduction: str, summary: dict, overl
 model: everything, and the class's mean training mask (cut at the level that is best on the training images).</p>
 <div class="wide">{_table(summary)}</div>
 <h2>Answers</h2>
-<p class="key"><span style="background:#2ca02c"></span>found <span style="background:#d62728"></span>wrongly added
-<span style="background:#1f77b4"></span>missed</p>
+<p class="key"><span style="background:#009e73"></span>found <span style="background:#d55e00"></span>wrongly added
+<span style="background:#0072b2"></span>missed</p>
 <img alt="queries and answers on unseen images" src="data:image/png;base64,{picture}">
 <h2>Training</h2>{_curves(history)}</html>
 """

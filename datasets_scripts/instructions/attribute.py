@@ -71,9 +71,7 @@ def instance_queries(semantic_class: SemanticClass, claim: InstanceClaim) -> tup
     return tuple(template.format(phrase=phrase) for template in TEMPLATES for phrase in phrases)
 
 
-def instance_claims(
-    scene: Scene, class_id: int, labels: np.ndarray, instances: np.ndarray
-) -> list[InstanceClaim]:
+def instance_claims(scene: Scene, class_id: int, labels: np.ndarray, instances: np.ndarray) -> list[InstanceClaim]:
     """What singles out instances of a class in a scene.
 
     Args:
@@ -83,8 +81,7 @@ def instance_claims(
     ids, areas = np.unique(instances[(labels == class_id) & (instances > 0)], return_counts=True)
     if len(ids) < 2:
         return []  # "the largest" of one says nothing
-    height, width = labels.shape
-    columns = np.arange(width)
+    columns = np.arange(labels.shape[1])
     centres = [
         float((((instances == i) & (labels == class_id)).sum(0) * columns).sum() / area)
         for i, area in zip(ids.tolist(), areas.tolist(), strict=True)
@@ -96,7 +93,7 @@ def instance_claims(
         claims.append(InstanceClaim(int(ids[by_area[0]]), "largest"))
     order = np.argsort(centres, kind="stable")
     for attribute, outer, inner in (("leftmost", order[0], order[1]), ("rightmost", order[-1], order[-2])):
-        if abs(centres[outer] - centres[inner]) >= SIDE_MARGIN * width:
+        if abs(centres[outer] - centres[inner]) >= SIDE_MARGIN * labels.shape[1]:
             claims.append(InstanceClaim(int(ids[outer]), attribute))
     claims += _colour_claims(scene, ids.tolist())
     return [claim for claim in claims if claim.instance_id in visible]
