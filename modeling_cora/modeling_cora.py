@@ -155,7 +155,8 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
             branch_ids: (B, L), -1 padding, 0 shared prefix, k >= 1 branch k.
             pixel_values: (B, 3, s, s) for the vision tower.
             sam_pixel_values: (B, 3, S, S), the image in the top left corner; or
-            sam_image_embeddings: (B, C, h, w), computed before.
+            sam_image_embeddings: (B, C, h, w), computed before. With neither there are no masks, only
+                `seg_embeddings`.
             labels: (B, L), -100 where nothing is learned.
             mask_labels: per image (n, H, W): 1 target, 0 other, 255 ignored, one for each of its `[SEG]` tokens, in
                 order; they cover the whole image at any resolution, and the loss is taken at that resolution.
@@ -176,6 +177,8 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         if mask_labels is not None:
             if reshaped_input_sizes is None:
                 raise ValueError("reshaped_input_sizes: not given; mask_labels need them")
+            if output.pred_masks is None:
+                raise ValueError("sam_pixel_values: not given, and sam_image_embeddings neither; mask_labels need one")
             for name, term in self._mask_losses(output, mask_labels, reshaped_input_sizes).items():
                 output[name] = term
         output.loss = self._weighted_sum(output)
@@ -206,19 +209,18 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         sam_image_embeddings: torch.Tensor | None,
     ) -> CoraOutput:
         """The masks of `[SEG]` states: project them, encode the image where that is not done yet, decode."""
-        if sam_image_embeddings is None:
-            if sam_pixel_values is None:
-                raise ValueError("sam_pixel_values: not given, and sam_image_embeddings neither")
-            sam_image_embeddings = self.get_image_embeddings(sam_pixel_values)
-        seg_embeddings = self.seg_projector(states[seg.batch_index, seg.state_position])
-        pred_masks, iou_scores = self.decode_masks(sam_image_embeddings, seg_embeddings, seg.batch_index)
-        return CoraOutput(
-            pred_masks=pred_masks,
-            iou_scores=iou_scores,
-            seg_embeddings=seg_embeddings,
+        output = CoraOutput(
+            seg_embeddings=self.seg_projector(states[seg.batch_index, seg.state_position]),
             seg_batch_index=seg.batch_index,
             seg_branch_index=seg.branch_index,
         )
+        if sam_image_embeddings is None and sam_pixel_values is not None:
+            sam_image_embeddings = self.get_image_embeddings(sam_pixel_values)
+        if sam_image_embeddings is not None:
+            output.pred_masks, output.iou_scores = self.decode_masks(
+                sam_image_embeddings, output.seg_embeddings, seg.batch_index
+            )
+        return output
 
     def decode_masks(
         self, sam_image_embeddings: torch.Tensor, seg_embeddings: torch.Tensor, batch_index: torch.Tensor

@@ -45,6 +45,21 @@ class ModelArguments:
 
 
 @dataclass
+class QueryPretrainingArguments:
+    """For a language model with a random start; see trainers/query_pretraining.py. A pretrained one needs none."""
+
+    query_pretraining_steps: int = field(
+        default=0, metadata={"help": "Steps before stage 1 on the words of the queries alone; 100 suit cora-tiny."}
+    )
+    query_pretraining_queries: int = field(
+        default=32, metadata={"help": "Queries per step, packed behind one image."}
+    )
+    query_pretraining_learning_rate: float = field(
+        default=2e-3, metadata={"help": "AdamW, with a linear warm-up over the first tenth and a linear decay to 0."}
+    )
+
+
+@dataclass
 class DataArguments:
     data: str = field(
         default="",

@@ -24,10 +24,17 @@ from datasets_scripts.instructions.build import build_instructions, write_instru
 from datasets_scripts.records import Instruction
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.presets import cora_tiny
-from trainers.arguments import CoraTrainingArguments, DataArguments, ModelArguments, parse_recipe
+from trainers.arguments import (
+    CoraTrainingArguments,
+    DataArguments,
+    ModelArguments,
+    QueryPretrainingArguments,
+    parse_recipe,
+)
 from trainers.command_line import one_line_errors
 from trainers.cora_trainer import CoraTrainer
 from trainers.instruction_dataset import InstructionCollator, InstructionDataset
+from trainers.query_pretraining import pretrain_queries
 
 
 class Stage1Trainer(CoraTrainer):
@@ -57,8 +64,8 @@ def load_model(
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    model_arguments, data_arguments, arguments = parse_recipe(
-        (ModelArguments, DataArguments, CoraTrainingArguments), argv
+    model_arguments, data_arguments, pretraining, arguments = parse_recipe(
+        (ModelArguments, DataArguments, QueryPretrainingArguments, CoraTrainingArguments), argv
     )
     set_seed(arguments.seed)
     scene_set = read_folder(data_arguments.data, data_arguments.split_lists)
@@ -77,6 +84,10 @@ def main(argv: list[str] | None = None) -> None:
         processing_class=processor,
     )
     checkpoint = get_last_checkpoint(arguments.output_dir) if arguments.resume_from_checkpoint else None
+    if pretraining.query_pretraining_steps and checkpoint is None:
+        pretrain_queries(
+            model, processor, scenes, instructions, pretraining, arguments.seed, trainer.is_world_process_zero()
+        )
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
