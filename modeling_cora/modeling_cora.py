@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -181,7 +181,7 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
                 raise ValueError("sam_pixel_values: not given, and sam_image_embeddings neither; mask_labels need one")
             for name, term in self._mask_losses(output, mask_labels, reshaped_input_sizes).items():
                 output[name] = term
-        output.loss = self._weighted_sum(output)
+        output.loss = self.weighted_sum(output)
         return output
 
     def _hidden_states(
@@ -287,15 +287,11 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
             "iou_loss": nn.functional.mse_loss(iou_scores.float(), torch.cat(iou)),
         }
 
-    def _weighted_sum(self, output: CoraOutput) -> torch.Tensor | None:
-        weighted = (
-            (output.lm_loss, self.config.lm_loss_weight),
-            (output.bce_loss, self.config.bce_loss_weight),
-            (output.dice_loss, self.config.dice_loss_weight),
-            (output.iou_loss, self.config.iou_loss_weight),
-        )
-        terms = [weight * term for term, weight in weighted if term is not None]
-        return torch.stack(terms).sum() if terms else None
+    def weighted_sum(self, terms: Mapping[str, torch.Tensor | None]) -> torch.Tensor | None:
+        """Eq. 5 from its terms (`lm_loss`, `bce_loss`, `dice_loss`, `iou_loss`); None where none is given."""
+        names = ("lm_loss", "bce_loss", "dice_loss", "iou_loss")
+        given = [getattr(self.config, f"{name}_weight") * terms[name] for name in names if terms.get(name) is not None]
+        return torch.stack(given).sum() if given else None
 
     @torch.no_grad()
     def generate(

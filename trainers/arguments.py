@@ -8,10 +8,12 @@ Field texts name the equation or table of the paper (arXiv 2511.17755), or the p
 from __future__ import annotations
 
 import difflib
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -51,9 +53,7 @@ class QueryPretrainingArguments:
     query_pretraining_steps: int = field(
         default=0, metadata={"help": "Steps before stage 1 on the words of the queries alone; 100 suit cora-tiny."}
     )
-    query_pretraining_queries: int = field(
-        default=32, metadata={"help": "Queries per step, packed behind one image."}
-    )
+    query_pretraining_queries: int = field(default=32, metadata={"help": "Queries per step, packed behind one image."})
     query_pretraining_learning_rate: float = field(
         default=2e-3, metadata={"help": "AdamW, with a linear warm-up over the first tenth and a linear decay to 0."}
     )
@@ -114,18 +114,37 @@ class CoraTrainingArguments(TrainingArguments):
     )
 
 
+class _RecipeParser(HfArgumentParser):
+    """Tells what is wrong in one line, instead of after a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise DataError(message)
+
+
 def parse_recipe(types: Sequence[type], argv: Sequence[str] | None = None) -> list:
     """Reads `[recipe.yaml] [--field value ...]` into one instance of each dataclass.
 
     Raises:
-        DataError: no such file, not YAML, an unknown field (with the nearest known one), or a value of wrong type.
+        DataError: no such file, not YAML, an unknown field (with the nearest known one), or a value that does not fit.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(tuple(types))
+    parser = _RecipeParser(tuple(types))
+    known = {f.name: f for t in types for f in fields(t)}
     if argv and not argv[0].startswith("-"):
         path = Path(argv.pop(0))
-        parser.set_defaults(**_read_recipe(path, {f.name: f for t in types for f in fields(t)}))
-    return list(parser.parse_args_into_dataclasses(args=argv))
+        parser.set_defaults(**_read_recipe(path, known))
+    try:
+        *parsed, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    if unknown:
+        raise DataError(f"unknown argument {unknown[0]!r}{_nearest(unknown[0].lstrip('-'), known)}")
+    return parsed
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _read_recipe(path: Path, known: dict) -> dict:
@@ -139,18 +158,18 @@ def _read_recipe(path: Path, known: dict) -> dict:
         raise DataError(f"{path}: holds a {type(recipe).__name__}; a recipe is a mapping of fields to values")
     for name, value in recipe.items():
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            raise DataError(f"{path}: unknown field {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise DataError(f"{path}: unknown field {name!r}{_nearest(str(name), known)}")
         recipe[name] = _checked(path, name, value, known[name])
     return recipe
 
 
 def _checked(path: Path, name: str, value, known_field):
-    """Numbers such as 1e-3 are strings in YAML 1.1; everything else must already be of the field's type."""
-    numeric = str(known_field.type).replace(" | None", "")
-    if numeric in ("float", "int") and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+    """Numbers such as 1e-3 are strings in YAML 1.1; the parser checks everything else."""
+    kinds = set(re.findall(r"\b(?:float|int|str|bool|list|dict)\b", str(known_field.type)))
+    if kinds in ({"float"}, {"int"}) and value is not None:
         try:
-            return float(value) if numeric == "float" else int(value)
-        except ValueError:
-            raise DataError(f"{path}: {name}: {value!r} is no {numeric}") from None
+            return float(value) if kinds == {"float"} else int(value)
+        except (TypeError, ValueError):
+            kind = "a number" if kinds == {"float"} else "an integer"
+            raise DataError(f"{path}: {name}: {value!r} is not {kind}") from None
     return value

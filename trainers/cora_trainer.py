@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
@@ -13,7 +15,7 @@ class CoraTrainer(Trainer):
     """Logs each loss term, gives each part its learning rate, and reads items in order (see `InstructionDataset`)."""
 
     args: CoraTrainingArguments
-    # Losses are means over the batch; without this they would be multiplied by accumulation steps and processes.
+    # `compute_loss` returns means; without this they would be multiplied by accumulation steps.
     loss_is_scaled_for_ga = False
 
     def __init__(self, *args, **kwargs):
@@ -23,6 +25,35 @@ class CoraTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The micro-batches of one optimizer step, and their (answer tokens, masks) over all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counts = torch.stack([_counts(inputs) for inputs in batches]).sum(0) if batches else torch.zeros(2)
+        return batches, self.accelerator.reduce(counts.to(device), "sum")
+
+    def global_means(
+        self, terms: Mapping[str, torch.Tensor | None], inputs: dict, totals: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        """Scales the mean terms of a micro-batch so that their mean over micro-batches and processes is the mean over
+        all tokens (`lm_loss`) or masks (the others) of the optimizer step.
+
+        A mean of means would give a mask more weight the fewer others share its micro-batch; so two processes would
+        not equal one.
+
+        Args:
+            totals: of `get_batch_samples`; None (outside of training) leaves the terms as they are.
+        """
+        if totals is None:
+            shares = torch.ones(2)
+        else:
+            parts = self.current_gradient_accumulation_steps * self.accelerator.num_processes
+            shares = _counts(inputs).to(totals) * parts / totals.clamp(min=1)
+        return {
+            name: term * shares[0 if name == "lm_loss" else 1].to(term)
+            for name, term in terms.items()
+            if term is not None
+        }
 
     def create_optimizer(self, model=None):
         """AdamW over the trained parameters: the language side, SAM, and the projection, each at its own rate."""
@@ -46,11 +77,10 @@ class CoraTrainer(Trainer):
                 groups.setdefault((rate, self.args.weight_decay * (name in decayed)), []).append(parameter)
         return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
 
-    def record_terms(self, terms: dict[str, torch.Tensor | None]) -> None:
+    def record_terms(self, terms: Mapping[str, torch.Tensor]) -> None:
         """Sums loss terms until the next log line, which shows their means over steps and processes."""
         for name, term in terms.items():
-            if term is not None:
-                self._term_sums[name] = self._term_sums.get(name, 0.0) + term.detach().float()
+            self._term_sums[name] = self._term_sums.get(name, 0.0) + term.detach().float()
         self._term_count += 1
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -59,3 +89,9 @@ class CoraTrainer(Trainer):
                 logs[name] = round(self.accelerator.reduce(total / self._term_count, "mean").item(), 5)
             self._term_sums, self._term_count = {}, 0
         super().log(logs, start_time)
+
+
+def _counts(inputs: dict) -> torch.Tensor:
+    """(answer tokens, masks) of a collated batch."""
+    masks = sum(len(masks) for masks in inputs["mask_labels"])
+    return torch.tensor([(inputs["labels"] != -100).sum().item(), masks], dtype=torch.float64)

@@ -1,10 +1,10 @@
 """Words before pixels: a start for a language model that knows none.
 
 CORA's language model is pretrained and tells "road" from "sky" before it sees the first mask. One with random weights
-gives nearly the same `[SEG]` embedding for every query, SAM's decoder then learns to ignore its prompt, and both stay
-there for long. So each class gets a random prompt at the scale of SAM's own, and the language model learns to say it for
-every query of that class: seconds, since SAM is not run. Only texts and class names of the training instructions are
-used, no masks.
+gives nearly the same `[SEG]` embedding for every query; SAM's decoder then learns to ignore its prompt, and both stay
+there for long. So each class gets a random prompt at the scale of SAM's own, and the language model learns to say it
+for every query of that class: seconds, since SAM is not run. Only texts and class names of the training instructions
+are used, no masks.
 """
 
 from __future__ import annotations

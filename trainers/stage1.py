@@ -42,8 +42,11 @@ class Stage1Trainer(CoraTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         output = model(**inputs)
-        self.record_terms({name: output[name] for name in ("lm_loss", "bce_loss", "dice_loss", "iou_loss")})
-        return (output.loss, output) if return_outputs else output.loss
+        terms = {name: output[name] for name in ("lm_loss", "bce_loss", "dice_loss", "iou_loss")}
+        terms = self.global_means(terms, inputs, num_items_in_batch)
+        self.record_terms(terms)
+        loss = self.accelerator.unwrap_model(model).weighted_sum(terms)
+        return (loss, output) if return_outputs else loss
 
 
 def load_model(

@@ -1,0 +1,166 @@
+"""Stage 1 as a user runs it: recipes, resumption, accumulation, two processes, bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from datasets_scripts.records import read_image
+from datasets_scripts.scenes import write_scenes
+from trainers.files import load_trained
+from trainers.stage1 import main
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {"clip_image_size": 28, "sam_image_size": 128, "max_label_size": 64, "logging_steps": 1, "warmup_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("street")
+    write_scenes(folder, labelled=3, unlabelled=1, val=1, size=(48, 64), progress=False)
+    return folder
+
+
+def options(street: Path, out: Path, **changes) -> list[str]:
+    fields = {
+        "data": street,
+        "output_dir": out,
+        "learning_rate": 1e-3,
+        "max_steps": 4,
+        "per_device_train_batch_size": 2,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        **SMALL,
+        **changes,
+    }
+    return [text for name, value in fields.items() for text in (f"--{name}", str(value))]
+
+
+def history(out: Path) -> list[dict]:
+    return json.loads((out / "trainer_state.json").read_text())["log_history"]
+
+
+def largest_difference(first: Path, second: Path) -> float:
+    a, b = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(street, tmp_path):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    main(options(street, whole, save_strategy="steps", save_steps=2, query_pretraining_steps=2))
+    shutil.copytree(whole / "checkpoint-2", resumed / "checkpoint-2")
+    changes = dict(save_strategy="steps", save_steps=2, resume_from_checkpoint=True, query_pretraining_steps=2)
+    main(options(street, resumed, **changes))
+    assert largest_difference(whole, resumed) == 0.0
+    assert largest_difference(whole / "checkpoint-2", whole) > 1e-4  # the last two steps did something
+    steps = [entry["step"] for entry in history(resumed) if "loss" in entry]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_each_loss_term_is_logged_and_their_weighted_sum_is_the_loss(street, tmp_path):
+    weights = {"lm_loss": 0.5, "bce_loss": 2.0, "dice_loss": 3.0, "iou_loss": 0.25}
+    main(options(street, tmp_path, **{f"{name}_weight": value for name, value in weights.items()}))
+    logged = [entry for entry in history(tmp_path) if "loss" in entry]
+    assert len(logged) == 4
+    for entry in logged:
+        assert entry["loss"] == pytest.approx(sum(w * entry[name] for name, w in weights.items()), abs=1e-3)
+
+
+def test_accumulation_changes_nothing(street, tmp_path):
+    """1 x 2 and 2 x 1 images: same loss (not twice), same weights, though the images have 2 to 5 queries each."""
+    main(options(street, tmp_path / "batch", queries_per_image=40))
+    split = dict(per_device_train_batch_size=1, gradient_accumulation_steps=2, queries_per_image=40)
+    main(options(street, tmp_path / "split", **split))
+    for batch, accumulated in zip(history(tmp_path / "batch")[:4], history(tmp_path / "split")[:4], strict=True):
+        for name in ("loss", "lm_loss", "bce_loss", "dice_loss", "iou_loss"):
+            assert accumulated[name] == pytest.approx(batch[name], rel=2e-3), name
+    assert largest_difference(tmp_path / "batch", tmp_path / "split") < 2e-4
+
+
+def test_two_processes_equal_one(street, tmp_path):
+    main(options(street, tmp_path / "one", queries_per_image=40))
+    # `accelerate launch --cpu --num_processes 2` starts one process without a word
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--main_process_port", "0"]
+    command += ["--num_cpu_threads_per_process", "1", "--dynamo_backend", "no", "trainers/stage1.py"]
+    command += options(street, tmp_path / "two", per_device_train_batch_size=1, queries_per_image=40)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    for one, two in zip(history(tmp_path / "one")[:4], history(tmp_path / "two")[:4], strict=True):
+        for name in ("loss", "lm_loss", "bce_loss", "dice_loss", "iou_loss"):
+            assert two[name] == pytest.approx(one[name], rel=2e-3), name
+    assert largest_difference(tmp_path / "one", tmp_path / "two") < 2e-4
+
+
+def test_query_pretraining_separates_the_classes(street, tmp_path):
+    main(options(street, tmp_path, max_steps=1, query_pretraining_steps=80, learning_rate=1e-9))
+    model, processor = load_trained(str(tmp_path))
+    image = read_image(next((street / "images").rglob("*.png")))
+    queries = ["Segment the road.", "Where is the road?", "Segment the sky.", "Where is the sky?"]
+    with torch.no_grad():
+        embeddings = model(**processor(image, queries)).seg_embeddings
+    same = torch.cosine_similarity(embeddings[[0, 2]], embeddings[[1, 3]]).min()
+    other = torch.cosine_similarity(embeddings[:2], embeddings[2:]).max()
+    assert same > 0.8 and other < 0.5, (same, other)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("learning_rat: 1e-3", "learning_rate"),
+        ("- a\n- b", "mapping"),
+        ("learning_rate: fast", "'fast'"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_bad_recipes_get_one_line(tmp_path, capsys, recipe, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe)
+    with pytest.raises(SystemExit) as exit_info:
+        main([str(path)])
+    error = capsys.readouterr().err
+    assert exit_info.value.code == 2
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error and "recipe.yaml" in error
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--learning_rte", "1"], "learning_rate"),
+        (["--max_steps", "many"], "'many'"),
+        (["no_such.yaml"], "no_such.yaml"),
+        (["--data", "/no/such/folder"], "/no/such/folder"),
+        ([], "data"),
+    ],
+)
+def test_bad_arguments_get_one_line(tmp_path, monkeypatch, capsys, argv, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_info:
+        main(argv)
+    error = capsys.readouterr().err
+    assert exit_info.value.code == 2
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert not any(tmp_path.iterdir())
+
+
+def test_bad_data_leaves_no_output(street, tmp_path, capsys):
+    copy = tmp_path / "street"
+    shutil.copytree(street, copy)
+    mask = sorted((copy / "masks").rglob("*.png"))[0]
+    mask.write_bytes(mask.read_bytes()[:60])
+    with pytest.raises(SystemExit) as exit_info:
+        main(options(copy, tmp_path / "out"))
+    error = capsys.readouterr().err
+    assert exit_info.value.code == 2
+    assert error.count("\n") == 1 and mask.name in error
+    assert not (tmp_path / "out").exists()
