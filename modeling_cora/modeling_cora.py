@@ -179,7 +179,7 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
                 raise ValueError("reshaped_input_sizes: not given; mask_labels need them")
             if output.pred_masks is None:
                 raise ValueError("sam_pixel_values: not given, and sam_image_embeddings neither; mask_labels need one")
-            for name, term in self._mask_losses(output, mask_labels, reshaped_input_sizes).items():
+            for name, term in self.mask_losses(output, mask_labels, reshaped_input_sizes).items():
                 output[name] = term
         output.loss = self.weighted_sum(output)
         return output
@@ -259,7 +259,7 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         logits = self.get_output_embeddings()(states[batch, position - 1])
         return next_token_loss(logits, labels[batch, position])
 
-    def _mask_losses(
+    def mask_losses(
         self, output: CoraOutput, mask_labels: list[torch.Tensor], reshaped_input_sizes: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Means over all masks of the batch (LISA: summed, divided by their number)."""

@@ -210,7 +210,7 @@ def _captioned_comparison(image: Image.Image, target, mask, query: str) -> Image
 
 def run_evaluation(arguments: EvaluationArguments) -> dict:
     """Evaluates and writes the results; returns the summary."""
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     scene_set = read_folder(arguments.data, arguments.split_lists)
     scenes = scene_set.split(arguments.split, labelled=True)[: arguments.limit]
     if not scenes:

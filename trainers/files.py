@@ -32,7 +32,7 @@ def load_trained(model: str) -> tuple[CoraForReasoningSegmentation, CoraProcesso
     try:
         loaded, info = CoraForReasoningSegmentation.from_pretrained(model, output_loading_info=True)
         processor = CoraProcessor.from_pretrained(model)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UsageError(f"{model}: cannot be loaded as a CORA model ({str(error).splitlines()[0]})") from None
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:

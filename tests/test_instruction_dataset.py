@@ -1,0 +1,136 @@
+"""Training items: a function of (seed, number) alone, with masks that fit the picture they come with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from datasets_scripts.folder import read_folder
+from datasets_scripts.instructions.build import build_instructions
+from datasets_scripts.records import DataError, Instruction
+from datasets_scripts.scenes import write_scenes
+from trainers.arguments import DataArguments
+from trainers.baselines import MeanMask, trivial_counts
+from trainers.instruction_dataset import InstructionDataset
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("street")
+    write_scenes(folder, labelled=4, unlabelled=0, val=1, size=(72, 96), progress=False)
+    scene_set = read_folder(str(folder))
+    scenes = scene_set.split("train", labelled=True)
+    return scene_set, scenes, build_instructions(scene_set, scenes, ("semantic", "attribute"), 0)
+
+
+def dataset(street, seed=0, **fields):
+    scene_set, scenes, instructions = street
+    return InstructionDataset(scene_set, scenes, instructions, DataArguments(**fields), length=40, seed=seed)
+
+
+def same(first: dict, second: dict) -> bool:
+    return (
+        first["queries"] == second["queries"]
+        and np.array_equal(first["image"], second["image"])
+        and np.array_equal(first["masks"], second["masks"])
+    )
+
+
+def test_an_item_depends_on_seed_and_number_alone(street):
+    augmented = dict(flip=0.5, crop=0.5, colour_jitter=0.3)
+    forwards, backwards = dataset(street, **augmented), dataset(street, **augmented)
+    last_to_first = {k: backwards[k] for k in reversed(range(12))}
+    assert all(same(forwards[k], last_to_first[k]) for k in range(12))
+    assert not all(same(forwards[k], dataset(street, seed=1, **augmented)[k]) for k in range(12))
+
+
+def test_every_pass_takes_every_scene_once(street):
+    items = dataset(street, queries_per_image=1)
+    for start in (0, 4, 8):
+        pictures = {items[k]["image"].tobytes() for k in range(start, start + 4)}
+        assert len(pictures) == 4
+
+
+def test_masks_are_those_of_the_queries(street):
+    scene_set, scenes, instructions = street
+    item = dataset(street, queries_per_image=50)[0]
+    by_query = {}
+    pictures = {}
+    for scene in scenes:
+        labels, instances = scene_set.read_maps(scene)
+        pictures[scene.image_id] = (labels, instances)
+    for i in instructions:
+        for query in (i.query, *i.rephrasings):
+            by_query.setdefault((i.image_id, query), i)
+    owners = {image_id for (image_id, query) in by_query if query == item["queries"][0]}
+    matches = []
+    for image_id in owners:
+        masks = []
+        for query in item["queries"]:
+            instruction = by_query.get((image_id, query))
+            if instruction is None:
+                break
+            class_id = scene_set.class_named(instruction.class_name).id
+            masks.append(instruction.target_mask(class_id, *pictures[image_id]))
+        matches.append(len(masks) == len(item["masks"]) and np.array_equal(masks, item["masks"]))
+    assert any(matches)
+
+
+def test_a_flip_flips_image_and_masks_together(street):
+    class_level = [i for i in street[2] if i.instance_ids is None]
+    plain = dataset((*street[:2], class_level))
+    flipped = dataset((*street[:2], class_level), flip=1.0)
+    a, b = plain[0], flipped[0]
+    assert np.array_equal(np.asarray(a["image"])[:, ::-1], np.asarray(b["image"]))
+    assert np.array_equal(a["masks"][..., ::-1], b["masks"])
+
+
+def test_the_frame_stays_where_an_instance_is_asked_for(street):
+    """Mirrored, "the leftmost car" would be the rightmost; cropped, "the largest" may be another."""
+    instance_level = [i for i in street[2] if i.instance_ids is not None]
+    assert instance_level
+    fixed = dataset((*street[:2], instance_level), flip=1.0, crop=1.0)
+    plain = dataset((*street[:2], instance_level))
+    assert all(same(fixed[k], plain[k]) for k in range(6))
+
+
+def test_a_crop_keeps_what_lies_in_it(street):
+    item = dataset(street, crop=1.0, crop_scale=0.5)
+    for k in range(8):
+        sample = item[k]
+        width, height = sample["image"].size
+        assert sample["masks"].shape[1:] == (height, width)
+        assert 36 <= height <= 72 and 48 <= width <= 96
+
+
+def test_label_maps_shrink_without_moving(street):
+    small = dataset(street, max_label_size=48)[0]["masks"]
+    full = dataset(street)[0]["masks"]
+    assert small.shape[1:] == (36, 48)
+    agreement = (full[:, ::2, ::2][:, : small.shape[1]] == small).mean()
+    assert agreement > 0.9
+
+
+def test_no_instruction_is_an_error(street):
+    scene_set, scenes, _ = street
+    with pytest.raises(DataError, match="no labelled image"):
+        InstructionDataset(scene_set, scenes, [], DataArguments(), 1, 0)
+
+
+def test_the_mean_mask_of_one_image_is_that_image(street):
+    scene_set, scenes, _ = street
+    labels, _ = scene_set.read_maps(scenes[0])
+    mean = MeanMask(scene_set, scenes[:1])
+    road = scene_set.class_named("road").id
+    predicted = mean("road", labels.shape)
+    assert (predicted & (labels == road)).sum() / (predicted | (labels == road)).sum() > 0.9
+    assert not mean("no such class", (3, 4)).any()
+
+
+def test_trivial_counts_by_hand():
+    target = np.array([[1, 1, 0, 255]], np.uint8)
+    counts = trivial_counts(target, "road", None)
+    assert counts == {"whole image": (2, 3), "nothing": (0, 2)}
+    assert Instruction("a", "semantic", "road", "q", "[SEG]").target_mask(
+        1, np.array([[1, 2, 255]], np.uint8)
+    ).tolist() == [[1, 0, 255]]
