@@ -6,17 +6,18 @@
 Trains stage 1 with the recipe (any field can be overridden; drawn scenes and 60 steps where none is given), then, for
 as many seconds as that took, the bare alternative: the same SAM, random start, items, losses and SAM learning rate,
 but a vector per class as the prompt, so it understands a list of names and no query. Both are asked for every class of
-every image of the split `val`; `bare` may also be given its own loss weights (`--bare_bce_loss_weight 2` ...).
+every image of the split `val`. The class vectors may be given settings of their own: `--bare_learning_rate`,
+`--bare_bce_loss_weight`, `--bare_dice_loss_weight`.
 
 The last line is `ratio: N`, CORA's cIoU / the class vectors' cIoU.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -46,13 +47,6 @@ from trainers.files import load_trained
 from trainers.instruction_dataset import InstructionDataset
 
 DEFAULTS = Path(__file__).resolve().parents[1] / "trainers/recipes/demo.yaml"
-
-
-@dataclass
-class BareArguments:
-    bare_bce_loss_weight: float | None = field(default=None, metadata={"help": "The recipe's where not given."})
-    bare_dice_loss_weight: float | None = field(default=None, metadata={"help": "The recipe's where not given."})
-    bare_learning_rate: float | None = field(default=None, metadata={"help": "The recipe's for SAM where not given."})
 
 
 class ClassVectors:
@@ -148,11 +142,15 @@ def main() -> None:
 
 
 def run(argv: list[str]) -> None:
-    bare_arguments, model_arguments, data, _, arguments = parse_recipe(
-        (BareArguments, ModelArguments, DataArguments, QueryPretrainingArguments, CoraTrainingArguments), argv
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    for name in ("bce_loss_weight", "dice_loss_weight", "learning_rate"):
+        parser.add_argument(f"--bare_{name}", type=float, default=None)
+    bare_arguments, argv = parser.parse_known_args(argv)
+    model_arguments, data, _, arguments = parse_recipe(
+        (ModelArguments, DataArguments, QueryPretrainingArguments, CoraTrainingArguments), argv
     )
     start = time.monotonic()
-    stage1.main([a for a in argv if not a.startswith("--bare")])
+    stage1.main(argv)
     seconds = time.monotonic() - start
 
     scene_set = read_folder(data.data, data.split_lists)

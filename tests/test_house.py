@@ -1,0 +1,50 @@
+"""The house itself: which package may know which, and sizes that stay readable."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+OWN = ("modeling_cora", "datasets_scripts", "metrics", "trainers", "benchmarks", "tests", "spaces")
+ALLOWED = {
+    "modeling_cora": set(),
+    "datasets_scripts": set(),
+    "metrics": set(),
+    "trainers": {"modeling_cora", "datasets_scripts", "metrics"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_imports_go_one_way(package):
+    files = list((ROOT / package).rglob("*.py"))
+    assert files
+    for path in files:
+        assert not (imports(path) & set(OWN)) - ALLOWED[package] - {package}, path
+
+
+def test_data_readers_do_not_need_torch():
+    for path in (ROOT / "datasets_scripts").rglob("*.py"):
+        assert "torch" not in imports(path), path
+
+
+def test_files_and_functions_stay_readable():
+    for package in OWN:
+        for path in (ROOT / package).rglob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            assert text.count("\n") <= 500, path
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.FunctionDef):
+                    assert node.end_lineno - node.lineno < 80, (path, node.name)
