@@ -7,7 +7,8 @@ Trains stage 1 with the recipe (any field can be overridden; drawn scenes and 60
 as many seconds as that took, the bare alternative: the same SAM, random start, items, losses and SAM learning rate,
 but a vector per class as the prompt, so it understands a list of names and no query. Both are asked for every class of
 every image of the split `val`. The class vectors may be given settings of their own: `--bare_learning_rate`,
-`--bare_bce_loss_weight`, `--bare_dice_loss_weight`.
+`--bare_bce_loss_weight`, `--bare_dice_loss_weight`, and (for a model that is trained already and only resumed) their
+`--seconds`.
 
 The last line is `ratio: N`, CORA's cIoU / the class vectors' cIoU.
 """
@@ -145,13 +146,14 @@ def run(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     for name in ("bce_loss_weight", "dice_loss_weight", "learning_rate"):
         parser.add_argument(f"--bare_{name}", type=float, default=None)
+    parser.add_argument("--seconds", type=float, default=None)
     bare_arguments, argv = parser.parse_known_args(argv)
     model_arguments, data, _, arguments = parse_recipe(
         (ModelArguments, DataArguments, QueryPretrainingArguments, CoraTrainingArguments), argv
     )
     start = time.monotonic()
     stage1.main(argv)
-    seconds = time.monotonic() - start
+    seconds = bare_arguments.seconds or time.monotonic() - start
 
     scene_set = read_folder(data.data, data.split_lists)
     scenes = scene_set.split("train", labelled=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import NoReturn
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -112,6 +113,11 @@ class CoraTrainingArguments(TrainingArguments):
     projector_learning_rate: float | None = field(
         default=None, metadata={"help": "Of the [SEG] projection; learning_rate where not given."}
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        # without a GPU there is nothing to pin memory for, and torch warns about it at every start
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
 
 
 class _RecipeParser(HfArgumentParser):

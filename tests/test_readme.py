@@ -1,0 +1,45 @@
+"""What the README tells people to type exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+
+
+def blocks(language: str) -> list[str]:
+    return [b for page in PAGES for b in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)]
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"^make ([a-z-]+)", "\n".join(blocks("bash")), re.MULTILINE))
+    assert {"demo", "test"} <= named <= targets
+
+
+def test_scripts_recipes_and_options_exist():
+    commands = "\n".join(blocks("bash"))
+    paths = re.findall(r"(?:trainers|benchmarks)/\S+\.(?:py|yaml)", commands)
+    assert paths
+    for path in paths:
+        assert (ROOT / path).exists(), path
+    sources = "\n".join(path.read_text() for path in (ROOT / "trainers").glob("*.py"))
+    for option in re.findall(r"--([a-z_]+)", commands):
+        assert option in sources, option
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_exist(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_python_blocks_import():
+    (block,) = blocks("python")
+    imports = [n for n in ast.parse(block).body if isinstance(n, ast.Import | ast.ImportFrom)]
+    exec(compile(ast.Module(imports, []), "README.md", "exec"), {})
