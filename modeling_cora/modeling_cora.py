@@ -209,8 +209,9 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         sam_image_embeddings: torch.Tensor | None,
     ) -> CoraOutput:
         """The masks of `[SEG]` states: project them, encode the image where that is not done yet, decode."""
+        seg_embeddings = self.seg_projector(states[seg.batch_index, seg.state_position])
         output = CoraOutput(
-            seg_embeddings=self.seg_projector(states[seg.batch_index, seg.state_position]),
+            seg_embeddings=seg_embeddings,
             seg_batch_index=seg.batch_index,
             seg_branch_index=seg.branch_index,
         )
@@ -218,7 +219,7 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
             sam_image_embeddings = self.get_image_embeddings(sam_pixel_values)
         if sam_image_embeddings is not None:
             output.pred_masks, output.iou_scores = self.decode_masks(
-                sam_image_embeddings, output.seg_embeddings, seg.batch_index
+                sam_image_embeddings, seg_embeddings, seg.batch_index
             )
         return output
 

@@ -28,10 +28,10 @@ LABELLED, UNLABELLED, VAL = 24, 96, 40
 RECIPE = Path(__file__).parent / "recipes/demo.yaml"
 
 NEXT_STEPS = """
-What next, with your own images? Put them into one folder: images/ masks/ (PNG of class ids) classes.json, then
-  1. accelerate launch trainers/stage1.py trainers/recipes/demo.yaml --data FOLDER --output_dir runs/mine
-  2. python trainers/evaluate.py --model runs/mine --data FOLDER --split train --out runs/mine/evaluation
-  3. python trainers/predict.py --model runs/mine --image FILE --query "the road" --out overlay.png
+What next, with your own images? Make a folder: images/ masks/ (PNGs of class ids) classes.json, val/images/ val/masks/
+  1. .venv/bin/accelerate launch trainers/stage1.py trainers/recipes/demo.yaml --data FOLDER --output_dir runs/mine
+  2. .venv/bin/python trainers/evaluate.py --model runs/mine --data FOLDER --out runs/mine/evaluation
+  3. .venv/bin/python trainers/predict.py --model runs/mine --image FILE --query "the road" --out overlay.png
 """
 
 
