@@ -242,3 +242,16 @@ def test_gradient_checkpointing_changes_no_gradient(tiny):
     for name, parameter in model.named_parameters():
         if name in plain:
             assert torch.allclose(parameter.grad, plain[name], atol=1e-6), name
+
+
+def test_without_sams_input_there_are_embeddings_and_no_masks(tiny):
+    model, processor = tiny
+    inputs = processor(IMAGES, QUERIES)
+    whole = model(**inputs)
+    del inputs["sam_pixel_values"]
+    alone = model(**inputs)
+    assert alone.pred_masks is None and alone.iou_scores is None
+    assert torch.equal(alone.seg_embeddings, whole.seg_embeddings) and torch.equal(alone.lm_loss, whole.lm_loss)
+    masks = [torch.zeros(len(queries), 4, 4, dtype=torch.uint8) for queries in QUERIES]
+    with pytest.raises(ValueError, match="sam_pixel_values"):
+        model(**inputs, mask_labels=masks)
