@@ -88,3 +88,17 @@ def test_no_label_gives_a_zero_with_a_graph():
     loss = next_token_loss(logits, torch.zeros(0, dtype=torch.long))
     loss.backward()
     assert loss.item() == 0.0
+
+
+def test_masks_at_image_size_cover_the_image_and_not_the_padding():
+    """A ramp over SAM's square stays a ramp whose ends lie where the image's do."""
+    size, low = 128, 32
+    ramp = torch.arange(low, dtype=torch.float32)
+    for axis, reshaped, image in ((0, (64, 128), (30, 60)), (1, (128, 48), (256, 96))):
+        mask = (ramp[:, None] if axis == 0 else ramp[None]).expand(low, low)[None]
+        result = resize_mask_logits(mask, size, reshaped, image)[0]
+        assert result.shape == image
+        along = result[:, image[1] // 2] if axis == 0 else result[image[0] // 2]
+        places = (torch.arange(image[axis]) + 0.5) * reshaped[axis] / image[axis] * low / size - 0.5
+        inner = slice(image[axis] // 8, -image[axis] // 8)  # bilinear interpolation is flat at the very ends
+        torch.testing.assert_close(along[inner], places[inner], rtol=0, atol=1e-3)
