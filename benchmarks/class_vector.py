@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from datasets_scripts.command_line import one_line_errors
 from datasets_scripts.folder import read_folder
 from datasets_scripts.instructions.build import MIN_CLASS_AREA, build_instructions
 from datasets_scripts.records import Instruction, SceneSet, read_image
@@ -42,10 +43,9 @@ from trainers.arguments import (
     QueryPretrainingArguments,
     parse_recipe,
 )
-from trainers.command_line import one_line_errors
 from trainers.evaluate import evaluate_scenes
-from trainers.files import load_trained
 from trainers.instruction_dataset import InstructionDataset
+from trainers.loading import load_trained
 
 DEFAULTS = Path(__file__).resolve().parents[1] / "trainers/recipes/demo.yaml"
 

@@ -9,20 +9,17 @@ beginning of a larger one.
 
 from __future__ import annotations
 
-import argparse
-import io
 import json
-import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from .command_line import ArgumentParser, one_line_errors
+from .files import write_image, write_text
 from .records import DataError, SemanticClass
 from .street import draw_street
 
@@ -276,25 +273,15 @@ def _write_scene(directory: Path, number: int, seed: int, size: tuple[int, int])
     if all(file.exists() for file in files):
         return
     scene = draw_scene(seed * 10 * PART_SIZE + number, size)
-    _write(image, lambda file: scene.image.save(file, "PNG"))
+    write_image(image, scene.image)
     if part != 1:
-        _write(truth[0], lambda file: Image.fromarray(scene.label_map).save(file, "PNG"))
-        _write(truth[1], lambda file: Image.fromarray(scene.instance_map).save(file, "PNG"))
+        write_image(truth[0], Image.fromarray(scene.label_map))
+        write_image(truth[1], Image.fromarray(scene.instance_map))
         _write_json(truth[2], {str(instance_id): known for instance_id, known in scene.facts.items()})
 
 
-def _write(path: Path, save: Callable[[io.BytesIO], None]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = io.BytesIO()
-    save(content)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content.getvalue())
-    os.replace(partial, path)
-
-
 def _write_json(path: Path, content: object) -> None:
-    text = json.dumps(content, indent=1) + "\n"
-    _write(path, lambda file: file.write(text.encode("utf-8")) and None)
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def _class_entry(semantic_class: SemanticClass) -> dict[str, object]:
@@ -303,13 +290,9 @@ def _class_entry(semantic_class: SemanticClass) -> dict[str, object]:
     return {**entry, "noun": semantic_class.noun} if semantic_class.noun else entry
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise DataError(message)
-
-
+@one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = _Parser(prog="python -m datasets_scripts.scenes", description="Draws street scenes into a folder.")
+    parser = ArgumentParser(prog="python -m datasets_scripts.scenes", description="Draws street scenes into a folder.")
     parser.add_argument("--out", type=Path, required=True, help="new or empty folder, or one to be continued")
     parser.add_argument("--labelled", type=int, default=8, help="training scenes with maps (default: 8)")
     parser.add_argument("--unlabelled", type=int, default=64, help="training scenes without (default: 64)")
@@ -317,13 +300,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed, other scenes (default: 0)")
     parser.add_argument("--height", type=int, default=192, help="pixels (default: 192)")
     parser.add_argument("--width", type=int, default=256, help="pixels (default: 256)")
-    try:
-        given = parser.parse_args(argv)
-        size = (given.height, given.width)
-        write_scenes(given.out, given.labelled, given.unlabelled, given.val, given.seed, size)
-    except DataError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
+    given = parser.parse_args(argv)
+    size = (given.height, given.width)
+    write_scenes(given.out, given.labelled, given.unlabelled, given.val, given.seed, size)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ name `_labelTrainIds.png` files that no download contains.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from .files import write_text
 from .records import DataError
 
 LISTS = ("labeled.txt", "unlabeled.txt")
@@ -83,9 +83,5 @@ def draw_split(classes: Mapping[str, Iterable[int]], fraction: float, seed: int)
 
 def write_split(folder: str | Path, labelled: Sequence[str], unlabelled: Sequence[str]) -> None:
     """Writes both lists, each whole or not at all; `labelled` and `unlabelled` are lines as described above."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     for name, lines in zip(LISTS, (labelled, unlabelled), strict=True):
-        partial = folder / f"{name}.partial"
-        partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        os.replace(partial, folder / name)
+        write_text(Path(folder) / name, "".join(f"{line}\n" for line in lines))

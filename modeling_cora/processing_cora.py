@@ -222,19 +222,17 @@ class CoraProcessor(ProcessorMixin):
         if not query:
             raise ValueError("queries: an empty query asks for nothing")
         frame = self._frame
-        length = len(self._encode_plain(query)[0])
-        if length > self.max_query_tokens:
-            raise ValueError(
-                f"query of {length} tokens ({query[:40]!r}...): the limit is {self.max_query_tokens}; shorten it"
-            )
         opening = frame.before_query + query + frame.between
         if answer is None:
-            return Branch(self._encode_plain(opening)[0], [])
+            ids, ends = self._encode_plain(opening)
+            self._check_length(query, ends)
+            return Branch(ids, [])
         gap = frame.after_answer[: len(frame.after_answer) - len(frame.after_answer.lstrip(" "))]
         pieces = self._split_at_specials(gap + answer + frame.after_answer[len(gap) :])
         if not pieces or pieces[0] in self._specials:
             pieces = ["", *pieces]
         ids, ends = self._encode_plain(opening + pieces[0])
+        self._check_length(query, ends)
         labels = [token if end > len(opening) else -100 for token, end in zip(ids, ends, strict=True)]
         for piece in pieces[1:]:
             if piece in self._specials:
@@ -243,6 +241,15 @@ class CoraProcessor(ProcessorMixin):
                 tokens = self._encode_plain(piece)[0]
             ids, labels = ids + tokens, labels + tokens
         return Branch(ids, labels)
+
+    def _check_length(self, query: str, ends: list[int]) -> None:
+        """`ends`: where each token of the branch's text ends; the query stands behind the template's opening."""
+        start = len(self._frame.before_query)
+        length = sum(start < end <= start + len(query) for end in ends)
+        if length > self.max_query_tokens:
+            raise ValueError(
+                f"query of {length} tokens ({query[:40]!r}...): the limit is {self.max_query_tokens}; shorten it"
+            )
 
     @cached_property
     def _specials(self) -> frozenset[str]:

@@ -20,9 +20,9 @@ from metrics.ciou.ciou import intersection_and_union
 from modeling_cora.presets import cora_tiny
 from modeling_cora.segmentation import segment
 from trainers.evaluate import main as evaluate
-from trainers.evaluate import summarise_records
-from trainers.files import load_trained
+from trainers.loading import load_trained
 from trainers.predict import main as predict
+from trainers.summary import summarise_records
 
 from .conftest import TEXTS, noise_image
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from datasets_scripts.records import read_image
 from datasets_scripts.scenes import write_scenes
-from trainers.files import load_trained
+from trainers.loading import load_trained
 from trainers.stage1 import main
 
 ROOT = Path(__file__).resolve().parents[1]

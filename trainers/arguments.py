@@ -13,12 +13,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from datasets_scripts.command_line import ArgumentParser, UsageError
 from datasets_scripts.records import DataError
 
 
@@ -120,18 +120,16 @@ class CoraTrainingArguments(TrainingArguments):
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
 
 
-class _RecipeParser(HfArgumentParser):
-    """Tells what is wrong in one line, instead of after a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise DataError(message)
+class _RecipeParser(ArgumentParser, HfArgumentParser):
+    """transformers' parser, failing in one line."""
 
 
 def parse_recipe(types: Sequence[type], argv: Sequence[str] | None = None) -> list:
     """Reads `[recipe.yaml] [--field value ...]` into one instance of each dataclass.
 
     Raises:
-        DataError: no such file, not YAML, an unknown field (with the nearest known one), or a value that does not fit.
+        DataError: the recipe is missing, not YAML, or has an unknown field (told with the nearest known one).
+        UsageError: an unknown argument, or a value that does not fit.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _RecipeParser(tuple(types))
@@ -142,9 +140,9 @@ def parse_recipe(types: Sequence[type], argv: Sequence[str] | None = None) -> li
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
     except ValueError as error:
-        raise DataError(str(error)) from None
+        raise UsageError(str(error)) from None
     if unknown:
-        raise DataError(f"unknown argument {unknown[0]!r}{_nearest(unknown[0].lstrip('-'), known)}")
+        raise UsageError(f"unknown argument {unknown[0]!r}{_nearest(unknown[0].lstrip('-'), known)}")
     return parsed
 
 

@@ -18,11 +18,12 @@ if __name__ == "__main__":
 import argparse
 import time
 
+from datasets_scripts.command_line import ArgumentParser, one_line_errors
 from datasets_scripts.scenes import write_scenes
-from trainers.command_line import one_line_errors
-from trainers.evaluate import EvaluationArguments, markdown_table, run_evaluation
+from trainers.evaluate import EvaluationArguments, run_evaluation
 from trainers.report import read_history, write_report
 from trainers.stage1 import main as train
+from trainers.summary import markdown_table
 
 LABELLED, UNLABELLED, VAL = 24, 96, 40
 RECIPE = Path(__file__).parent / "recipes/demo.yaml"
@@ -37,7 +38,7 @@ What next, with your own images? Make a folder: images/ masks/ (PNGs of class id
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     parser.add_argument("--steps", type=int, default=None, help="training steps (default: the recipe's)")
     arguments = parser.parse_args(argv)

@@ -20,7 +20,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -29,19 +29,19 @@ from accelerate.utils import gather_object
 from PIL import Image
 from tqdm.auto import tqdm
 
+from datasets_scripts.command_line import one_line_errors
+from datasets_scripts.files import write_image, write_text
 from datasets_scripts.folder import read_folder
 from datasets_scripts.instructions.build import build_instructions
 from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, read_image
-from metrics.ciou.ciou import intersection_and_union, summarize
+from metrics.ciou.ciou import intersection_and_union
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.segmentation import segment
 from trainers.arguments import parse_recipe
 from trainers.baselines import MeanMask, trivial_counts
-from trainers.command_line import one_line_errors
-from trainers.files import load_trained, write_text
+from trainers.loading import load_trained
 from trainers.pictures import captioned, comparison, grid
-
-TRIVIAL = ("whole image", "nothing", "mean training mask")
+from trainers.summary import markdown_table, summarise_records
 
 
 @dataclass
@@ -119,54 +119,6 @@ def _evaluate_scene(model, processor, scene_set, scene, instructions, mean_mask)
     return records
 
 
-def summarise_records(records: Sequence[dict]) -> dict:
-    """cIoU and gIoU in all, by kind, by class (semantic queries), with the cIoU of the trivial answers beside them."""
-
-    def scores(chosen: Iterable[dict]) -> dict:
-        chosen = list(chosen)
-        summary = summarize([r["intersection"] for r in chosen], [r["union"] for r in chosen])
-        trivial = {}
-        for name in TRIVIAL:
-            counts = [r["trivial"][name] for r in chosen if name in r["trivial"]]
-            if counts:
-                trivial[name] = summarize([c[0] for c in counts], [c[1] for c in counts])["ciou"]
-        return {"ciou": summary["ciou"], "giou": summary["giou"], "queries": len(chosen), "trivial": trivial}
-
-    if not records:
-        raise DataError("nothing to evaluate: no labelled image of this split has an instruction")
-    semantic = [r for r in records if r["kind"] == "semantic"]
-    classes = sorted({r["class_name"] for r in semantic})
-    by_class = {name: scores(r for r in semantic if r["class_name"] == name) for name in classes}
-    kinds = sorted({(r["kind"], r["target"]) for r in records})
-    return {
-        "all": scores(records),
-        "by_kind": {f"{k}, {t}": scores(r for r in records if (r["kind"], r["target"]) == (k, t)) for k, t in kinds},
-        "by_class": by_class,
-        "miou": sum(s["ciou"] for s in by_class.values()) / len(by_class) if by_class else None,
-    }
-
-
-def markdown_table(summary: dict) -> str:
-    """The summary as one table."""
-    lines = [
-        "| queries | number | cIoU | gIoU | whole image | mean training mask |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-
-    def row(name: str, scores: dict) -> str:
-        trivial = [scores["trivial"].get(t) for t in ("whole image", "mean training mask")]
-        cells = [f"{v:.3f}" if v is not None else "" for v in (scores["ciou"], scores["giou"], *trivial)]
-        return f"| {name} | {scores['queries']} | {' | '.join(cells)} |"
-
-    lines.append(row("**all**", summary["all"]))
-    lines += [row(name, scores) for name, scores in summary["by_kind"].items()]
-    frequent = sorted(summary["by_class"].items(), key=lambda item: -item[1]["ciou"])
-    lines += [row(f"class: {name}", scores) for name, scores in frequent]
-    if summary["miou"] is not None:
-        lines.append(f"| mean over classes |  | {summary['miou']:.3f} |  |  |  |")
-    return "\n".join(lines) + "\n"
-
-
 def overlay_grid(
     model: CoraForReasoningSegmentation,
     processor: CoraProcessor,
@@ -178,13 +130,15 @@ def overlay_grid(
 ) -> Image.Image:
     """Rows: scenes spread over the split; columns: queries, from the largest target to the smallest."""
     rows = []
-    labelled = [s for s in scenes if any(i.image_id == s.image_id for i in instructions)]
-    for scene in labelled[:: max(1, len(labelled) // images)][:images]:
+    by_image: dict[str, list[Instruction]] = {}
+    for instruction in instructions:
+        by_image.setdefault(instruction.image_id, []).append(instruction)
+    asked = [scene for scene in scenes if scene.image_id in by_image]
+    for scene in asked[:: max(1, len(asked) // images)][:images]:
         labels, instances = scene_set.read_maps(scene)
         targets = [
             (i, i.target_mask(scene_set.class_named(i.class_name).id, labels, instances))
-            for i in instructions
-            if i.image_id == scene.image_id
+            for i in by_image[scene.image_id]
         ]
         targets.sort(key=lambda pair: -int((pair[1] == 1).sum()))
         chosen = [
@@ -227,9 +181,8 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
         write_text(out / "metrics.json", json.dumps(summary, indent=1) + "\n")
         write_text(out / "metrics.md", markdown_table(summary))
         if arguments.examples:
-            overlay_grid(model, processor, scene_set, scenes, instructions, arguments.examples).save(
-                out / "overlays.png"
-            )
+            picture = overlay_grid(model, processor, scene_set, scenes, instructions, arguments.examples)
+            write_image(out / "overlays.png", picture)
     return summary
 
 

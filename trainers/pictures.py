@@ -17,6 +17,8 @@ from itertools import zip_longest
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from datasets_scripts.records import IGNORE_INDEX
+
 Colour = tuple[int, int, int]
 
 VERMILLION, SKY, GREEN = (213, 94, 0), (86, 180, 233), (0, 158, 115)
@@ -26,7 +28,6 @@ WHITE, INK, FAINT, GREY = (255, 255, 255), (34, 34, 34), (110, 110, 110), (128, 
 
 MIN_SIDE = 384  # the longer side of a picture, and the least width of a legend, in pixels
 MAX_LINES = 3  # of one text, before it is cut
-IGNORE_INDEX = 255
 ELLIPSIS = "…"
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # not in the font either: drawn as its box for missing glyphs
 

@@ -18,23 +18,22 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
-import os
 
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from datasets_scripts.command_line import ArgumentParser, UsageError, one_line_errors
+from datasets_scripts.files import write_image
+from datasets_scripts.folder import IMAGE_SUFFIXES
 from datasets_scripts.records import read_image
 from modeling_cora.segmentation import Segmentation, segment
-from trainers.command_line import UsageError, one_line_errors
-from trainers.files import load_trained
+from trainers.loading import load_trained
 from trainers.pictures import overlay
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or Hub id of a CORA model")
     parser.add_argument("--image", required=True, type=Path, help="image file, or a folder of images")
     parser.add_argument("--query", required=True, action="append", help="what to segment; may be given several times")
@@ -56,15 +55,10 @@ def _jobs(image: Path, out: Path) -> list[tuple[Path, Path]]:
 
 
 def _save(image: Image.Image, path: Path) -> None:
-    """A PNG or JPEG that is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name("." + path.stem + ".partial" + path.suffix)
     try:
-        image.save(partial)
+        write_image(path, image)
     except (ValueError, OSError) as error:
-        partial.unlink(missing_ok=True)
         raise UsageError(f"--out {path}: cannot be written ({error}); use .png or .jpg") from None
-    os.replace(partial, path)
 
 
 def _write(image: Image.Image, queries: list[str], result: Segmentation, out: Path, masks: bool) -> None:

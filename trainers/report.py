@@ -8,7 +8,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from .files import write_text
+from datasets_scripts.files import write_text
+
+from .summary import html_table
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1c2733 }
@@ -31,7 +33,7 @@ COLOURS = {
 
 def write_report(path: Path, title: str, introduction: str, summary: dict, overlays: Path, history: Sequence[dict]):
     """Args:
-    summary: of `trainers/evaluate.py`.
+    summary: of `summarise_records`.
     overlays: a PNG, embedded in the page.
     history: `log_history` of the trainer's state.
     """
@@ -42,7 +44,7 @@ def write_report(path: Path, title: str, introduction: str, summary: dict, overl
 <h2>Unseen images</h2>
 <p>cIoU: all intersections over all unions; gIoU: mean IoU of the queries. The last columns are answers that need no
 model: everything, and the class's mean training mask (cut at the level that is best on the training images).</p>
-<div class="wide">{_table(summary)}</div>
+<div class="wide">{html_table(summary)}</div>
 <h2>Answers</h2>
 <p class="key"><span style="background:#009e73"></span>found <span style="background:#d55e00"></span>wrongly added
 <span style="background:#0072b2"></span>missed</p>
@@ -50,20 +52,6 @@ model: everything, and the class's mean training mask (cut at the level that is 
 <h2>Training</h2>{_curves(history)}</html>
 """
     write_text(path, body)
-
-
-def _table(summary: dict) -> str:
-    rows = [("all queries", summary["all"])]
-    rows += list(summary["by_kind"].items())
-    rows += sorted(((f"class: {n}", s) for n, s in summary["by_class"].items()), key=lambda r: -r[1]["ciou"])
-    cells = []
-    for name, scores in rows:
-        trivial = [scores["trivial"].get(t) for t in ("whole image", "mean training mask")]
-        numbers = [scores["ciou"], scores["giou"], *trivial]
-        values = "".join(f"<td>{v:.3f}</td>" if v is not None else "<td></td>" for v in numbers)
-        cells.append(f"<tr><td>{html.escape(name)}</td><td>{scores['queries']}</td>{values}</tr>")
-    head = "<tr><th>queries<th>number<th>cIoU<th>gIoU<th>whole image<th>mean mask</tr>"
-    return f"<table>{head}{''.join(cells)}</table>"
 
 
 def _curves(history: Sequence[dict], width: int = 860, height: int = 260) -> str:

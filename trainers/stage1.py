@@ -19,6 +19,7 @@ if __name__ == "__main__":
 import torch
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 
+from datasets_scripts.command_line import one_line_errors
 from datasets_scripts.folder import read_folder
 from datasets_scripts.instructions.build import build_instructions, write_instructions
 from datasets_scripts.records import Instruction
@@ -31,7 +32,6 @@ from trainers.arguments import (
     QueryPretrainingArguments,
     parse_recipe,
 )
-from trainers.command_line import one_line_errors
 from trainers.cora_trainer import CoraTrainer
 from trainers.instruction_dataset import InstructionCollator, InstructionDataset
 from trainers.query_pretraining import pretrain_queries

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ..files import write_text
 from ..records import DataError, Instruction, Kind, Scene, SceneSet, SemanticClass
 from .attribute import attribute_queries, instance_claims, instance_queries
 from .semantic import ANSWERS, semantic_queries
@@ -83,13 +83,8 @@ def _instruction(
 
 def write_instructions(path: str | Path, instructions: Sequence[Instruction]) -> None:
     """One JSON object per line; the file is whole or not there."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for instruction in instructions:
-            file.write(json.dumps(dataclasses.asdict(instruction), ensure_ascii=False) + "\n")
-    os.replace(partial, path)
+    lines = (json.dumps(dataclasses.asdict(instruction), ensure_ascii=False) for instruction in instructions)
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def read_instructions(path: str | Path) -> list[Instruction]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import sys
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
-from datasets_scripts.records import DataError
+from .records import DataError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -15,6 +16,13 @@ R = TypeVar("R")
 
 class UsageError(ValueError):
     """An argument or a model folder that cannot be used, told in one line."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Tells what is wrong in one line, instead of after a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (--help lists what there is)")
 
 
 def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:

@@ -1,24 +1,11 @@
-"""Files that are whole or absent: atomic text, and trained models."""
+"""Trained models, checked as they are loaded."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from safetensors import SafetensorError
 
+from datasets_scripts.command_line import UsageError
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
-
-from .command_line import UsageError
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Writes a UTF-8 file that readers see whole or not at all; makes its folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def load_trained(model: str) -> tuple[CoraForReasoningSegmentation, CoraProcessor]:

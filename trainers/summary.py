@@ -1,0 +1,69 @@
+"""What an evaluation's records say: scores in all, by kind of query and by class, as tables."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Iterator, Sequence
+
+from datasets_scripts.records import DataError
+from metrics.ciou.ciou import summarize
+
+TRIVIAL = ("whole image", "nothing", "mean training mask")
+
+
+def summarise_records(records: Sequence[dict]) -> dict:
+    """cIoU and gIoU in all, by kind, by class (semantic queries), with the cIoU of the trivial answers beside them."""
+
+    def scores(chosen: Iterable[dict]) -> dict:
+        chosen = list(chosen)
+        summary = summarize([r["intersection"] for r in chosen], [r["union"] for r in chosen])
+        trivial = {}
+        for name in TRIVIAL:
+            counts = [r["trivial"][name] for r in chosen if name in r["trivial"]]
+            if counts:
+                trivial[name] = summarize([c[0] for c in counts], [c[1] for c in counts])["ciou"]
+        return {"ciou": summary["ciou"], "giou": summary["giou"], "queries": len(chosen), "trivial": trivial}
+
+    if not records:
+        raise DataError("nothing to evaluate: no labelled image of this split has an instruction")
+    semantic = [r for r in records if r["kind"] == "semantic"]
+    classes = sorted({r["class_name"] for r in semantic})
+    by_class = {name: scores(r for r in semantic if r["class_name"] == name) for name in classes}
+    kinds = sorted({(r["kind"], r["target"]) for r in records})
+    return {
+        "all": scores(records),
+        "by_kind": {f"{k}, {t}": scores(r for r in records if (r["kind"], r["target"]) == (k, t)) for k, t in kinds},
+        "by_class": by_class,
+        "miou": sum(s["ciou"] for s in by_class.values()) / len(by_class) if by_class else None,
+    }
+
+
+COLUMNS = ("queries", "number", "cIoU", "gIoU", "whole image", "mean training mask")
+
+
+def _rows(summary: dict) -> Iterator[tuple[str, ...]]:
+    """Cells of the table, a row each: all queries, kinds, classes from the best to the worst, and their mean."""
+
+    def row(name: str, scores: dict) -> tuple[str, ...]:
+        trivial = [scores["trivial"].get(column) for column in COLUMNS[4:]]
+        numbers = (scores["ciou"], scores["giou"], *trivial)
+        return name, str(scores["queries"]), *("" if v is None else f"{v:.3f}" for v in numbers)
+
+    yield row("all", summary["all"])
+    for name, scores in summary["by_kind"].items():
+        yield row(name, scores)
+    for name, scores in sorted(summary["by_class"].items(), key=lambda item: -item[1]["ciou"]):
+        yield row(f"class: {name}", scores)
+    if summary["miou"] is not None:
+        yield "mean over classes", "", f"{summary['miou']:.3f}", "", "", ""
+
+
+def markdown_table(summary: dict) -> str:
+    head = [COLUMNS, ("---", *["---:"] * (len(COLUMNS) - 1))]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (*head, *_rows(summary)))
+
+
+def html_table(summary: dict) -> str:
+    head = "".join(f"<th>{html.escape(name)}" for name in COLUMNS)
+    rows = ["".join(f"<td>{html.escape(cell)}" for cell in cells) for cells in _rows(summary)]
+    return f"<table><tr>{head}{''.join(f'<tr>{row}' for row in rows)}</table>"
