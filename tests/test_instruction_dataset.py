@@ -76,6 +76,18 @@ def test_masks_are_those_of_the_queries(street):
     assert any(matches)
 
 
+def test_a_target_comes_twice_only_after_every_target_came_once(street):
+    class_level = [i for i in street[2] if i.instance_ids is None]
+    names = {i.class_name for i in class_level if i.image_id == class_level[0].image_id}
+    few = dataset((*street[:2], class_level), queries_per_image=4)
+    for k in range(12):
+        masks = few[k]["masks"]
+        assert len(np.unique(masks.reshape(len(masks), -1), axis=0)) == 4
+    everything = dataset((*street[:2], class_level), queries_per_image=100)
+    assert len(everything[0]["queries"]) in {sum(i.image_id == s.image_id for i in class_level) for s in street[1]}
+    assert len(names) > 4
+
+
 def test_a_flip_flips_image_and_masks_together(street):
     class_level = [i for i in street[2] if i.instance_ids is None]
     plain = dataset((*street[:2], class_level))

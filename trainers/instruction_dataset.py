@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -54,8 +55,7 @@ class InstructionDataset(torch.utils.data.Dataset):
         scene_index = self._order(epoch)[place]
         rng = np.random.default_rng((self.seed, 1, index))
         image, labels, instances = self._read(scene_index)
-        candidates = self.by_image[self.scenes[scene_index].image_id]
-        chosen = [candidates[i] for i in rng.permutation(len(candidates))[: self.arguments.queries_per_image]]
+        chosen = self._draw(self.by_image[self.scenes[scene_index].image_id], rng)
         if all(instruction.instance_ids is None for instruction in chosen):
             # Sides, and which instance is the largest or the only red one, would change with the frame.
             image, labels, instances = self._augment(image, labels, instances, rng)
@@ -67,6 +67,19 @@ class InstructionDataset(torch.utils.data.Dataset):
             "answers": [i.answer for i in chosen],
             "masks": np.stack(masks),
         }
+
+    def _draw(self, candidates: Sequence[Instruction], rng: np.random.Generator) -> list[Instruction]:
+        """`queries_per_image` of them; a target comes a second time only when every target has come once, since a
+        second query for the same mask teaches SAM nothing."""
+        shuffled = [candidates[i] for i in rng.permutation(len(candidates))]
+        times: Counter[tuple] = Counter()
+        turns = []
+        for instruction in shuffled:
+            target = (instruction.class_name, instruction.instance_ids)
+            turns.append(times[target])
+            times[target] += 1
+        order = sorted(range(len(shuffled)), key=turns.__getitem__)
+        return [shuffled[i] for i in order[: self.arguments.queries_per_image]]
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.scenes))
