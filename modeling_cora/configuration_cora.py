@@ -1,7 +1,6 @@
 """Configuration of CORA: a vision-language model, a SAM, and how a `[SEG]` state becomes a prompt."""
 
-from __future__ import annotations
-
+# no `from __future__ import annotations`: @strict checks no field whose type is a string
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -41,6 +40,13 @@ class CoraConfig(PreTrainedConfig):
         iou_loss_weight (`float`, *optional*, defaults to 0.0):
             Weight of the squared error of SAM's IoU prediction, as in SAM's own training. Neither the paper nor LISA
             trains it (0); from a random start `iou_scores` mean nothing without it.
+        mask_loss_at (`"labels"`, `"low_res"` or `"points"`, *optional*, defaults to `"labels"`):
+            Where the mask loss is taken: at the size of the label map (LISA), on the decoder's own grid (a quarter of
+            SAM's input, labels shrunk to it), or at sampled points (Sa2VA). The last two need far less memory.
+        mask_loss_points (`int`, *optional*, defaults to 12544):
+            Points for each mask with `mask_loss_at="points"` (Sa2VA, Mask2Former: 12,544).
+        mask_loss_oversampling (`float`, *optional*, defaults to 3.0), mask_loss_importance (`float`, defaults to 0.75):
+            Of three times as many uniform points, the least decided ones make up three quarters (Sa2VA, PointRend).
     """
 
     model_type = "cora"
@@ -59,6 +65,10 @@ class CoraConfig(PreTrainedConfig):
     bce_loss_weight: float | int = 1.0
     dice_loss_weight: float | int = 1.0
     iou_loss_weight: float | int = 0.0
+    mask_loss_at: Literal["labels", "low_res", "points"] = "labels"
+    mask_loss_points: int = 12544
+    mask_loss_oversampling: float | int = 3.0
+    mask_loss_importance: float | int = 0.75
     initializer_range: float | int = 0.02
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:

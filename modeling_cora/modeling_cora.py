@@ -17,7 +17,7 @@ from .branches import PREFIX, SegPositions, branch_attention_mask, branch_positi
 from .configuration_cora import CoraConfig
 from .image_layouts import VISION_INPUTS, select_images
 from .losses import bce_per_mask, dice_per_mask, iou_per_mask, next_token_loss
-from .masks import resize_mask_logits
+from .masks import resize_mask_logits, shrink_mask_labels, uncertain_points, values_at_points
 
 logger = logging.get_logger(__name__)
 
@@ -342,21 +342,49 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
             # 0 with a graph: with several processes, every one must reach the same parameters
             zero = output["seg_embeddings"].float().sum()
             return {"bce_loss": zero, "dice_loss": zero, "iou_loss": zero}
-        input_size = self.config.sam_config.vision_config.image_size
         bce, dice, iou = [], [], []
         for logits, target, reshaped_size in zip(
             low_res_masks.split(counts), mask_labels, reshaped_input_sizes.tolist(), strict=True
         ):
             if len(target):
-                logits = resize_mask_logits(logits, input_size, reshaped_size, target.shape[-2:])
-                bce.append(bce_per_mask(logits, target))
-                dice.append(dice_per_mask(logits, target))
-                iou.append(iou_per_mask(logits, target))
+                compared = self._where_compared(logits, target, reshaped_size)
+                bce.append(bce_per_mask(*compared))
+                dice.append(dice_per_mask(*compared))
+                iou.append(self._iou(logits, target, reshaped_size, compared))
         return {
             "bce_loss": torch.cat(bce).mean(),
             "dice_loss": torch.cat(dice).mean(),
             "iou_loss": nn.functional.mse_loss(iou_scores.float(), torch.cat(iou)),
         }
+
+    def _where_compared(
+        self, logits: torch.Tensor, target: torch.Tensor, reshaped_size: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and targets (n, ., .) of one image, where `config.mask_loss_at` says."""
+        config, input_size = self.config, self.config.sam_config.vision_config.image_size
+        if config.mask_loss_at == "labels":
+            return resize_mask_logits(logits, input_size, reshaped_size, target.shape[-2:]), target
+        if config.mask_loss_at == "low_res":
+            return logits, shrink_mask_labels(target, logits.shape[-2:], input_size, reshaped_size)
+        height, width = reshaped_size
+        extent = torch.tensor([width / input_size, height / input_size], device=logits.device)
+        points = uncertain_points(
+            logits, config.mask_loss_points, extent, config.mask_loss_oversampling, config.mask_loss_importance
+        )
+        values = values_at_points(logits, points * extent, "bilinear")
+        return values[:, None], values_at_points(target, points, "nearest")[:, None]
+
+    def _iou(
+        self,
+        logits: torch.Tensor,
+        target: torch.Tensor,
+        reshaped_size: list[int],
+        compared: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:
+        if self.config.mask_loss_at == "points":  # which are not a fair sample of the mask
+            input_size = self.config.sam_config.vision_config.image_size
+            compared = logits, shrink_mask_labels(target, logits.shape[-2:], input_size, reshaped_size)
+        return iou_per_mask(*compared)
 
     def weighted_sum(self, terms: Mapping[str, torch.Tensor | None]) -> torch.Tensor | None:
         """Eq. 5 from its terms (`lm_loss`, `bce_loss`, `dice_loss`, `iou_loss`); None where none is given."""

@@ -45,6 +45,9 @@ class ModelArguments:
     iou_loss_weight: float | None = field(
         default=None, metadata={"help": "SAM's IoU head; 0 in the paper and LISA, 1 for cora-tiny's random start."}
     )
+    mask_loss_at: str | None = field(
+        default=None, metadata={"help": "Mask loss at `labels` (LISA), `low_res` or `points` (Sa2VA: 12,544)."}
+    )
 
 
 @dataclass

@@ -17,6 +17,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from peft import PeftModel
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from transformers.trainer_utils import get_last_checkpoint, set_seed
@@ -40,6 +41,10 @@ from trainers.instruction_dataset import InstructionCollator, InstructionDataset
 from trainers.query_pretraining import pretrain_queries
 from trainers.trained_parts import parameter_table, select_trained_parts
 
+CONFIG_FIELDS = (
+    "seg_state", "lm_loss_weight", "bce_loss_weight", "dice_loss_weight", "iou_loss_weight", "mask_loss_at",
+)  # fmt: skip
+"""Of `ModelArguments`, what overrides the model's configuration."""
 ARGUMENTS = (ModelArguments, TrainedPartsArguments, DataArguments, QueryPretrainingArguments, CoraTrainingArguments)
 
 
@@ -67,9 +72,12 @@ def load_model(
             raise UsageError(f"model {arguments.model}: is an adapter; merge it first (trainers/merge_adapter.py)")
         model = CoraForReasoningSegmentation.from_pretrained(arguments.model)
         processor = CoraProcessor.from_pretrained(arguments.model)
-    for name in ("seg_state", "lm_loss_weight", "bce_loss_weight", "dice_loss_weight", "iou_loss_weight"):
+    for name in CONFIG_FIELDS:
         if (value := getattr(arguments, name)) is not None:
-            setattr(model.config, name, value)
+            try:
+                setattr(model.config, name, value)
+            except StrictDataclassFieldValidationError as error:
+                raise UsageError(str(error.__cause__)) from None
     return model, processor
 
 
