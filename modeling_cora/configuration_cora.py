@@ -20,6 +20,9 @@ class CoraConfig(PreTrainedConfig):
             Any image-text-to-text configuration. Defaults to LLaVA-1.5.
         sam_config (`dict` or `SamConfig`, *optional*):
             The segmenter. Defaults to SAM ViT-B.
+        sam_encoder (`"sam_vit"` or `"tiny_vit"`, *optional*, defaults to `"sam_vit"`):
+            SAM's own ViT as `sam_config.vision_config` describes it, or MobileSAM's TinyViT-5M, for which
+            `sam_config.vision_config` gives the input size alone.
         seg_token_id (`int`, *optional*, defaults to 32001):
             Token id of `[SEG]`.
         seg_state (`"before"` or `"at"`, *optional*, defaults to `"before"`):
@@ -57,6 +60,7 @@ class CoraConfig(PreTrainedConfig):
 
     vlm_config: Any = None
     sam_config: Any = None
+    sam_encoder: Literal["sam_vit", "tiny_vit"] = "sam_vit"
     seg_token_id: int = 32001
     seg_state: Literal["before", "at"] = "before"
     branch_packing: bool = True

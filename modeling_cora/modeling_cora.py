@@ -18,6 +18,7 @@ from .configuration_cora import CoraConfig
 from .image_layouts import VISION_INPUTS, select_images
 from .losses import bce_per_mask, dice_per_mask, iou_per_mask, next_token_loss
 from .masks import resize_mask_logits, shrink_mask_labels, uncertain_points, values_at_points
+from .tiny_vit import TinyVitEncoder
 
 logger = logging.get_logger(__name__)
 
@@ -118,6 +119,8 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
         self.sam = SamModel(config.sam_config)
+        if config.sam_encoder == "tiny_vit":
+            self.sam.vision_encoder = TinyVitEncoder(config.sam_config.prompt_encoder_config.hidden_size)
         self.seg_projector = CoraSegProjector(config)
         self.post_init()
 
