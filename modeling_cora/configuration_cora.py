@@ -37,6 +37,9 @@ class CoraConfig(PreTrainedConfig):
         iou_loss_weight (`float`, *optional*, defaults to 0.0):
             Weight of the squared error of SAM's IoU prediction, as in SAM's own training. Neither the paper nor LISA
             trains it (0); from a random start `iou_scores` mean nothing without it.
+        lm_classes (`int`, *optional*):
+            Token ids that the language head chooses from, `0 ... lm_classes - 1`; larger ids are inputs alone, such as
+            the `<image>` that a LISA checkpoint has no row for. None: every row of the table.
     """
 
     model_type = "cora"
@@ -54,6 +57,7 @@ class CoraConfig(PreTrainedConfig):
     bce_loss_weight: float | int = 1.0
     dice_loss_weight: float | int = 1.0
     iou_loss_weight: float | int = 0.0
+    lm_classes: int | None = None
     initializer_range: float | int = 0.02
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:

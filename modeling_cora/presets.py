@@ -17,10 +17,9 @@ from transformers import (
     SamPromptEncoderConfig,
     SamVisionConfig,
 )
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 from .configuration_cora import SEG_TOKEN, CoraConfig
+from .image_processors import clip_image_processor, sam_image_processor
 from .modeling_cora import CoraForReasoningSegmentation
 from .processing_cora import DEFAULT_ANSWER, CoraProcessor
 
@@ -162,17 +161,8 @@ def cora_tiny(
         model = CoraForReasoningSegmentation(config)
         _initialise_from_scratch(model)
     processor = CoraProcessor(
-        image_processor=LlavaImageProcessorPil(
-            size={"shortest_edge": clip_image_size},
-            crop_size={"height": clip_image_size, "width": clip_image_size},
-            do_pad=True,
-        ),
-        sam_image_processor=SamImageProcessorPil(
-            size={"longest_edge": sam_image_size},
-            pad_size={"height": sam_image_size, "width": sam_image_size},
-            mask_size={"longest_edge": sam_image_size},
-            mask_pad_size={"height": sam_image_size, "width": sam_image_size},
-        ),
+        image_processor=clip_image_processor(clip_image_size),
+        sam_image_processor=sam_image_processor(sam_image_size),
         tokenizer=tokenizer,
         num_image_tokens=config.vlm_config.image_seq_length,
     )

@@ -200,7 +200,13 @@ class CoraProcessor(ProcessorMixin):
         prefix, image, before = head.rpartition(self.image_token)
         if not image or not rest:
             raise ValueError(f"chat_template: writes no {self.image_token!r} or no query into {rendered!r}")
-        return _PromptFrame(prefix + image, before, between.rstrip(" "), between[len(between.rstrip(" ")) :] + after)
+        prefix += image
+        # special tokens that close the image (LISA: <im_end>) are shared too, and only the prefix may hold any
+        for piece in self._split_at_specials(before):
+            if piece not in self._specials:
+                break
+            prefix, before = prefix + piece, before[len(piece) :]
+        return _PromptFrame(prefix, before, between.rstrip(" "), between[len(between.rstrip(" ")) :] + after)
 
     @cached_property
     def _prefix(self) -> list[int]:
