@@ -1,4 +1,4 @@
-"""Sizes by name: `cora-tiny`, which needs no download and trains on a CPU."""
+"""Sizes by name: `cora-tiny`, which needs no download and trains on a CPU, and `cora-7b`."""
 
 from __future__ import annotations
 
@@ -118,6 +118,51 @@ def cora_tiny_config(
     )
 
 
+def cora_7b_config() -> CoraConfig:
+    """LLaVA-1.5-7B (as `llava-hf/llava-1.5-7b-hf` has it) and SAM ViT-H: what `convert_llava_sam` makes of the two.
+
+    7.7 billion weights. LLaVA's tokenizer has 32,002 tokens and its tables 32,064 rows, so `[SEG]` needs no new one.
+    """
+    text = LlamaConfig(
+        vocab_size=32064,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+        pad_token_id=32001,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+        projection_dim=768,
+    )
+    sam = SamConfig(
+        vision_config=SamVisionConfig(
+            hidden_size=1280,
+            num_hidden_layers=32,
+            num_attention_heads=16,
+            global_attn_indexes=[7, 15, 23, 31],
+            mlp_dim=5120,
+        ),
+        prompt_encoder_config=SamPromptEncoderConfig(),
+        mask_decoder_config=SamMaskDecoderConfig(layer_norm_eps=1e-5),
+    )
+    return CoraConfig(
+        vlm_config=LlavaConfig(
+            text_config=text, vision_config=vision, image_token_id=32000, image_seq_length=576, vision_feature_layer=-2
+        ),
+        sam_config=sam,
+        seg_token_id=32002,
+    )
+
+
 @torch.no_grad()
 def _initialise_from_scratch(model: CoraForReasoningSegmentation) -> None:
     """Weights from which a small model learns to segment within minutes.
@@ -169,4 +214,4 @@ def cora_tiny(
     return model, processor
 
 
-__all__ = ["cora_tiny", "cora_tiny_config", "train_tokenizer"]
+__all__ = ["cora_7b_config", "cora_tiny", "cora_tiny_config", "train_tokenizer"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -33,7 +35,7 @@ SPECIAL = ["<unk>", "<s>", "</s>"]
 
 @torch.no_grad()
 def randomised(model: torch.nn.Module, seed: int, std: float = 0.2) -> torch.nn.Module:
-    """Everything that is saved redrawn, those that start as 0 or 1 too, so that none of them can be forgotten unnoticed."""
+    """All that is saved redrawn, what starts as 0 or 1 too, so that nothing can be forgotten unnoticed."""
     generator = torch.Generator().manual_seed(seed)
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
@@ -172,15 +174,19 @@ def refused(convert, capsys, output: Path, *arguments: object) -> str:
     return line[0]
 
 
-def peak_memory(module: str, *arguments: object) -> int:
-    """Bytes that a command had in memory at most."""
+def peak_memory(module: str, *commands: Sequence[object]) -> list[int]:
+    """Bytes that one process had in memory at most by the end of each of its commands."""
     program = (
-        "import resource, runpy, sys; sys.argv = ['convert', *sys.argv[1:]];"
-        f"runpy.run_module({module!r}, run_name='__main__');"
-        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "import json, resource, runpy, sys\n"
+        "peaks = []\n"
+        "for arguments in json.loads(sys.argv[1]):\n"
+        "    sys.argv = ['convert', *arguments]\n"
+        f"    runpy.run_module({module!r}, run_name='__main__')\n"
+        "    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "print('peaks', json.dumps(peaks))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT
-    )
+    arguments = json.dumps([[*map(str, command)] for command in commands])
+    done = subprocess.run([sys.executable, "-c", program, arguments], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    return int(done.stdout.split("peak ")[-1]) * (1 if sys.platform == "darwin" else 1024)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return [peak * unit for peak in json.loads(done.stdout.split("peaks ")[-1])]
