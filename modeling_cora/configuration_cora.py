@@ -50,6 +50,9 @@ class CoraConfig(PreTrainedConfig):
             Points for each mask with `mask_loss_at="points"` (Sa2VA, Mask2Former: 12,544).
         mask_loss_oversampling (`float`, *optional*, defaults to 3.0), mask_loss_importance (`float`, defaults to 0.75):
             Of three times as many uniform points, the least decided ones make up three quarters (Sa2VA, PointRend).
+        lm_classes (`int`, *optional*):
+            Token ids that the language head chooses from, `0 ... lm_classes - 1`; larger ids are inputs alone, such as
+            the `<image>` that a LISA checkpoint has no row for. None: every row of the table.
     """
 
     model_type = "cora"
@@ -73,6 +76,7 @@ class CoraConfig(PreTrainedConfig):
     mask_loss_points: int = 12544
     mask_loss_oversampling: float | int = 3.0
     mask_loss_importance: float | int = 0.75
+    lm_classes: int | None = None
     initializer_range: float | int = 0.02
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:

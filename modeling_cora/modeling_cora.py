@@ -182,7 +182,7 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         seg = SegPositions.find(input_ids, branch_ids, self.config.seg_token_id, self.config.seg_state)
         output = self._masks_of(states, seg, sam_pixel_values, sam_image_embeddings)
         if output_logits:
-            output.logits = self.get_output_embeddings()(states)
+            output.logits = self._logits(states)
         if labels is not None:
             output.lm_loss = self._lm_loss(states, labels, branch_ids)
         if mask_labels is not None:
@@ -324,13 +324,17 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         )
         return masks[:, 0, 0], iou_scores[:, 0, 0]
 
+    def _logits(self, states: torch.Tensor) -> torch.Tensor:
+        """(..., d) -> (..., V): the language head without the rows that are no classes."""
+        return self.get_output_embeddings()(states)[..., : self.config.lm_classes]
+
     def _lm_loss(self, states: torch.Tensor, labels: torch.Tensor, branch_ids: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of the answers; the language head runs on no other position."""
         # A label belongs to the state before it, which is of the same branch: a branch's first token is never a label.
         batch, position = (labels != -100).nonzero(as_tuple=True)
         if bool((branch_ids[batch, position - 1] != branch_ids[batch, position]).any()):
             raise ValueError("labels: the first token of a branch is a label; the state before it is another branch's")
-        logits = self.get_output_embeddings()(states[batch, position - 1])
+        logits = self._logits(states[batch, position - 1])
         return next_token_loss(logits, labels[batch, position])
 
     def mask_losses(
@@ -425,6 +429,10 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         vision = self._vision_inputs(pixel_values, pixel_attention_mask, image_grid_thw)
         if image_grid_thw is not None:
             vision |= self._image_token_types(input_ids)
+        classes, rows = self.config.lm_classes, self.config.get_text_config().vocab_size
+        if classes is not None and classes < rows:
+            suppressed = list(generate_kwargs.get("suppress_tokens") or [])
+            generate_kwargs["suppress_tokens"] = suppressed + list(range(classes, rows))
         with self._record_states() as steps:
             sequences = self.vlm.generate(
                 input_ids=input_ids,
