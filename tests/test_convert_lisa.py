@@ -267,6 +267,13 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path, folders, capsys):
     assert "point_embed" in line(checkpoint=lost)
     half = variant("half", lambda w: w.update({"model.layers.0.mlp.up_proj.lora_A.default.weight": torch.zeros(2, 32)}))
     assert "lora_A alone" in line(checkpoint=half)
+    factors = {
+        "model.norm.lora_A.default.weight": torch.zeros(2, 32),
+        "model.norm.lora_B.default.weight": torch.zeros(32, 2),
+    }
+    assert "do not adapt [32]" in line(checkpoint=variant("shapes", lambda w: w.update(factors)))
+    flat = {"model.visual_model.image_encoder.pos_embed": torch.zeros(64, 32)}
+    assert "pos_embed is of shape [64, 32]" in line(checkpoint=variant("flat", lambda w: w.update(flat)))
     strange = tmp_path / "strange"
     tokenizer(["<a>", "<b>", "<c>", "<d>", "[SEG]"]).save_pretrained(strange)
     assert "token ids up to 263" in line(tokenizer=strange)
