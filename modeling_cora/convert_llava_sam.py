@@ -90,7 +90,10 @@ def _llava_config(folder: Path) -> LlavaConfig:
             f"{folder}: config.json is not of transformers' LlavaForConditionalGeneration "
             f"(model_type {values.get('model_type')!r})"
         )
-    return parse_config(LlavaConfig, values, f"{folder}: config.json")
+    config = parse_config(LlavaConfig, values, f"{folder}: config.json")
+    if (tower := config.vision_config.model_type) != "clip_vision_model":
+        raise ConversionError(f"{folder}: config.json: the vision tower is {tower!r}; only CLIP's are known")
+    return config
 
 
 def _image_tokens(config: LlavaConfig) -> int:

@@ -68,13 +68,13 @@ def merge_lora(
             raise ConversionError(f"{where}: {module} has lora_{min(pair)} alone")
         if name not in weights:
             raise ConversionError(f"{where}: an adapter of {name}, which the checkpoint does not have")
-        rank, columns = pair["A"].shape
-        if (pair["B"].shape[0], columns) != weights[name].shape or pair["B"].shape[1] != rank:
+        a, b, weight = pair["A"].shape, pair["B"].shape, weights[name].shape
+        if not len(a) == len(b) == len(weight) == 2 or (b[0], a[1]) != weight or b[1] != a[0]:
             raise ConversionError(
-                f"{where}: {module}: lora_A {list(pair['A'].shape)} and lora_B {list(pair['B'].shape)} "
-                f"do not adapt {list(weights[name].shape)}"
+                f"{where}: {module}: lora_A {list(a)} and lora_B {list(b)} do not adapt {list(weight)}"
             )
-        weights[name] = _merged(weights[name], pair["A"], pair["B"], alpha / (math.sqrt(rank) if rslora else rank))
+        rank = math.sqrt(a[0]) if rslora else a[0]
+        weights[name] = _merged(weights[name], pair["A"], pair["B"], alpha / rank)
     return weights
 
 

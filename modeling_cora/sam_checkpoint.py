@@ -49,19 +49,22 @@ def sam_config_of(tensors: Mapping[str, StoredTensor], decoder_heads: int, where
         decoder_heads: of the mask decoder, the one size that no shape shows.
 
     Raises:
-        ConversionError: a part that a size is read off is missing.
+        ConversionError: a part that a size is read off is missing or of another form.
     """
 
-    def shape(name: str) -> tuple[int, ...]:
+    def shape(name: str, rank: int = 2) -> tuple[int, ...]:
         if f"sam.{name}" not in tensors:
             raise ConversionError(f"{where}: has no sam.{name}; is it a whole SAM?")
-        return tensors[f"sam.{name}"].shape
+        found = tuple(tensors[f"sam.{name}"].shape)
+        if len(found) != rank or 0 in found:
+            raise ConversionError(f"{where}: sam.{name} is of shape {list(found)}, not of {rank} dimensions")
+        return found
 
     def layers(prefix: str) -> int:
         return len({name.split(".")[prefix.count(".") + 2] for name in tensors if name.startswith(f"sam.{prefix}.")})
 
-    width, _, patch, _ = shape("vision_encoder.patch_embed.projection.weight")
-    grid = shape("vision_encoder.pos_embed")[1]
+    width, _, patch, _ = shape("vision_encoder.patch_embed.projection.weight", 4)
+    grid = shape("vision_encoder.pos_embed", 4)[1]
     depth = layers("vision_encoder.layers")
     # a block's relative positions reach over its window: 2 * window - 1 rows, or 2 * grid - 1 in a global block
     reach = [(shape(f"vision_encoder.layers.{index}.attn.rel_pos_h")[0] + 1) // 2 for index in range(depth)]
@@ -70,7 +73,7 @@ def sam_config_of(tensors: Mapping[str, StoredTensor], decoder_heads: int, where
         raise ConversionError(f"{where}: blocks with windows of {windows}; SamModel has one size of window")
     vision = SamVisionConfig(
         hidden_size=width,
-        output_channels=shape("vision_encoder.neck.conv1.weight")[0],
+        output_channels=shape("vision_encoder.neck.conv1.weight", 4)[0],
         num_hidden_layers=depth,
         num_attention_heads=width // shape("vision_encoder.layers.0.attn.rel_pos_h")[1],
         image_size=grid * patch,
@@ -85,7 +88,7 @@ def sam_config_of(tensors: Mapping[str, StoredTensor], decoder_heads: int, where
         hidden_size=prompt_width,
         image_size=grid * patch,
         patch_size=patch,
-        mask_input_channels=shape("prompt_encoder.mask_embed.conv3.weight")[1],
+        mask_input_channels=shape("prompt_encoder.mask_embed.conv3.weight", 4)[1],
         num_point_embeddings=layers("prompt_encoder.point_embed"),
     )
     narrow = shape("mask_decoder.transformer.layers.0.cross_attn_token_to_image.q_proj.weight")[0]

@@ -215,16 +215,16 @@ def test_adapters_become_what_peft_merges(tmp_path, where):
 
 
 def test_factors_are_added_before_the_cast(tmp_path):
-    """Each alone is less than half a step of bfloat16 and would be lost."""
+    """0.003 and 0.002 are each less than half a step of bfloat16 behind 1 and would be lost; their sum is more."""
     weights = language_model().state_dict() | lisa_parts("linear")
     name = "model.layers.0.self_attn.q_proj"
-    weights[f"{name}.weight"] = torch.ones(HIDDEN, HIDDEN)
+    weights[f"{name}.weight"] = torch.full((HIDDEN, HIDDEN), 1.003)
     weights[f"{name}.lora_A.default.weight"] = torch.full((8, HIDDEN), 0.25)
-    weights[f"{name}.lora_B.default.weight"] = torch.full((HIDDEN, 8), 0.001)
+    weights[f"{name}.lora_B.default.weight"] = torch.full((HIDDEN, 8), 0.0005)
     clip().save_pretrained(tmp_path / "clip")
     model = converted(tmp_path / "out", lisa_folder(tmp_path, weights), tmp_path / "clip", "--dtype", "bfloat16")
     merged = model.vlm.model.language_model.layers[0].self_attn.q_proj.weight
-    assert torch.equal(merged, torch.full((HIDDEN, HIDDEN), 1 + 2 * 8 * 0.25 * 0.001).bfloat16())
+    assert torch.equal(merged, torch.full((HIDDEN, HIDDEN), 1 + 2**-7).bfloat16())
 
 
 def test_parts_that_lisa_lacks_come_from_sam(tmp_path, folders, capsys):
@@ -267,6 +267,13 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path, folders, capsys):
     assert "point_embed" in line(checkpoint=lost)
     half = variant("half", lambda w: w.update({"model.layers.0.mlp.up_proj.lora_A.default.weight": torch.zeros(2, 32)}))
     assert "lora_A alone" in line(checkpoint=half)
+    factors = {
+        "model.norm.lora_A.default.weight": torch.zeros(2, 32),
+        "model.norm.lora_B.default.weight": torch.zeros(32, 2),
+    }
+    assert "do not adapt [32]" in line(checkpoint=variant("shapes", lambda w: w.update(factors)))
+    flat = {"model.visual_model.image_encoder.pos_embed": torch.zeros(64, 32)}
+    assert "pos_embed is of shape [64, 32]" in line(checkpoint=variant("flat", lambda w: w.update(flat)))
     strange = tmp_path / "strange"
     tokenizer(["<a>", "<b>", "<c>", "<d>", "[SEG]"]).save_pretrained(strange)
     assert "token ids up to 263" in line(tokenizer=strange)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
+from modeling_cora import CoraForReasoningSegmentation, CoraProcessor, conversion
 from modeling_cora.convert_llava_sam import convert
 
 from .conftest import noise_image
@@ -280,6 +281,25 @@ def test_folders_and_options_that_do_not_fit_are_refused(tmp_path, parts, capsys
     assert "<image> is token 260" in refused(
         convert, capsys, tmp_path / "x" / "new", "--vlm", tmp_path / "other", "--sam", root / "sam"
     )
+
+
+def test_a_full_disk_or_an_interruption_leaves_nothing(tmp_path, parts, capsys, monkeypatch):
+    root, _, _ = parts
+    given = ("--vlm", root / "vlm", "--sam", root / "sam")
+
+    def broken(error):
+        def write(folder, *_):
+            (folder / "model.safetensors").write_bytes(b"half")
+            raise error
+
+        monkeypatch.setattr(conversion, "write_shards", write)
+
+    broken(OSError(errno.ENOSPC, "No space left on device"))
+    assert "No space left" in refused(convert, capsys, tmp_path / "out", *given)
+    broken(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        convert([*map(str, given), "--output", str(tmp_path / "out")])
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("kind", ["safetensors", pytest.param("bin", marks=pytest.mark.slow)])

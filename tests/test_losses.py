@@ -14,7 +14,16 @@ from modeling_cora.masks import resize_mask_logits, shrink_mask_labels, uncertai
 
 from .conftest import SHARED, noise_image
 
-CASES = ("basic", "nonsquare", "single", "extreme", "empty_and_full", "num_masks_10", "empty_target_neutral")
+CASES = (
+    "basic",
+    "nonsquare",
+    "single",
+    "extreme",
+    "empty_and_full",
+    "num_masks_10",
+    "empty_target_neutral",
+    "empty_target_confident_bg",
+)
 
 
 def golden(name: str) -> dict[str, torch.Tensor]:
@@ -33,6 +42,15 @@ def test_values_and_gradients_are_lisas(case, name, per_mask):
     loss.sum().backward()
     torch.testing.assert_close(loss, tensors[f"{case}.out.{name}"], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(logits.grad, tensors[f"{case}.out.grad_{name}"], rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize(("name", "per_mask", "weight"), [("bce", bce_per_mask, 2.0), ("dice", dice_per_mask, 0.5)])
+def test_a_batch_of_images_of_two_sizes_is_lisas(name, per_mask, weight):
+    """LISA sums over all masks of the batch and divides by their number: a mean over masks, not over images."""
+    tensors = golden("losses/mask_losses.safetensors")
+    losses = [per_mask(tensors[f"batch.in.logits_{i}"], tensors[f"batch.in.targets_{i}"]) for i in range(2)]
+    ours = weight * torch.cat(losses).mean()
+    torch.testing.assert_close(ours, tensors[f"batch.out.{name}_weighted"].squeeze(), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("case", ["raw", "point", "box"])
