@@ -14,6 +14,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from .branches import Branch, pack_branches
 from .configuration_cora import SEG_TOKEN
+from .hub import FromNamedModel
 from .masks import resize_mask_logits
 
 DEFAULT_ANSWER = f"It is {SEG_TOKEN}."
@@ -39,7 +40,7 @@ class _PromptFrame(NamedTuple):
     after_answer: str
 
 
-class CoraProcessor(ProcessorMixin):
+class CoraProcessor(FromNamedModel, ProcessorMixin):
     r"""
     Two image processors (vision tower, SAM) and a tokenizer.
 
@@ -113,7 +114,23 @@ class CoraProcessor(ProcessorMixin):
                 narrow that nothing of it would be left at SAM's input size.
         """
         images = [images] if isinstance(images, Image.Image) else list(images)
-        queries = self._nested(queries, len(images))
+        data: dict[str, Any] = self.query_inputs(self._nested(queries, len(images)), answers, generate, padding_side)
+        data.update(self.image_inputs(images))
+        if mask_labels is not None:
+            data["mask_labels"] = [torch.as_tensor(masks) for masks in mask_labels]
+        return BatchFeature(data)
+
+    def query_inputs(
+        self,
+        queries: Sequence[Sequence[str]],
+        answers: Sequence[Sequence[str]] | None = None,
+        generate: bool = False,
+        padding_side: Literal["left", "right"] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """The part of the inputs that depends on the queries alone; B lists, the rest as in `__call__`."""
+        for index, image_queries in enumerate(queries):
+            if not image_queries:
+                raise ValueError(f"queries: image {index} has none")
         if answers is None:
             answers = [[DEFAULT_ANSWER] * len(image_queries) for image_queries in queries]
         branches = [
@@ -121,13 +138,10 @@ class CoraProcessor(ProcessorMixin):
             for pair in zip(queries, answers, strict=True)
         ]
         side = padding_side or ("left" if generate else "right")
-        data: dict[str, Any] = pack_branches([self._prefix] * len(images), branches, self._pad_token_id, side)
+        data = pack_branches([self._prefix] * len(queries), branches, self._pad_token_id, side)
         if generate:
             del data["labels"]
-        data.update(self.image_inputs(images))
-        if mask_labels is not None:
-            data["mask_labels"] = [torch.as_tensor(masks) for masks in mask_labels]
-        return BatchFeature(data)
+        return data
 
     def image_inputs(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         """The part of the inputs that depends on the images alone."""
@@ -182,9 +196,6 @@ class CoraProcessor(ProcessorMixin):
             queries = [queries]
         if len(queries) != images:
             raise ValueError(f"queries: {len(queries)} lists of queries for {images} images")
-        for index, image_queries in enumerate(queries):
-            if not image_queries:
-                raise ValueError(f"queries: image {index} has none")
         return [list(image_queries) for image_queries in queries]
 
     @cached_property
