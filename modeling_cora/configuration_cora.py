@@ -1,17 +1,23 @@
 """Configuration of CORA: a vision-language model, a SAM, and how a `[SEG]` state becomes a prompt."""
 
 # no `from __future__ import annotations`: @strict checks no field whose type is a string
+import copy
+import os
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, SamConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .hub import FromNamedModel
 
 SEG_TOKEN = "[SEG]"
+TASK = "reasoning-segmentation"
 
 
 @strict
-class CoraConfig(PreTrainedConfig):
+class CoraConfig(FromNamedModel, PreTrainedConfig):
     r"""
     Configuration of [`CoraForReasoningSegmentation`].
 
@@ -79,8 +85,26 @@ class CoraConfig(PreTrainedConfig):
     lm_classes: int | None = None
     initializer_range: float | int = 0.02
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        if TASK in PIPELINE_REGISTRY.supported_tasks:
+            # `pipeline` takes a task that a folder brings code for from there, and wants that code to be trusted, even
+            # where the task is registered; this package is here, so the folder's copy of it is not needed.
+            config_dict = {key: value for key, value in config_dict.items() if key != "custom_pipelines"}
+        return super().from_dict(config_dict, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """As in the base class; the code that the folder needs where this package is missing goes with it.
+
+        transformers copies what a class's module reaches by relative imports: through the one below, every file.
+        """
+        from .pipeline import CUSTOM_PIPELINES
+
+        self.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
+        super().save_pretrained(save_directory, **kwargs)
+
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         return self.vlm_config.get_text_config(decoder=decoder, encoder=encoder)
 
 
-__all__ = ["SEG_TOKEN", "CoraConfig"]
+__all__ = ["SEG_TOKEN", "TASK", "CoraConfig"]

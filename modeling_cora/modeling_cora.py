@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput, logging
 
 from .branches import PREFIX, SegPositions, branch_attention_mask, branch_position_ids
 from .configuration_cora import CoraConfig
+from .hub import FromNamedModel
 from .image_layouts import VISION_INPUTS, select_images
 from .losses import bce_per_mask, dice_per_mask, iou_per_mask, next_token_loss
 from .masks import resize_mask_logits, shrink_mask_labels, uncertain_points, values_at_points
@@ -75,7 +76,7 @@ class CoraSegProjector(nn.Module):
         return self.dropout(self.linear_2(self.activation(self.linear_1(states))))
 
 
-class CoraPreTrainedModel(PreTrainedModel):
+class CoraPreTrainedModel(FromNamedModel, PreTrainedModel):
     config: CoraConfig
     config_class = CoraConfig
     base_model_prefix = ""

@@ -1,14 +1,16 @@
-"""The short way from an image and queries to masks: answers from the template, one forward pass."""
+"""The short way from an image and queries to masks: by the template's answer in one pass, or by generated text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
 
 from .consistency import mask_variance, rephrase
+from .image_layouts import VISION_INPUTS, select_images
 from .masks import resize_mask_logits
 from .modeling_cora import CoraForReasoningSegmentation
 from .processing_cora import CoraProcessor
@@ -16,20 +18,21 @@ from .processing_cora import CoraProcessor
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Masks of one image, one per query.
+    """Masks of one image, one per query; or of one generated answer, one per `[SEG]` in it.
 
     Attributes:
         masks: bool (n, H, W) at image size.
         scores: fp32 (n,) in [0, 1], the model's estimate of each mask's IoU.
         uncertainty: fp32 (n, H, W) in [0, 1/4], the variance over equivalent queries (eq. 6); None unless asked for.
+        text: the generated answer; empty where the answer was the template's.
     """
 
     masks: torch.Tensor
     scores: torch.Tensor
     uncertainty: torch.Tensor | None = None
+    text: str = ""
 
 
-@torch.no_grad()
 def segment(
     model: CoraForReasoningSegmentation,
     processor: CoraProcessor,
@@ -55,28 +58,135 @@ def segment(
     groups = [rephrase(query) for query in queries] if uncertainty and rephrasings is None else rephrasings or []
     if groups and (len(groups) != len(queries) or min(map(len, groups)) < 2):
         raise ValueError(f"rephrasings: {[len(g) for g in groups]} for {len(queries)} queries; at least 2 for each")
+    inputs = processor.image_inputs([image])
     asked = [*queries, *(text for group in groups for text in group)]
-    low_res, scores, embeddings = [], [], None
-    for start in range(0, len(asked), queries_per_pass):
-        inputs = processor(image, asked[start : start + queries_per_pass]).to(model.device)
-        del inputs["labels"]
-        if embeddings is None:
-            embeddings = model.get_image_embeddings(inputs["sam_pixel_values"])
-        del inputs["sam_pixel_values"]
-        output = model(**inputs, sam_image_embeddings=embeddings)
-        low_res.append(output.pred_masks)
-        scores.append(output.iou_scores.float().clamp(0, 1))
-    logits, input_size = torch.cat(low_res), processor.sam_image_processor.pad_size["height"]
-    reshaped = inputs["reshaped_input_sizes"][0].tolist()
-
-    def at_image_size(chosen: torch.Tensor) -> torch.Tensor:
-        return resize_mask_logits(chosen, input_size, reshaped, (image.height, image.width))
-
-    # one query at a time: at image size, logits are four times as large as masks, and there are K of them
-    masks = [(at_image_size(one[None]) > threshold)[0].cpu() for one in logits[: len(queries)]]
+    ((logits, scores),) = _ask(model, processor, inputs, [asked], queries_per_pass)
+    masks = _at_image_size(processor, inputs, 0, logits[: len(queries)], threshold)
     others = logits[len(queries) :].split([len(group) for group in groups])
-    maps = torch.stack([mask_variance(at_image_size(one)).cpu() for one in others]) if groups else None
-    return Segmentation(torch.stack(masks), torch.cat(scores)[: len(queries)].cpu(), maps)
+    variances = [mask_variance(_logits_at_image_size(processor, inputs, 0, one)).cpu() for one in others]
+    return Segmentation(masks, scores[: len(queries)], torch.stack(variances) if groups else None)
 
 
-__all__ = ["Segmentation", "segment"]
+def segment_batch(
+    model: CoraForReasoningSegmentation,
+    processor: CoraProcessor,
+    image_inputs: Mapping[str, Any],
+    queries: Sequence[Sequence[str]],
+    threshold: float = 0.0,
+    queries_per_pass: int = 32,
+) -> list[Segmentation]:
+    """As `segment`, for several images in one forward pass.
+
+    Args:
+        image_inputs: of B images, from `processor.image_inputs`.
+        queries: B lists; up to `queries_per_pass` of each go into one pass.
+    """
+    answers = _ask(model, processor, image_inputs, queries, queries_per_pass)
+    return [
+        Segmentation(_at_image_size(processor, image_inputs, index, logits, threshold), scores)
+        for index, (logits, scores) in enumerate(answers)
+    ]
+
+
+@torch.no_grad()
+def answer_batch(
+    model: CoraForReasoningSegmentation,
+    processor: CoraProcessor,
+    image_inputs: Mapping[str, Any],
+    queries: Sequence[Sequence[str]],
+    threshold: float = 0.0,
+    queries_per_pass: int = 32,
+    **generate_kwargs: Any,
+) -> list[list[Segmentation]]:
+    """Lets the model answer in its own words: no, one or several masks per query.
+
+    Args:
+        image_inputs, queries: as in `segment_batch`.
+        queries_per_pass: rows that are generated together.
+        generate_kwargs: go to `model.generate`.
+
+    Returns:
+        B lists, one answer per query.
+    """
+    embeddings = model.get_image_embeddings(image_inputs["sam_pixel_values"].to(model.device))
+    rows = [(index, query) for index, given in enumerate(queries) for query in given]
+    answers: list[list[Segmentation]] = [[] for _ in queries]
+    for start in range(0, len(rows), queries_per_pass):
+        part = rows[start : start + queries_per_pass]
+        images = [index for index, _ in part]
+        inputs = _inputs(model, processor, image_inputs, images, [[query] for _, query in part], generate=True)
+        output: Any = model.generate(**inputs, sam_image_embeddings=embeddings[images], **generate_kwargs)
+        generated = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+        for row, (index, ids) in enumerate(zip(images, generated, strict=True)):
+            own = output.seg_batch_index == row
+            masks = _at_image_size(processor, image_inputs, index, output.pred_masks[own], threshold)
+            scores = output.iou_scores[own].float().clamp(0, 1).cpu()
+            answers[index].append(Segmentation(masks, scores, text=answer_text(processor, ids)))
+    return answers
+
+
+def answer_text(processor: CoraProcessor, generated: Sequence[int]) -> str:
+    """Generated token ids as text: up to the end of the sequence, `[SEG]` as it is written."""
+    ids, eos = list(generated), processor.tokenizer.eos_token_id
+    ids = ids[: ids.index(eos)] if eos in ids else ids
+    return str(processor.tokenizer.decode(ids, skip_special_tokens=False)).strip()
+
+
+@torch.no_grad()
+def _ask(
+    model: CoraForReasoningSegmentation,
+    processor: CoraProcessor,
+    image_inputs: Mapping[str, Any],
+    queries: Sequence[Sequence[str]],
+    queries_per_pass: int,
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """For each image, low-resolution logits (n, h, w) and, on the CPU, scores (n,) of its queries."""
+    embeddings = model.get_image_embeddings(image_inputs["sam_pixel_values"].to(model.device))
+    logits: list[list[torch.Tensor]] = [[] for _ in queries]
+    scores: list[list[torch.Tensor]] = [[] for _ in queries]
+    for start in range(0, max(1, *map(len, queries)), queries_per_pass):
+        # an image whose queries have all been asked sits out; one without any reaches the processor, which refuses it
+        images = [index for index, given in enumerate(queries) if not start or len(given) > start]
+        parts = [list(queries[index][start : start + queries_per_pass]) for index in images]
+        inputs = _inputs(model, processor, image_inputs, images, parts)
+        output = model(**inputs, sam_image_embeddings=embeddings[images])
+        for row, index in enumerate(images):
+            own = output.seg_batch_index == row
+            logits[index].append(output.pred_masks[own])
+            scores[index].append(output.iou_scores[own].float().clamp(0, 1).cpu())
+    return [(torch.cat(pair[0]), torch.cat(pair[1])) for pair in zip(logits, scores, strict=True)]
+
+
+def _inputs(
+    model: CoraForReasoningSegmentation,
+    processor: CoraProcessor,
+    image_inputs: Mapping[str, Any],
+    images: list[int],
+    queries: Sequence[Sequence[str]],
+    generate: bool = False,
+) -> dict[str, torch.Tensor]:
+    """What the language side needs to be asked `queries[k]` about image `images[k]` of the batch."""
+    texts = [image_inputs["image_texts"][index] for index in images]
+    tokens = processor.query_inputs(queries, texts, generate=generate)
+    vision = {name: image_inputs[name] for name in VISION_INPUTS if name in image_inputs}
+    inputs = {"input_ids": tokens["input_ids"], "branch_ids": tokens["branch_ids"]}
+    inputs |= select_images(vision, torch.tensor(images))
+    return {name: tensor.to(model.device) for name, tensor in inputs.items()}
+
+
+def _logits_at_image_size(
+    processor: CoraProcessor, image_inputs: Mapping[str, Any], index: int, low_res: torch.Tensor
+) -> torch.Tensor:
+    sizes = [image_inputs[name][index].tolist() for name in ("reshaped_input_sizes", "original_sizes")]
+    return resize_mask_logits(low_res, processor.sam_image_processor.pad_size["height"], *sizes)
+
+
+def _at_image_size(
+    processor: CoraProcessor, image_inputs: Mapping[str, Any], index: int, low_res: torch.Tensor, threshold: float
+) -> torch.Tensor:
+    """Masks (n, H, W) of one image, on the CPU; one at a time, since logits take four times the room of masks."""
+    masks = [(_logits_at_image_size(processor, image_inputs, index, one[None])[0] > threshold).cpu() for one in low_res]
+    return torch.stack(masks) if masks else torch.zeros(0, *image_inputs["original_sizes"][index], dtype=torch.bool)
+
+
+__all__ = ["Segmentation", "answer_batch", "answer_text", "segment", "segment_batch"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from safetensors import SafetensorError
 
 from datasets_scripts.command_line import UsageError
-from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
+from modeling_cora import CoraForReasoningSegmentation, CoraProcessor, ModelNotFoundError
 
 
 def load_trained(model: str) -> tuple[CoraForReasoningSegmentation, CoraProcessor]:
@@ -20,7 +20,10 @@ def load_trained(model: str) -> tuple[CoraForReasoningSegmentation, CoraProcesso
         loaded, info = CoraForReasoningSegmentation.from_pretrained(model, output_loading_info=True)
         processor = CoraProcessor.from_pretrained(model)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UsageError(f"{model}: cannot be loaded as a CORA model ({str(error).splitlines()[0]})") from None
+        lines = str(error).splitlines()
+        # the second line says how to make the model
+        reason = ". ".join(lines) if isinstance(error, ModelNotFoundError) else lines[0]
+        raise UsageError(f"{model}: cannot be loaded as a CORA model ({reason})") from None
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             raise UsageError(f"{model}: {problem.replace('_', ' ')}: {', '.join(map(str, sorted(info[problem])[:5]))}")

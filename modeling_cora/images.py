@@ -1,0 +1,112 @@
+"""One image from a file, a URL or Pillow: upright, RGB, 8 bits."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+import urllib.request
+from http.client import HTTPException
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_BYTES = 50_000_000
+"""The largest download of an image."""
+
+
+class ImageError(ValueError):
+    """An image that cannot be had or read, told in one line that names it."""
+
+
+def load_image(
+    source: str | os.PathLike[str] | Image.Image, timeout: float = 30.0, max_bytes: int = MAX_BYTES
+) -> Image.Image:
+    """An upright RGB image.
+
+    EXIF orientation is applied, 16-bit greyscale scaled to 8 bits (transformers' `load_image` clips it at 255), a
+    palette looked up and transparency dropped, as when the model was trained.
+
+    Args:
+        source: file, `http://` or `https://` URL, or an image of Pillow. Private addresses are not refused: a server
+            that takes URLs from strangers has to check them itself.
+        timeout: of a download, in seconds.
+        max_bytes: of a download.
+
+    Raises:
+        ImageError: no such file, not an image, more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, pixels without a known
+            range; a URL of another scheme, or whose answer is an error, too slow or too large.
+        TypeError: anything else as a source.
+    """
+    if isinstance(source, Image.Image):
+        return _upright_rgb(source, "image")
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"image: a file, a URL or an image of Pillow is needed, not {type(source).__name__}")
+    name, file = os.fspath(source), os.fspath(source)
+    opened: Any = file
+    if isinstance(source, str) and "://" in source:
+        name = source if len(source) <= 100 else f"{source[:97]}..."
+        opened = io.BytesIO(_download(source, name, timeout, max_bytes))
+    try:
+        with Image.open(opened) as image:
+            # the header gives the size; Pillow itself only warns up to twice its limit
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and image.width * image.height > limit:
+                raise ImageError(f"{name}: {image.width}x{image.height} pixels; the limit is {limit} in all")
+            image.load()
+            return _upright_rgb(image, name)
+    except FileNotFoundError:
+        raise ImageError(f"{name}: no such file") from None
+    except ImageError:
+        raise
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{name}: not a readable image ({error})") from None
+
+
+def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ImageError(f"{name}: its pixels are floating point numbers of unknown range; save it with 8 bits")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.float32) / 257.0
+        image = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _download(url: str, name: str, timeout: float, max_bytes: int) -> bytes:
+    if url.partition("://")[0].lower() not in ("http", "https"):
+        raise ImageError(f"{name}: only http:// and https:// addresses are fetched")
+    # Put together by hand: the usual opener also follows redirections to ftp:// and reads file://.
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
+    # letters outside of ASCII and blanks, as browsers write them
+    request = urllib.request.Request(quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers={"User-Agent": "cora"})
+    deadline = time.monotonic() + timeout
+    data = bytearray()
+    try:
+        with opener.open(request, timeout=timeout) as response:
+            while chunk := response.read1(65536):
+                data += chunk
+                if len(data) > max_bytes:
+                    raise ImageError(f"{name}: more than {max_bytes / 1e6:g} MB; the limit is on downloads")
+                if time.monotonic() > deadline:
+                    raise ImageError(f"{name}: not complete after {timeout:g} seconds")
+    except ImageError:
+        raise
+    except (OSError, ValueError, HTTPException) as error:
+        raise ImageError(f"{name}: not to be had ({error})") from None
+    return bytes(data)
+
+
+__all__ = ["MAX_BYTES", "ImageError", "load_image"]
