@@ -14,6 +14,7 @@ from .hub import FromNamedModel
 
 SEG_TOKEN = "[SEG]"
 TASK = "reasoning-segmentation"
+MODEL_CLASS = "modeling_cora.CoraForReasoningSegmentation"  # as `auto_map` writes it: file, class
 
 
 @strict
@@ -96,12 +97,17 @@ class CoraConfig(FromNamedModel, PreTrainedConfig):
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """As in the base class; the code that the folder needs where this package is missing goes with it.
 
-        transformers copies what a class's module reaches by relative imports: through the one below, every file.
+        transformers copies what a class's module reaches by relative imports: through the one below, every file. The
+        model's own `save_pretrained` names its class too; a converter, which writes weights one by one, never calls it.
         """
         from .pipeline import CUSTOM_PIPELINES
 
+        self.auto_map = {**(getattr(self, "auto_map", None) or {}), "AutoModel": MODEL_CLASS}
         self.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
-        super().save_pretrained(save_directory, **kwargs)
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            del self.custom_pipelines  # of the file, not of the object: see `from_dict`
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         return self.vlm_config.get_text_config(decoder=decoder, encoder=encoder)

@@ -163,8 +163,7 @@ class ReasoningSegmentationPipeline(Pipeline):
     ) -> dict[str, Any]:
         """Of one image, or of a batch, whose queries are a list of tuples; the results are then a list too."""
         batched = isinstance(inputs["queries"], list)
-        queries = inputs["queries"] if batched else [inputs["queries"]]
-        image_inputs = self.processor.image_inputs(inputs["image"] if batched else [inputs["image"]])
+        images, queries = (inputs[name] if batched else [inputs[name]] for name in ("image", "queries"))
         if generate:
             options = {
                 "max_new_tokens": max_new_tokens,
@@ -173,11 +172,9 @@ class ReasoningSegmentationPipeline(Pipeline):
                 "pad_token_id": self.processor.tokenizer.pad_token_id,
                 **(generate_kwargs or {}),
             }
-            answers = answer_batch(
-                self.model, self.processor, image_inputs, queries, threshold, queries_per_pass, **options
-            )
+            answers = answer_batch(self.model, self.processor, images, queries, threshold, queries_per_pass, **options)
         else:
-            found = segment_batch(self.model, self.processor, image_inputs, queries, threshold, queries_per_pass)
+            found = segment_batch(self.model, self.processor, images, queries, threshold, queries_per_pass)
             answers = [
                 [
                     Segmentation(s.masks[k : k + 1], s.scores[k : k + 1], text=DEFAULT_ANSWER)

@@ -70,17 +70,13 @@ def segment(
 def segment_batch(
     model: CoraForReasoningSegmentation,
     processor: CoraProcessor,
-    image_inputs: Mapping[str, Any],
+    images: Sequence[Image.Image],
     queries: Sequence[Sequence[str]],
     threshold: float = 0.0,
     queries_per_pass: int = 32,
 ) -> list[Segmentation]:
-    """As `segment`, for several images in one forward pass.
-
-    Args:
-        image_inputs: of B images, from `processor.image_inputs`.
-        queries: B lists; up to `queries_per_pass` of each go into one pass.
-    """
+    """As `segment`, for B images and B lists of queries; up to `queries_per_pass` of each list share one pass."""
+    image_inputs = processor.image_inputs(images)
     answers = _ask(model, processor, image_inputs, queries, queries_per_pass)
     return [
         Segmentation(_at_image_size(processor, image_inputs, index, logits, threshold), scores)
@@ -92,7 +88,7 @@ def segment_batch(
 def answer_batch(
     model: CoraForReasoningSegmentation,
     processor: CoraProcessor,
-    image_inputs: Mapping[str, Any],
+    images: Sequence[Image.Image],
     queries: Sequence[Sequence[str]],
     threshold: float = 0.0,
     queries_per_pass: int = 32,
@@ -101,23 +97,24 @@ def answer_batch(
     """Lets the model answer in its own words: no, one or several masks per query.
 
     Args:
-        image_inputs, queries: as in `segment_batch`.
+        images, queries: B images and B lists.
         queries_per_pass: rows that are generated together.
         generate_kwargs: go to `model.generate`.
 
     Returns:
         B lists, one answer per query.
     """
+    image_inputs = processor.image_inputs(images)
     embeddings = model.get_image_embeddings(image_inputs["sam_pixel_values"].to(model.device))
     rows = [(index, query) for index, given in enumerate(queries) for query in given]
     answers: list[list[Segmentation]] = [[] for _ in queries]
     for start in range(0, len(rows), queries_per_pass):
         part = rows[start : start + queries_per_pass]
-        images = [index for index, _ in part]
-        inputs = _inputs(model, processor, image_inputs, images, [[query] for _, query in part], generate=True)
-        output: Any = model.generate(**inputs, sam_image_embeddings=embeddings[images], **generate_kwargs)
+        owners = [index for index, _ in part]
+        inputs = _inputs(model, processor, image_inputs, owners, [[query] for _, query in part], generate=True)
+        output: Any = model.generate(**inputs, sam_image_embeddings=embeddings[owners], **generate_kwargs)
         generated = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
-        for row, (index, ids) in enumerate(zip(images, generated, strict=True)):
+        for row, (index, ids) in enumerate(zip(owners, generated, strict=True)):
             own = output.seg_batch_index == row
             masks = _at_image_size(processor, image_inputs, index, output.pred_masks[own], threshold)
             scores = output.iou_scores[own].float().clamp(0, 1).cpu()
