@@ -57,3 +57,4 @@ def test_python_block_runs(tmp_path, monkeypatch):
     assert names["answer"].masks.shape == (2, scene.height, scene.width)
     assert names["answer"].masks.dtype == torch.bool
     assert names["answer"].scores.shape == (2,)
+    assert names["pipe"](scene, "the road")[0]["mask"].shape == (scene.height, scene.width)
