@@ -36,13 +36,7 @@ from metrics.ciou.ciou import intersection_and_union, summarize
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.modeling_cora import CoraOutput
 from trainers import stage1
-from trainers.arguments import (
-    CoraTrainingArguments,
-    DataArguments,
-    ModelArguments,
-    QueryPretrainingArguments,
-    parse_recipe,
-)
+from trainers.arguments import CoraTrainingArguments, parse_recipe
 from trainers.evaluate import evaluate_scenes
 from trainers.instruction_dataset import InstructionDataset
 from trainers.loading import load_trained
@@ -148,9 +142,7 @@ def run(argv: list[str]) -> None:
         parser.add_argument(f"--bare_{name}", type=float, default=None)
     parser.add_argument("--seconds", type=float, default=None)
     bare_arguments, argv = parser.parse_known_args(argv)
-    model_arguments, data, _, arguments = parse_recipe(
-        (ModelArguments, DataArguments, QueryPretrainingArguments, CoraTrainingArguments), argv
-    )
+    model_arguments, _, data, _, arguments = parse_recipe(stage1.ARGUMENTS, argv)
     start = time.monotonic()
     stage1.main(argv)
     seconds = bare_arguments.seconds or time.monotonic() - start

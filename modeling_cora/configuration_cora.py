@@ -1,7 +1,6 @@
 """Configuration of CORA: a vision-language model, a SAM, and how a `[SEG]` state becomes a prompt."""
 
-from __future__ import annotations
-
+# no `from __future__ import annotations`: @strict checks no field whose type is a string
 import copy
 import os
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from .hub import FromNamedModel
 
 SEG_TOKEN = "[SEG]"
 TASK = "reasoning-segmentation"
+MODEL_CLASS = "modeling_cora.CoraForReasoningSegmentation"  # as `auto_map` writes it: file, class
 
 
 @strict
@@ -27,11 +27,18 @@ class CoraConfig(FromNamedModel, PreTrainedConfig):
             Any image-text-to-text configuration. Defaults to LLaVA-1.5.
         sam_config (`dict` or `SamConfig`, *optional*):
             The segmenter. Defaults to SAM ViT-B.
+        sam_encoder (`"sam_vit"` or `"tiny_vit"`, *optional*, defaults to `"sam_vit"`):
+            SAM's own ViT as `sam_config.vision_config` describes it, or MobileSAM's TinyViT-5M, for which
+            `sam_config.vision_config` gives the input size alone.
         seg_token_id (`int`, *optional*, defaults to 32001):
             Token id of `[SEG]`.
         seg_state (`"before"` or `"at"`, *optional*, defaults to `"before"`):
             Which last-layer state is projected: the one that predicts `[SEG]` (LISA, `model/LISA.py`) or the one at
             `[SEG]` itself (Sa2VA).
+        branch_packing (`bool`, *optional*, defaults to `True`):
+            Lay the queries of an image behind it in one sequence. `False` runs one sequence for each query, correct and
+            slower, for a VLM whose attention takes no mask of its caller. Llava, SmolVLM, Idefics3, Qwen2-VL,
+            Qwen2.5-VL and Qwen3-VL are tested to give the same either way.
         seg_projector_dropout (`float`, *optional*, defaults to 0.0):
             Dropout after the projection (LISA: 0).
         lm_loss_weight (`float`, *optional*, defaults to 1.0):
@@ -43,6 +50,16 @@ class CoraConfig(FromNamedModel, PreTrainedConfig):
         iou_loss_weight (`float`, *optional*, defaults to 0.0):
             Weight of the squared error of SAM's IoU prediction, as in SAM's own training. Neither the paper nor LISA
             trains it (0); from a random start `iou_scores` mean nothing without it.
+        mask_loss_at (`"labels"`, `"low_res"` or `"points"`, *optional*, defaults to `"labels"`):
+            Where the mask loss is taken: at the size of the label map (LISA), on the decoder's own grid (a quarter of
+            SAM's input, labels shrunk to it), or at sampled points (Sa2VA). The last two need far less memory.
+        mask_loss_points (`int`, *optional*, defaults to 12544):
+            Points for each mask with `mask_loss_at="points"` (Sa2VA, Mask2Former: 12,544).
+        mask_loss_oversampling (`float`, *optional*, defaults to 3.0), mask_loss_importance (`float`, defaults to 0.75):
+            Of three times as many uniform points, the least decided ones make up three quarters (Sa2VA, PointRend).
+        lm_classes (`int`, *optional*):
+            Token ids that the language head chooses from, `0 ... lm_classes - 1`; larger ids are inputs alone, such as
+            the `<image>` that a LISA checkpoint has no row for. None: every row of the table.
     """
 
     model_type = "cora"
@@ -53,13 +70,20 @@ class CoraConfig(FromNamedModel, PreTrainedConfig):
 
     vlm_config: Any = None
     sam_config: Any = None
+    sam_encoder: Literal["sam_vit", "tiny_vit"] = "sam_vit"
     seg_token_id: int = 32001
     seg_state: Literal["before", "at"] = "before"
+    branch_packing: bool = True
     seg_projector_dropout: float | int = 0.0
     lm_loss_weight: float | int = 1.0
     bce_loss_weight: float | int = 1.0
     dice_loss_weight: float | int = 1.0
     iou_loss_weight: float | int = 0.0
+    mask_loss_at: Literal["labels", "low_res", "points"] = "labels"
+    mask_loss_points: int = 12544
+    mask_loss_oversampling: float | int = 3.0
+    mask_loss_importance: float | int = 0.75
+    lm_classes: int | None = None
     initializer_range: float | int = 0.02
 
     @classmethod
@@ -73,12 +97,17 @@ class CoraConfig(FromNamedModel, PreTrainedConfig):
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """As in the base class; the code that the folder needs where this package is missing goes with it.
 
-        transformers copies what a class's module reaches by relative imports: through the one below, every file.
+        transformers copies what a class's module reaches by relative imports: through the one below, every file. The
+        model's own `save_pretrained` names its class too; a converter, which writes weights one by one, never calls it.
         """
         from .pipeline import CUSTOM_PIPELINES
 
+        self.auto_map = {**(getattr(self, "auto_map", None) or {}), "AutoModel": MODEL_CLASS}
         self.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
-        super().save_pretrained(save_directory, **kwargs)
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            del self.custom_pipelines  # of the file, not of the object: see `from_dict`
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         return self.vlm_config.get_text_config(decoder=decoder, encoder=encoder)

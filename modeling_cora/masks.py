@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+
+from .losses import IGNORE_INDEX
 
 
 def resize_mask_logits(
@@ -30,3 +33,58 @@ def resize_mask_logits(
     if [height, width] != list(size):
         masks = F.interpolate(masks, tuple(size), mode="bilinear")
     return masks[:, 0]
+
+
+def shrink_mask_labels(
+    mask_labels: torch.Tensor, low_res_size: Sequence[int], input_size: int, reshaped_size: Sequence[int]
+) -> torch.Tensor:
+    """Masks on the grid of the decoder's own output, by nearest neighbour; what is padding there is ignored.
+
+    Args:
+        mask_labels: (n, H, W), values 0, 1 and 255 (ignored), covering the image.
+        low_res_size: (h, w) of the decoder's output, which covers the padded square.
+        input_size: side of SAM's padded square input.
+        reshaped_size: (height, width) of the image inside that square.
+
+    Returns:
+        (n, h, w) of the same type.
+    """
+    sizes = [max(1, round(low * part / input_size)) for low, part in zip(low_res_size, reshaped_size, strict=True)]
+    small = F.interpolate(mask_labels[:, None].float(), sizes, mode="nearest-exact")[:, 0].to(mask_labels.dtype)
+    padding = (0, low_res_size[1] - sizes[1], 0, low_res_size[0] - sizes[0])
+    return F.pad(small, padding, value=IGNORE_INDEX)
+
+
+def values_at_points(maps: torch.Tensor, points: torch.Tensor, mode: Literal["bilinear", "nearest"]) -> torch.Tensor:
+    """Values of maps (n, H, W) at points (n, P, 2), (x, y) in [0, 1] of width and height.
+
+    Returns:
+        fp32 (n, P).
+    """
+    grid = 2 * points[:, None] - 1
+    sampled = F.grid_sample(maps[:, None].float(), grid, mode=mode, padding_mode="border", align_corners=False)
+    return sampled[:, 0, 0]
+
+
+def uncertain_points(
+    logits: torch.Tensor, points: int, extent: torch.Tensor, oversampling: float = 3.0, importance: float = 0.75
+) -> torch.Tensor:
+    """Points where a mask is least decided, and some anywhere (PointRend; Sa2VA and Mask2Former: 12,544 of them).
+
+    Args:
+        logits: (n, h, w), covering the padded square.
+        points: P, how many for each mask.
+        extent: (2,), the (x, y) part of the square that the image fills; no point lies outside of it.
+        oversampling: `oversampling * P` are drawn uniformly, and
+        importance: the `importance * P` of them with logits nearest to 0 are kept; the rest of P is uniform.
+
+    Returns:
+        (n, P, 2), (x, y) in [0, 1] of the image's width and height; no gradient.
+    """
+    masks, device = len(logits), logits.device
+    drawn = torch.rand(masks, round(oversampling * points), 2, device=device)
+    kept = round(importance * points)
+    with torch.no_grad():
+        doubt = -values_at_points(logits.detach(), drawn * extent, "bilinear").abs()
+    nearest = doubt.topk(kept, dim=1).indices[..., None].expand(-1, -1, 2)
+    return torch.cat([drawn.gather(1, nearest), torch.rand(masks, points - kept, 2, device=device)], 1)

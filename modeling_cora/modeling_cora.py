@@ -11,13 +11,17 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel, SamModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .branches import PREFIX, SegPositions, branch_attention_mask, branch_position_ids
 from .configuration_cora import CoraConfig
 from .hub import FromNamedModel
+from .image_layouts import VISION_INPUTS, select_images
 from .losses import bce_per_mask, dice_per_mask, iou_per_mask, next_token_loss
-from .masks import resize_mask_logits
+from .masks import resize_mask_logits, shrink_mask_labels, uncertain_points, values_at_points
+from .tiny_vit import TinyVitEncoder
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -116,6 +120,8 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
         self.sam = SamModel(config.sam_config)
+        if config.sam_encoder == "tiny_vit":
+            self.sam.vision_encoder = TinyVitEncoder(config.sam_config.prompt_encoder_config.hidden_size)
         self.seg_projector = CoraSegProjector(config)
         self.post_init()
 
@@ -148,13 +154,15 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         mask_labels: list[torch.Tensor] | None = None,
         reshaped_input_sizes: torch.Tensor | None = None,
         original_sizes: torch.Tensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
         output_logits: bool = False,
     ) -> CoraOutput:
         """
         Args:
             input_ids: (B, L) from [`CoraProcessor`], one image per row.
             branch_ids: (B, L), -1 padding, 0 shared prefix, k >= 1 branch k.
-            pixel_values: (B, 3, s, s) for the vision tower.
+            pixel_values: (B, 3, s, s) for the vision tower, or what the VLM's own image processor makes.
             sam_pixel_values: (B, 3, S, S), the image in the top left corner; or
             sam_image_embeddings: (B, C, h, w), computed before. With neither there are no masks, only
                 `seg_embeddings`.
@@ -163,16 +171,19 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
                 order; they cover the whole image at any resolution, and the loss is taken at that resolution.
             reshaped_input_sizes: (B, 2), (height, width) of the image inside SAM's input; needed with `mask_labels`.
             original_sizes: (B, 2), unused here; the processor needs it afterwards.
+            pixel_attention_mask, image_grid_thw: of the VLM's image processor, where it makes them (Idefics3 and
+                SmolVLM, Qwen-VL).
             output_logits: run the language head on every position.
 
         Raises:
             ValueError: an image has more or fewer masks than `[SEG]` tokens.
         """
-        states = self._hidden_states(input_ids, branch_ids, pixel_values)
+        vision = self._vision_inputs(pixel_values, pixel_attention_mask, image_grid_thw)
+        states = self._hidden_states(input_ids, branch_ids, vision)
         seg = SegPositions.find(input_ids, branch_ids, self.config.seg_token_id, self.config.seg_state)
         output = self._masks_of(states, seg, sam_pixel_values, sam_image_embeddings)
         if output_logits:
-            output.logits = self.get_output_embeddings()(states)
+            output.logits = self._logits(states)
         if labels is not None:
             output.lm_loss = self._lm_loss(states, labels, branch_ids)
         if mask_labels is not None:
@@ -185,10 +196,17 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         output.loss = self.weighted_sum(output)
         return output
 
+    def _vision_inputs(self, pixel_values: torch.Tensor, *others: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """By the names in `VISION_INPUTS`, those that are given."""
+        tensors = (pixel_values.to(self.vlm.dtype), *others)
+        return {name: tensor for name, tensor in zip(VISION_INPUTS, tensors, strict=True) if tensor is not None}
+
     def _hidden_states(
-        self, input_ids: torch.Tensor, branch_ids: torch.Tensor, pixel_values: torch.Tensor
+        self, input_ids: torch.Tensor, branch_ids: torch.Tensor, vision: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """Last-layer (post-norm) states (B, L, d) of the packed sequence."""
+        if not self.config.branch_packing:
+            return self._hidden_states_one_by_one(input_ids, branch_ids, vision)
         attention_mask = branch_attention_mask(branch_ids)
         if self.config.get_text_config()._attn_implementation == "eager":
             # eager attention adds the mask to the scores
@@ -197,10 +215,65 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         return self.vlm.base_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            position_ids=branch_position_ids(branch_ids),
-            pixel_values=pixel_values.to(self.vlm.dtype),
+            position_ids=self._position_ids(input_ids, branch_ids, vision),
             use_cache=False,
+            **vision,
         ).last_hidden_state
+
+    def _position_ids(
+        self, input_ids: torch.Tensor, branch_ids: torch.Tensor, vision: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """(B, L), or (3, B, L) where the VLM rotates by time, height and width (Qwen-VL)."""
+        positions = branch_position_ids(branch_ids)
+        if "image_grid_thw" not in vision:
+            return positions
+        # The VLM knows the positions of image, prefix and one text behind it; every branch starts where that one does.
+        first = (branch_ids == PREFIX) | (branch_ids == 1)
+        axes, _ = self.vlm.base_model.get_rope_index(
+            input_ids,
+            attention_mask=first.long(),
+            **self._image_token_types(input_ids),
+            image_grid_thw=vision["image_grid_thw"],
+        )
+        prefix_length = (branch_ids == PREFIX).sum(1)
+        order = (branch_ids == 1).int().argmax(1)  # of the first branch's first token
+        start = axes[:, torch.arange(len(order)), order]
+        behind = start[..., None] + (positions - prefix_length[:, None])[None]
+        return torch.where((branch_ids > PREFIX)[None], behind, axes)
+
+    def _image_token_types(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"mm_token_type_ids": (input_ids == self.config.vlm_config.image_token_id).int()}
+
+    def _hidden_states_one_by_one(
+        self, input_ids: torch.Tensor, branch_ids: torch.Tensor, vision: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """The same states from one sequence for each query: for VLMs that take no mask of their callers."""
+        logger.warning_once(
+            f"branch_packing=False: a {self.config.vlm_config.model_type} runs once for each query, image included"
+        )
+        rows = [
+            (image, ((owner == PREFIX) | (owner == branch)).nonzero()[:, 0])
+            for image, owner in enumerate(branch_ids)
+            for branch in range(1, int(owner.max()) + 1)
+        ]
+        length = max(len(places) for _, places in rows)
+        ids = input_ids.new_full((len(rows), length), self.config.get_text_config().pad_token_id or 0)
+        mask = torch.zeros_like(ids)
+        for row, (image, places) in enumerate(rows):
+            ids[row, : len(places)] = input_ids[image, places]
+            mask[row, : len(places)] = 1
+        image_of = torch.tensor([image for image, _ in rows], device=ids.device)
+        types = self._image_token_types(ids) if "image_grid_thw" in vision else {}
+        states = self.vlm.base_model(
+            input_ids=ids, attention_mask=mask, use_cache=False, **types, **select_images(vision, image_of)
+        ).last_hidden_state
+        packed = states.new_zeros(*input_ids.shape, states.shape[-1])
+        written = torch.zeros_like(branch_ids, dtype=torch.bool)
+        for row, (image, places) in enumerate(rows):
+            new = ~written[image, places]  # the prefix comes from the first branch alone
+            packed[image, places[new]] = states[row, : len(places)][new]
+            written[image, places] = True
+        return packed
 
     def _masks_of(
         self,
@@ -252,13 +325,17 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         )
         return masks[:, 0, 0], iou_scores[:, 0, 0]
 
+    def _logits(self, states: torch.Tensor) -> torch.Tensor:
+        """(..., d) -> (..., V): the language head without the rows that are no classes."""
+        return self.get_output_embeddings()(states)[..., : self.config.lm_classes]
+
     def _lm_loss(self, states: torch.Tensor, labels: torch.Tensor, branch_ids: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of the answers; the language head runs on no other position."""
         # A label belongs to the state before it, which is of the same branch: a branch's first token is never a label.
         batch, position = (labels != -100).nonzero(as_tuple=True)
         if bool((branch_ids[batch, position - 1] != branch_ids[batch, position]).any()):
             raise ValueError("labels: the first token of a branch is a label; the state before it is another branch's")
-        logits = self.get_output_embeddings()(states[batch, position - 1])
+        logits = self._logits(states[batch, position - 1])
         return next_token_loss(logits, labels[batch, position])
 
     def mask_losses(
@@ -273,21 +350,49 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
             # 0 with a graph: with several processes, every one must reach the same parameters
             zero = output["seg_embeddings"].float().sum()
             return {"bce_loss": zero, "dice_loss": zero, "iou_loss": zero}
-        input_size = self.config.sam_config.vision_config.image_size
         bce, dice, iou = [], [], []
         for logits, target, reshaped_size in zip(
             low_res_masks.split(counts), mask_labels, reshaped_input_sizes.tolist(), strict=True
         ):
             if len(target):
-                logits = resize_mask_logits(logits, input_size, reshaped_size, target.shape[-2:])
-                bce.append(bce_per_mask(logits, target))
-                dice.append(dice_per_mask(logits, target))
-                iou.append(iou_per_mask(logits, target))
+                compared = self._where_compared(logits, target, reshaped_size)
+                bce.append(bce_per_mask(*compared))
+                dice.append(dice_per_mask(*compared))
+                iou.append(self._iou(logits, target, reshaped_size, compared))
         return {
             "bce_loss": torch.cat(bce).mean(),
             "dice_loss": torch.cat(dice).mean(),
             "iou_loss": nn.functional.mse_loss(iou_scores.float(), torch.cat(iou)),
         }
+
+    def _where_compared(
+        self, logits: torch.Tensor, target: torch.Tensor, reshaped_size: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and targets (n, ., .) of one image, where `config.mask_loss_at` says."""
+        config, input_size = self.config, self.config.sam_config.vision_config.image_size
+        if config.mask_loss_at == "labels":
+            return resize_mask_logits(logits, input_size, reshaped_size, target.shape[-2:]), target
+        if config.mask_loss_at == "low_res":
+            return logits, shrink_mask_labels(target, logits.shape[-2:], input_size, reshaped_size)
+        height, width = reshaped_size
+        extent = torch.tensor([width / input_size, height / input_size], device=logits.device)
+        points = uncertain_points(
+            logits, config.mask_loss_points, extent, config.mask_loss_oversampling, config.mask_loss_importance
+        )
+        values = values_at_points(logits, points * extent, "bilinear")
+        return values[:, None], values_at_points(target, points, "nearest")[:, None]
+
+    def _iou(
+        self,
+        logits: torch.Tensor,
+        target: torch.Tensor,
+        reshaped_size: list[int],
+        compared: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:
+        if self.config.mask_loss_at == "points":  # which are not a fair sample of the mask
+            input_size = self.config.sam_config.vision_config.image_size
+            compared = logits, shrink_mask_labels(target, logits.shape[-2:], input_size, reshaped_size)
+        return iou_per_mask(*compared)
 
     def weighted_sum(self, terms: Mapping[str, torch.Tensor | None]) -> torch.Tensor | None:
         """Eq. 5 from its terms (`lm_loss`, `bce_loss`, `dice_loss`, `iou_loss`); None where none is given."""
@@ -303,13 +408,18 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         pixel_values: torch.Tensor,
         sam_pixel_values: torch.Tensor | None = None,
         sam_image_embeddings: torch.Tensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        reshaped_input_sizes: torch.Tensor | None = None,
+        original_sizes: torch.Tensor | None = None,
         **generate_kwargs: Any,
     ) -> CoraOutput:
         """Free text by `self.vlm.generate` (with its KV cache), and a mask for every `[SEG]` that appears in it.
 
         Args:
-            input_ids, branch_ids, pixel_values, sam_pixel_values: as in `forward`, one branch per row, left-padded
-                (`processor(..., generate=True)`).
+            input_ids, branch_ids, pixel_values, sam_pixel_values, pixel_attention_mask, image_grid_thw: as in
+                `forward`, one branch per row, left-padded (`processor(..., generate=True)`).
+            reshaped_input_sizes, original_sizes: unused here; the processor needs them afterwards.
             generate_kwargs: go to `self.vlm.generate`.
 
         Returns:
@@ -317,11 +427,18 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         """
         if bool((branch_ids > 1).any()):
             raise ValueError("branch_ids: generate takes one branch per row; repeat the image for each query")
+        vision = self._vision_inputs(pixel_values, pixel_attention_mask, image_grid_thw)
+        if image_grid_thw is not None:
+            vision |= self._image_token_types(input_ids)
+        classes, rows = self.config.lm_classes, self.config.get_text_config().vocab_size
+        if classes is not None and classes < rows:
+            suppressed = list(generate_kwargs.get("suppress_tokens") or [])
+            generate_kwargs["suppress_tokens"] = suppressed + list(range(classes, rows))
         with self._record_states() as steps:
             sequences = self.vlm.generate(
                 input_ids=input_ids,
                 attention_mask=(branch_ids >= PREFIX).long(),
-                pixel_values=pixel_values.to(self.vlm.dtype),
+                **vision,
                 **{"num_beams": 1, **generate_kwargs, "return_dict_in_generate": False},
             )
         # The last token was never fed back, so it has no state; predicted tokens have the state before them.

@@ -1,4 +1,4 @@
-"""Sizes by name: `cora-tiny`, which needs no download and trains on a CPU."""
+"""Sizes by name: `cora-tiny`, which needs no download and trains on a CPU, and `cora-7b`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from transformers import (
     SamPromptEncoderConfig,
     SamVisionConfig,
 )
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 from .configuration_cora import SEG_TOKEN, CoraConfig
+from .image_processors import clip_image_processor, sam_image_processor
 from .modeling_cora import CoraForReasoningSegmentation
 from .processing_cora import DEFAULT_ANSWER, CoraProcessor
 
@@ -119,6 +118,51 @@ def cora_tiny_config(
     )
 
 
+def cora_7b_config() -> CoraConfig:
+    """LLaVA-1.5-7B (as `llava-hf/llava-1.5-7b-hf` has it) and SAM ViT-H: what `convert_llava_sam` makes of the two.
+
+    7.7 billion weights. LLaVA's tokenizer has 32,002 tokens and its tables 32,064 rows, so `[SEG]` needs no new one.
+    """
+    text = LlamaConfig(
+        vocab_size=32064,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+        pad_token_id=32001,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+        projection_dim=768,
+    )
+    sam = SamConfig(
+        vision_config=SamVisionConfig(
+            hidden_size=1280,
+            num_hidden_layers=32,
+            num_attention_heads=16,
+            global_attn_indexes=[7, 15, 23, 31],
+            mlp_dim=5120,
+        ),
+        prompt_encoder_config=SamPromptEncoderConfig(),
+        mask_decoder_config=SamMaskDecoderConfig(layer_norm_eps=1e-5),
+    )
+    return CoraConfig(
+        vlm_config=LlavaConfig(
+            text_config=text, vision_config=vision, image_token_id=32000, image_seq_length=576, vision_feature_layer=-2
+        ),
+        sam_config=sam,
+        seg_token_id=32002,
+    )
+
+
 @torch.no_grad()
 def _initialise_from_scratch(model: CoraForReasoningSegmentation) -> None:
     """Weights from which a small model learns to segment within minutes.
@@ -162,21 +206,12 @@ def cora_tiny(
         model = CoraForReasoningSegmentation(config)
         _initialise_from_scratch(model)
     processor = CoraProcessor(
-        image_processor=LlavaImageProcessorPil(
-            size={"shortest_edge": clip_image_size},
-            crop_size={"height": clip_image_size, "width": clip_image_size},
-            do_pad=True,
-        ),
-        sam_image_processor=SamImageProcessorPil(
-            size={"longest_edge": sam_image_size},
-            pad_size={"height": sam_image_size, "width": sam_image_size},
-            mask_size={"longest_edge": sam_image_size},
-            mask_pad_size={"height": sam_image_size, "width": sam_image_size},
-        ),
+        image_processor=clip_image_processor(clip_image_size),
+        sam_image_processor=sam_image_processor(sam_image_size),
         tokenizer=tokenizer,
         num_image_tokens=config.vlm_config.image_seq_length,
     )
     return model, processor
 
 
-__all__ = ["cora_tiny", "cora_tiny_config", "train_tokenizer"]
+__all__ = ["cora_7b_config", "cora_tiny", "cora_tiny_config", "train_tokenizer"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +15,7 @@ from transformers import BatchFeature, ProcessorMixin
 from .branches import Branch, pack_branches
 from .configuration_cora import SEG_TOKEN
 from .hub import FromNamedModel
+from .image_layouts import VISION_INPUTS, image_texts, vision_inputs
 from .masks import resize_mask_logits
 
 DEFAULT_ANSWER = f"It is {SEG_TOKEN}."
@@ -32,12 +33,21 @@ _QUERY, _ANSWER = "\ue000", "\ue001"
 
 
 class _PromptFrame(NamedTuple):
-    """What the chat template puts around a query and its answer."""
+    """What the chat template puts around a query and its answer; `prefix` is what all queries of an image share."""
 
     prefix: str
     before_query: str
     between: str
     after_answer: str
+
+
+class _Piece(NamedTuple):
+    """A part of a branch's text. Special tokens are tokens in what the template and the answer say, and characters in
+    what the user says."""
+
+    text: str
+    is_query: bool = False
+    learned: bool = False
 
 
 class CoraProcessor(FromNamedModel, ProcessorMixin):
@@ -48,7 +58,8 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
         image_processor: of the vision tower, e.g. `LlavaImageProcessor(do_pad=True)` (letterbox).
         sam_image_processor: a `SamImageProcessor`.
         tokenizer: knows `[SEG]` and the image token as special tokens.
-        num_image_tokens (`int`): tokens of one image in the sequence.
+        num_image_tokens (`int`): tokens of one image in the sequence (Idefics3, SmolVLM: of one tile; Qwen-VL: unused,
+            an image's size decides).
         image_token (`str`): what the chat template writes where the image goes.
         chat_template (`str`): Jinja; a user turn with one image and one text, and the assistant's answer.
         max_query_tokens (`int`): longer queries are refused.
@@ -78,7 +89,7 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
         return [
             "input_ids",
             "branch_ids",
-            "pixel_values",
+            *VISION_INPUTS,
             "sam_pixel_values",
             "original_sizes",
             "reshaped_input_sizes",
@@ -106,31 +117,16 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
             generate: leave the answers out and pad on the left; one query per image.
 
         Returns:
-            `input_ids`, `branch_ids` (and `labels` unless `generate`) (B, L), `pixel_values` (B, 3, s, s),
-            `sam_pixel_values` (B, 3, S, S), `original_sizes` and `reshaped_input_sizes` (B, 2), `mask_labels`.
+            `input_ids`, `branch_ids` (and `labels` unless `generate`) (B, L), `pixel_values` (B, 3, s, s) or what the
+            VLM's image processor makes (with `image_grid_thw` or `pixel_attention_mask`), `sam_pixel_values`
+            (B, 3, S, S), `original_sizes` and `reshaped_input_sizes` (B, 2), `mask_labels`.
 
         Raises:
             ValueError: no query for an image, a query that is empty or longer than `max_query_tokens`, an image so
                 narrow that nothing of it would be left at SAM's input size.
         """
         images = [images] if isinstance(images, Image.Image) else list(images)
-        data: dict[str, Any] = self.query_inputs(self._nested(queries, len(images)), answers, generate, padding_side)
-        data.update(self.image_inputs(images))
-        if mask_labels is not None:
-            data["mask_labels"] = [torch.as_tensor(masks) for masks in mask_labels]
-        return BatchFeature(data)
-
-    def query_inputs(
-        self,
-        queries: Sequence[Sequence[str]],
-        answers: Sequence[Sequence[str]] | None = None,
-        generate: bool = False,
-        padding_side: Literal["left", "right"] | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """The part of the inputs that depends on the queries alone; B lists, the rest as in `__call__`."""
-        for index, image_queries in enumerate(queries):
-            if not image_queries:
-                raise ValueError(f"queries: image {index} has none")
+        queries = self._nested(queries, len(images))
         if answers is None:
             answers = [[DEFAULT_ANSWER] * len(image_queries) for image_queries in queries]
         branches = [
@@ -138,13 +134,19 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
             for pair in zip(queries, answers, strict=True)
         ]
         side = padding_side or ("left" if generate else "right")
-        data = pack_branches([self._prefix] * len(queries), branches, self._pad_token_id, side)
+        image_inputs = self.image_inputs(images)
+        texts = image_texts(self.image_processor, image_inputs, self.image_token, self.num_image_tokens)
+        prefixes = {text: self._prefix(text) for text in set(texts)}
+        data: dict[str, Any] = pack_branches([prefixes[text] for text in texts], branches, self._pad_token_id, side)
         if generate:
             del data["labels"]
-        return data
+        data.update({name: value for name, value in image_inputs.items() if name in self.model_input_names})
+        if mask_labels is not None:
+            data["mask_labels"] = [torch.as_tensor(masks) for masks in mask_labels]
+        return BatchFeature(data)
 
-    def image_inputs(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-        """The part of the inputs that depends on the images alone."""
+    def image_inputs(self, images: Sequence[Image.Image]) -> dict[str, Any]:
+        """The part of the inputs that depends on the images alone, for the vision tower and for SAM."""
         longest = self.sam_image_processor.size["longest_edge"]
         for image in images:
             if min(image.size) * longest < 0.5 * max(image.size):
@@ -154,7 +156,7 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
                 )
         sam = self.sam_image_processor(images, return_tensors="pt")
         return {
-            "pixel_values": self.image_processor(images, return_tensors="pt")["pixel_values"],
+            **vision_inputs(self.image_processor, images),
             "sam_pixel_values": sam["pixel_values"],
             "original_sizes": torch.as_tensor(np.asarray(sam["original_sizes"])),
             "reshaped_input_sizes": torch.as_tensor(np.asarray(sam["reshaped_input_sizes"])),
@@ -196,6 +198,9 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
             queries = [queries]
         if len(queries) != images:
             raise ValueError(f"queries: {len(queries)} lists of queries for {images} images")
+        for index, image_queries in enumerate(queries):
+            if not image_queries:
+                raise ValueError(f"queries: image {index} has none")
         return [list(image_queries) for image_queries in queries]
 
     @cached_property
@@ -208,18 +213,21 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
         rendered = self.apply_chat_template(messages, tokenize=False)
         head, _, rest = rendered.partition(_QUERY)
         between, _, after = rest.partition(_ANSWER)
-        prefix, image, before = head.rpartition(self.image_token)
-        if not image or not rest:
+        pieces = self._split_at_specials(head)
+        if self.image_token not in pieces or not rest:
             raise ValueError(f"chat_template: writes no {self.image_token!r} or no query into {rendered!r}")
-        return _PromptFrame(prefix + image, before, between.rstrip(" "), between[len(between.rstrip(" ")) :] + after)
+        last_special = max(index for index, piece in enumerate(pieces) if piece in self._specials)
+        prefix, before = "".join(pieces[: last_special + 1]), "".join(pieces[last_special + 1 :])
+        gap = between[len(between.rstrip(" ")) :]
+        return _PromptFrame(prefix, before, between.rstrip(" "), gap + after.rstrip())
 
-    @cached_property
-    def _prefix(self) -> list[int]:
-        ids = self.tokenizer.encode(self._frame.prefix)
-        if self.tokenizer.eos_token_id is not None and ids[-1] == self.tokenizer.eos_token_id:
-            ids = ids[:-1]
-        image = ids.index(self.tokenizer.convert_tokens_to_ids(self.image_token))
-        return ids[:image] + [ids[image]] * self.num_image_tokens + ids[image + 1 :]
+    def _prefix(self, image_text: str) -> list[int]:
+        """Token ids up to the last special token before the query, with the image's tokens in their place."""
+        ids = self.tokenizer.encode(self._frame.prefix.replace(self.image_token, image_text, 1))
+        eos, eos_id = self.tokenizer.eos_token, self.tokenizer.eos_token_id
+        if eos_id is not None and ids[-1] == eos_id and not self._frame.prefix.endswith(eos):
+            ids = ids[:-1]  # of a tokenizer that ends every text with it
+        return ids
 
     @property
     def _pad_token_id(self) -> int:
@@ -227,36 +235,52 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
         return self.tokenizer.eos_token_id if pad is None else pad
 
     def _branch(self, query: str, answer: str | None) -> Branch:
-        """Tokens behind the image. Text is tokenised in one piece up to the next special token of the template or the
-        answer, as a tokenizer does with the whole prompt; the query's own characters are never special."""
+        """Tokens behind the prefix. Text is tokenised in one piece up to the next special token, as a tokenizer does
+        with the whole prompt."""
         query = query.strip()
         if not query:
             raise ValueError("queries: an empty query asks for nothing")
         frame = self._frame
-        opening = frame.before_query + query + frame.between
-        if answer is None:
-            ids, ends = self._encode_plain(opening)
-            self._check_length(query, ends)
-            return Branch(ids, [])
-        gap = frame.after_answer[: len(frame.after_answer) - len(frame.after_answer.lstrip(" "))]
-        pieces = self._split_at_specials(gap + answer + frame.after_answer[len(gap) :])
-        if not pieces or pieces[0] in self._specials:
-            pieces = ["", *pieces]
-        ids, ends = self._encode_plain(opening + pieces[0])
-        self._check_length(query, ends)
-        labels = [token if end > len(opening) else -100 for token, end in zip(ids, ends, strict=True)]
-        for piece in pieces[1:]:
-            if piece in self._specials:
-                tokens = [self.tokenizer.convert_tokens_to_ids(piece)]
-            else:
-                tokens = self._encode_plain(piece)[0]
-            ids, labels = ids + tokens, labels + tokens
+        pieces = [_Piece(frame.before_query), _Piece(query, is_query=True), _Piece(frame.between)]
+        if answer is not None:
+            gap = frame.after_answer[: len(frame.after_answer) - len(frame.after_answer.lstrip(" "))]
+            pieces.append(_Piece(gap + answer + frame.after_answer[len(gap) :], learned=True))
+        ids: list[int] = []
+        labels: list[int] = []
+        for run in self._runs(pieces):
+            if run[0].text in self._specials and not run[0].is_query:
+                ids.append(self.tokenizer.convert_tokens_to_ids(run[0].text))
+                labels.append(ids[-1] if run[0].learned else -100)
+                continue
+            tokens, ends = self._encode_plain("".join(piece.text for piece in run))
+            start, first_learned = 0, float("inf")
+            for piece in run:
+                if piece.is_query:
+                    self._check_length(query, sum(start < end <= start + len(query) for end in ends))
+                if piece.learned:
+                    first_learned = min(first_learned, start)
+                start += len(piece.text)
+            ids += tokens
+            labels += [token if end > first_learned else -100 for token, end in zip(tokens, ends, strict=True)]
         return Branch(ids, labels)
 
-    def _check_length(self, query: str, ends: list[int]) -> None:
-        """`ends`: where each token of the branch's text ends; the query stands behind the template's opening."""
-        start = len(self._frame.before_query)
-        length = sum(start < end <= start + len(query) for end in ends)
+    def _runs(self, pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
+        """Pieces that are tokenised together, and every special token by itself."""
+        run: list[_Piece] = []
+        for piece in pieces:
+            for text in [piece.text] if piece.is_query else self._split_at_specials(piece.text):
+                part = piece._replace(text=text)
+                if piece.is_query or text not in self._specials:
+                    run.append(part)
+                    continue
+                if run:
+                    yield run
+                run = []
+                yield [part]
+        if run:
+            yield run
+
+    def _check_length(self, query: str, length: int) -> None:
         if length > self.max_query_tokens:
             raise ValueError(
                 f"query of {length} tokens ({query[:40]!r}...): the limit is {self.max_query_tokens}; shorten it"

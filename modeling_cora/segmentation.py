@@ -1,14 +1,16 @@
-"""The short way from an image and queries to masks: by the template's answer in one pass, or by generated text."""
+"""The short way from images and queries to masks: by the template's answer in one pass, or by generated text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 
+from .consistency import mask_variance, rephrase
+from .masks import resize_mask_logits
 from .modeling_cora import CoraForReasoningSegmentation
 from .processing_cora import CoraProcessor
 
@@ -20,14 +22,25 @@ class Segmentation:
     Attributes:
         masks: bool (n, H, W) at image size.
         scores: fp32 (n,) in [0, 1], the model's estimate of each mask's IoU.
+        uncertainty: fp32 (n, H, W) in [0, 1/4], the variance over equivalent queries (eq. 6); None unless asked for.
         text: the generated answer; empty where the answer was the template's.
     """
 
     masks: torch.Tensor
     scores: torch.Tensor
+    uncertainty: torch.Tensor | None = None
     text: str = ""
 
 
+class _Answers(NamedTuple):
+    """To the queries about one image: logits (n, h, w), scores (n,), and (height, width) inside SAM's input."""
+
+    low_res: torch.Tensor
+    scores: torch.Tensor
+    reshaped_size: list[int]
+
+
+@torch.no_grad()
 def segment(
     model: CoraForReasoningSegmentation,
     processor: CoraProcessor,
@@ -35,6 +48,8 @@ def segment(
     queries: Sequence[str],
     threshold: float = 0.0,
     queries_per_pass: int = 32,
+    uncertainty: bool = False,
+    rephrasings: Sequence[Sequence[str]] | None = None,
 ) -> Segmentation:
     """Asks all queries about one image; up to `queries_per_pass` of them share one forward pass.
 
@@ -42,56 +57,46 @@ def segment(
 
     Args:
         threshold: of the mask logits.
+        uncertainty: also ask K - 1 equivalent queries for each, and tell where the answers differ.
+        rephrasings: for each query at least 2 others that mean the same; those of `rephrase` where not given.
 
     Raises:
-        ValueError: see [`CoraProcessor`].
+        ValueError: see [`CoraProcessor`]; rephrasings that are not one list of at least 2 for each query.
     """
-    inputs = processor.image_inputs([image])
-    return segment_batch(model, processor, inputs, [queries], threshold, queries_per_pass)[0]
+    groups = [rephrase(query) for query in queries] if uncertainty and rephrasings is None else rephrasings or []
+    if groups and (len(groups) != len(queries) or min(map(len, groups)) < 2):
+        raise ValueError(f"rephrasings: {[len(g) for g in groups]} for {len(queries)} queries; at least 2 for each")
+    asked = [*queries, *(text for group in groups for text in group)]
+    ((logits, scores, reshaped),) = _ask(model, processor, [image], [asked], queries_per_pass)
+    masks = _masks(processor, logits[: len(queries)], reshaped, image, threshold)
+    others = logits[len(queries) :].split([len(group) for group in groups])
+    input_size, size = processor.sam_image_processor.pad_size["height"], (image.height, image.width)
+    maps = [mask_variance(resize_mask_logits(one, input_size, reshaped, size)).cpu() for one in others]
+    return Segmentation(masks, scores[: len(queries)], torch.stack(maps) if groups else None)
 
 
 @torch.no_grad()
 def segment_batch(
     model: CoraForReasoningSegmentation,
     processor: CoraProcessor,
-    image_inputs: Mapping[str, torch.Tensor],
+    images: Sequence[Image.Image],
     queries: Sequence[Sequence[str]],
     threshold: float = 0.0,
     queries_per_pass: int = 32,
 ) -> list[Segmentation]:
-    """As `segment`, for several images in one forward pass.
-
-    Args:
-        image_inputs: of B images, from `processor.image_inputs`.
-        queries: B lists; up to `queries_per_pass` of each go into one pass.
-    """
-    inputs = {name: tensor.to(model.device) for name, tensor in image_inputs.items()}
-    embeddings = model.get_image_embeddings(inputs["sam_pixel_values"])
-    masks: list[list[torch.Tensor]] = [[] for _ in queries]
-    scores: list[list[torch.Tensor]] = [[] for _ in queries]
-    for start in range(0, max(1, *map(len, queries)), queries_per_pass):
-        # an image whose queries have all been asked sits out; one without any reaches the processor, which refuses it
-        asked = [index for index, given in enumerate(queries) if not start or len(given) > start]
-        parts = [list(queries[index][start : start + queries_per_pass]) for index in asked]
-        tokens = processor.query_inputs(parts)
-        output = model(
-            input_ids=tokens["input_ids"].to(model.device),
-            branch_ids=tokens["branch_ids"].to(model.device),
-            pixel_values=inputs["pixel_values"][asked],
-            sam_image_embeddings=embeddings[asked],
-        )
-        of_image = _masks_per_row(processor, output, inputs, asked, threshold)
-        for index, (image_masks, image_scores) in zip(asked, of_image, strict=True):
-            masks[index].append(image_masks)
-            scores[index].append(image_scores)
-    return [Segmentation(torch.cat(m), torch.cat(s)) for m, s in zip(masks, scores, strict=True)]
+    """As `segment`, for B images and B lists of queries; up to `queries_per_pass` of each list share one pass."""
+    answers = _ask(model, processor, images, queries, queries_per_pass)
+    return [
+        Segmentation(_masks(processor, logits, reshaped, image, threshold), scores)
+        for image, (logits, scores, reshaped) in zip(images, answers, strict=True)
+    ]
 
 
 @torch.no_grad()
 def answer_batch(
     model: CoraForReasoningSegmentation,
     processor: CoraProcessor,
-    image_inputs: Mapping[str, torch.Tensor],
+    images: Sequence[Image.Image],
     queries: Sequence[Sequence[str]],
     threshold: float = 0.0,
     queries_per_pass: int = 32,
@@ -100,55 +105,78 @@ def answer_batch(
     """Lets the model answer in its own words: no, one or several masks per query.
 
     Args:
-        image_inputs, queries: as in `segment_batch`.
-        queries_per_pass: rows that are generated together.
+        images, queries: B images and B lists.
+        queries_per_pass: sequences that are generated together, one for each query.
         generate_kwargs: go to `model.generate`.
 
     Returns:
         B lists, one answer per query.
     """
-    inputs = {name: tensor.to(model.device) for name, tensor in image_inputs.items()}
-    embeddings = model.get_image_embeddings(inputs["sam_pixel_values"])
+    sam_pixel_values = processor.image_inputs(images)["sam_pixel_values"]
+    embeddings = model.get_image_embeddings(sam_pixel_values.to(model.device))
     rows = [(index, query) for index, given in enumerate(queries) for query in given]
     answers: list[list[Segmentation]] = [[] for _ in queries]
     for start in range(0, len(rows), queries_per_pass):
         part = rows[start : start + queries_per_pass]
-        image_of_row = [index for index, _ in part]
-        tokens = processor.query_inputs([[query] for _, query in part], generate=True)
-        output: Any = model.generate(
-            input_ids=tokens["input_ids"].to(model.device),
-            branch_ids=tokens["branch_ids"].to(model.device),
-            pixel_values=inputs["pixel_values"][image_of_row],
-            sam_image_embeddings=embeddings[image_of_row],
-            **generate_kwargs,
-        )
-        texts = [answer_text(processor, ids) for ids in output.sequences[:, tokens["input_ids"].shape[1] :].tolist()]
-        of_row = _masks_per_row(processor, output, inputs, image_of_row, threshold)
-        for index, text, (masks, scores) in zip(image_of_row, texts, of_row, strict=True):
-            answers[index].append(Segmentation(masks, scores, text))
+        shown = [index for index, _ in part]
+        inputs = processor([images[index] for index in shown], [[query] for _, query in part], generate=True)
+        del inputs["sam_pixel_values"]
+        inputs = inputs.to(model.device)
+        output: Any = model.generate(**inputs, sam_image_embeddings=embeddings[shown], **generate_kwargs)
+        generated = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+        scores = output.iou_scores.float().clamp(0, 1).cpu()
+        for row, (index, ids) in enumerate(zip(shown, generated, strict=True)):
+            of_row = output.seg_batch_index == row
+            reshaped = inputs["reshaped_input_sizes"][row].tolist()
+            masks = _masks(processor, output.pred_masks[of_row], reshaped, images[index], threshold)
+            answers[index].append(Segmentation(masks, scores[of_row.cpu()], text=_answer_text(processor, ids)))
     return answers
 
 
-def answer_text(processor: CoraProcessor, generated: Sequence[int]) -> str:
-    """Generated token ids as text: up to the end of the sequence, `[SEG]` as it is written."""
-    ids, eos = list(generated), processor.tokenizer.eos_token_id
-    ids = ids[: ids.index(eos)] if eos in ids else ids
+def _ask(
+    model: CoraForReasoningSegmentation,
+    processor: CoraProcessor,
+    images: Sequence[Image.Image],
+    queries: Sequence[Sequence[str]],
+    queries_per_pass: int,
+) -> list[_Answers]:
+    """The template's answer to every query; each image goes through SAM's encoder once."""
+    low_res: list[list[torch.Tensor]] = [[] for _ in images]
+    scores: list[list[torch.Tensor]] = [[] for _ in images]
+    embeddings, reshaped = None, []
+    for start in range(0, max(1, *map(len, queries)), queries_per_pass):
+        # an image whose queries have all been asked sits out; one without any reaches the processor, which refuses it
+        asked = [index for index, given in enumerate(queries) if not start or len(given) > start]
+        parts = [list(queries[index][start : start + queries_per_pass]) for index in asked]
+        inputs = processor([images[index] for index in asked], parts).to(model.device)
+        del inputs["labels"]
+        if embeddings is None:
+            embeddings = model.get_image_embeddings(inputs["sam_pixel_values"])
+            reshaped = inputs["reshaped_input_sizes"].tolist()
+        del inputs["sam_pixel_values"]
+        output = model(**inputs, sam_image_embeddings=embeddings[asked])
+        for row, index in enumerate(asked):
+            of_row = output.seg_batch_index == row
+            low_res[index].append(output.pred_masks[of_row])
+            scores[index].append(output.iou_scores[of_row].float().clamp(0, 1).cpu())
+    return [_Answers(torch.cat(m), torch.cat(s), r) for m, s, r in zip(low_res, scores, reshaped, strict=True)]
+
+
+def _masks(
+    processor: CoraProcessor, logits: torch.Tensor, reshaped: list[int], image: Image.Image, threshold: float
+) -> torch.Tensor:
+    """Low-resolution logits (n, h, w) -> bool (n, H, W) at the image's size, on the CPU."""
+    input_size, size = processor.sam_image_processor.pad_size["height"], (image.height, image.width)
+    # one query at a time: at image size, logits are four times as large as masks, and there are many
+    masks = [(resize_mask_logits(one[None], input_size, reshaped, size) > threshold)[0].cpu() for one in logits]
+    return torch.stack(masks) if masks else torch.zeros(0, *size, dtype=torch.bool)
+
+
+def _answer_text(processor: CoraProcessor, generated: list[int]) -> str:
+    """Token ids as text: up to the end of the sequence, `[SEG]` as it is written."""
+    eos = processor.tokenizer.eos_token_id
+    ids = generated[: generated.index(eos)] if eos in generated else generated
     return str(processor.tokenizer.decode(ids, skip_special_tokens=False)).strip()
 
 
-def _masks_per_row(
-    processor: CoraProcessor, output: Any, inputs: Mapping[str, torch.Tensor], images: list[int], threshold: float
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Masks and scores of each row of a batch, on the CPU; row k shows image `images[k]` of `inputs`."""
-    masks = processor.post_process_masks(
-        output.pred_masks,
-        output.seg_batch_index,
-        inputs["original_sizes"][images],
-        inputs["reshaped_input_sizes"][images],
-        threshold,
-    )
-    scores = output.iou_scores.float().clamp(0, 1)
-    return [(m.cpu(), scores[output.seg_batch_index == row].cpu()) for row, m in enumerate(masks)]
-
-
-__all__ = ["Segmentation", "answer_batch", "answer_text", "segment", "segment_batch"]
+__all__ = ["Segmentation", "answer_batch", "segment", "segment_batch"]

@@ -8,12 +8,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from modeling_cora import CoraOutput
 from modeling_cora.losses import bce_per_mask, dice_per_mask, iou_per_mask, next_token_loss
-from modeling_cora.masks import resize_mask_logits
+from modeling_cora.masks import resize_mask_logits, shrink_mask_labels, uncertain_points, values_at_points
 
-from .conftest import SHARED
+from .conftest import SHARED, noise_image
 
-CASES = ("basic", "nonsquare", "single", "extreme", "empty_and_full", "num_masks_10", "empty_target_neutral")
+CASES = (
+    "basic",
+    "nonsquare",
+    "single",
+    "extreme",
+    "empty_and_full",
+    "num_masks_10",
+    "empty_target_neutral",
+    "empty_target_confident_bg",
+)
 
 
 def golden(name: str) -> dict[str, torch.Tensor]:
@@ -32,6 +42,15 @@ def test_values_and_gradients_are_lisas(case, name, per_mask):
     loss.sum().backward()
     torch.testing.assert_close(loss, tensors[f"{case}.out.{name}"], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(logits.grad, tensors[f"{case}.out.grad_{name}"], rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize(("name", "per_mask", "weight"), [("bce", bce_per_mask, 2.0), ("dice", dice_per_mask, 0.5)])
+def test_a_batch_of_images_of_two_sizes_is_lisas(name, per_mask, weight):
+    """LISA sums over all masks of the batch and divides by their number: a mean over masks, not over images."""
+    tensors = golden("losses/mask_losses.safetensors")
+    losses = [per_mask(tensors[f"batch.in.logits_{i}"], tensors[f"batch.in.targets_{i}"]) for i in range(2)]
+    ours = weight * torch.cat(losses).mean()
+    torch.testing.assert_close(ours, tensors[f"batch.out.{name}_weighted"].squeeze(), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("case", ["raw", "point", "box"])
@@ -102,3 +121,75 @@ def test_masks_at_image_size_cover_the_image_and_not_the_padding():
         places = (torch.arange(image[axis]) + 0.5) * reshaped[axis] / image[axis] * low / size - 0.5
         inner = slice(image[axis] // 8, -image[axis] // 8)  # bilinear interpolation is flat at the very ends
         torch.testing.assert_close(along[inner], places[inner], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("reshaped", "size"), [((64, 128), (50, 100)), ((128, 48), (256, 96)), ((128, 128), (7, 7))])
+def test_shrunk_labels_are_read_where_the_pixels_lie(reshaped, size):
+    """Every low-resolution pixel by itself: its centre in the image, and the label there; padding is ignored."""
+    labels = torch.randint(0, 2, (2, *size), dtype=torch.uint8)
+    labels[:, :2] = 255
+    small = shrink_mask_labels(labels, (32, 32), 128, reshaped)
+    assert small.shape == (2, 32, 32) and small.dtype == torch.uint8
+    rows, columns = reshaped[0] // 4, reshaped[1] // 4
+    for y in range(32):
+        for x in range(32):
+            if y >= rows or x >= columns:
+                assert (small[:, y, x] == 255).all()
+            else:
+                expected = labels[:, int((y + 0.5) / rows * size[0]), int((x + 0.5) / columns * size[1])]
+                assert torch.equal(small[:, y, x], expected)
+
+
+def test_values_at_points_of_a_ramp():
+    """Bilinear values of a linear function are the function; (x, y) are parts of width and height."""
+    rows, columns = torch.arange(20.0), torch.arange(30.0)
+    ramp = (rows[:, None] * 2 + columns[None] * 5)[None]
+    points = 0.1 + 0.8 * torch.rand(1, 50, 2)
+    expected = (points[..., 1] * 20 - 0.5) * 2 + (points[..., 0] * 30 - 0.5) * 5
+    torch.testing.assert_close(values_at_points(ramp, points, "bilinear"), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_uncertain_points_lie_at_the_edge_and_inside_of_the_image():
+    """A mask that is undecided along x = 1/2 of the image, and in all of the padding, which must not attract points."""
+    x = (torch.arange(64) + 0.5) / 64 / 0.75  # of the image's width; the image fills 3/4 of the square
+    logits = torch.where(x < 1, (x - 0.5) * 100, 0.0)[None, None].expand(2, 64, 64)
+    points = uncertain_points(logits, 1000, torch.tensor([0.75, 1.0]), oversampling=4, importance=0.8)
+    assert points.shape == (2, 1000, 2) and points.min() >= 0 and points.max() <= 1
+    near = (points[..., 0] - 0.5).abs() < 0.15
+    # 800 of 4000 uniform ones: the fifth nearest to the edge, within 0.1 of it; and 3 of 10 of the other 200
+    assert near.float().mean(1).min() > 0.8
+    even = uncertain_points(logits, 1000, torch.tensor([0.75, 1.0]), importance=0.0)
+    assert ((even[..., 0] - 0.5).abs() < 0.15).float().mean().item() == pytest.approx(0.3, abs=0.05)
+
+
+def test_losses_at_points_and_low_res_are_those_at_labels(tiny):
+    """Smooth masks: uniform points estimate the mean over pixels, and the small grid hardly differs."""
+    model, _ = tiny
+    labels = torch.zeros(2, 80, 120, dtype=torch.uint8)
+    labels[0, :, 60:], labels[1, 40:], labels[:, :8] = 1, 1, 255
+    ramp = (torch.arange(32.0) - 14) / 4
+    output = CoraOutput(
+        pred_masks=torch.stack([ramp[None].expand(32, 32), 0.5 * ramp[:, None].expand(32, 32)]),
+        iou_scores=torch.zeros(2),
+        seg_embeddings=torch.zeros(2, 1),
+        seg_batch_index=torch.zeros(2, dtype=torch.long),
+    )
+    model.config.mask_loss_points, model.config.mask_loss_importance = 200_000, 0.0
+    terms = {}
+    for where in ("labels", "low_res", "points"):
+        model.config.mask_loss_at = where
+        terms[where] = torch.stack(list(model.mask_losses(output, [labels], torch.tensor([[85, 128]])).values()))
+    assert terms["labels"][0] > 0.2
+    torch.testing.assert_close(terms["points"][:2], terms["labels"][:2], rtol=0.01, atol=0.0)
+    torch.testing.assert_close(terms["low_res"], terms["labels"], rtol=0.05, atol=0.0)
+    assert terms["points"][2] == terms["low_res"][2]
+
+
+def test_gradients_flow_from_points(tiny):
+    model, processor = tiny
+    model.config.mask_loss_at, model.config.mask_loss_points = "points", 64
+    labels = torch.zeros(1, 30, 40, dtype=torch.uint8)
+    labels[0, :10] = 1
+    output = model(**processor(noise_image(40, 30), "the road", mask_labels=[labels]))
+    output.loss.backward()
+    assert model.seg_projector.linear_1.weight.grad.abs().sum() > 0

@@ -15,6 +15,7 @@ from trainers.pictures import (
     captioned,
     comparison,
     grid,
+    heat_map,
     overlay,
     palette,
 )
@@ -228,3 +229,13 @@ def test_captions_leave_the_picture_alone_and_align():
     assert short.size == long.size and short.width == 400
     assert np.array_equal(np.asarray(short)[:100], np.asarray(picture))
     assert (np.asarray(long)[100:] < 100).sum() > (np.asarray(short)[100:] < 100).sum() > 0
+
+
+def test_heat_map_is_the_colour_where_the_value_is_one():
+    values = np.zeros((400, 500))
+    values[:, 250:] = 1.0
+    picture = np.asarray(heat_map(Image.new("RGB", (500, 400), (100, 100, 100)), values, (10, 20, 30)))
+    assert (picture[:, 250:] == (10, 20, 30)).all()
+    assert (picture[:, :250] == 60).all()
+    with pytest.raises(ValueError, match="values"):
+        heat_map(Image.new("RGB", (5, 4)), np.zeros((5, 4)))

@@ -18,6 +18,7 @@ from modeling_cora.images import ImageError
 from modeling_cora.segmentation import segment
 
 from .conftest import noise_image
+from .vlm_families import FAMILIES, build
 
 QUERIES = ["the road", "the vehicle with four wheels", "the tree"]
 
@@ -100,6 +101,18 @@ def test_several_images_in_every_form(pipe, folder, batch_size):
     for rows, image in zip(same_queries, images, strict=True):
         check(rows, pipe, image, QUERIES[:2])
     assert pipe([], "the road", batch_size=batch_size) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_takes_batches(family):
+    """Their vision inputs are batched in different ways."""
+    model, processor = build(family)
+    pipe = pipeline("reasoning-segmentation", model=model, processor=processor, device="cpu")
+    items = [{"image": noise_image(40 + 30 * k, 60, k), "queries": QUERIES[: k + 1]} for k in range(2)]
+    for rows, item in zip(pipe(items, batch_size=2), items, strict=True):
+        check(rows, pipe, item["image"], item["queries"])
+    answers = pipe(items, batch_size=2, generate=True, max_new_tokens=3)
+    assert [{row["query"] for row in rows} for rows in answers] == [set(QUERIES[:1]), set(QUERIES[:2])]
 
 
 @pytest.mark.parametrize(("batch_size", "passes"), [(1, 4), (2, 2), (4, 1)])

@@ -200,3 +200,16 @@ def test_nothing_to_evaluate_is_an_error(saved, street, tmp_path, capsys):
     assert "split 'test'" in fails(capsys, evaluate, ["--model", saved, "--data", street, "--split", "test"])
     with pytest.raises(DataError, match="nothing to evaluate"):
         summarise_records([])
+
+
+def test_uncertainty_is_written_beside_the_picture(saved, tmp_path):
+    noise_image(40, 30).save(tmp_path / "a.png")
+    argv = ["--model", saved, "--image", tmp_path / "a.png", "--query", "the road", "--query", "the sky"]
+    predict([str(a) for a in [*argv, "--out", tmp_path / "b.png", "--uncertainty"]])
+    model, processor = load_trained(str(saved))
+    expected = segment(model, processor, noise_image(40, 30), ["the road", "the sky"], uncertainty=True).uncertainty
+    for index in range(2):
+        with Image.open(tmp_path / f"b_uncertainty{index}.png") as file:
+            assert np.abs(np.asarray(file) / 255 - 4 * expected[index].numpy()).max() < 0.01
+    with Image.open(tmp_path / "b.png") as picture:
+        assert picture.width > 3 * 384  # the masks and two maps

@@ -28,7 +28,9 @@ PACKAGE = Path(modeling_cora.__file__).parent
 CODE = {
     "branches.py",
     "configuration_cora.py",
+    "consistency.py",
     "hub.py",
+    "image_layouts.py",
     "images.py",
     "losses.py",
     "masks.py",
@@ -36,6 +38,7 @@ CODE = {
     "pipeline.py",
     "processing_cora.py",
     "segmentation.py",
+    "tiny_vit.py",
 }
 QUERIES = ["the road", "the vehicle with four wheels"]
 
@@ -137,6 +140,17 @@ def test_the_folder_holds_the_code_byte_for_byte(saved):
     assert config["custom_pipelines"]["reasoning-segmentation"]["impl"] == "pipeline.ReasoningSegmentationPipeline"
     processor = json.loads((saved / "processor_config.json").read_text())
     assert processor["auto_map"] == {"AutoProcessor": "processing_cora.CoraProcessor"}
+
+
+def test_a_configuration_alone_brings_as_much(saved, tmp_path):
+    """Converters write the weights themselves, and the configuration beside them."""
+    CoraConfig.from_pretrained(saved).save_pretrained(tmp_path / "a")
+    cora_tiny(TEXTS, seed=0, clip_image_size=28, sam_image_size=128)[0].config.save_pretrained(tmp_path / "b")
+    whole = json.loads((saved / "config.json").read_text())
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        assert {path.name for path in folder.glob("*.py")} == CODE
+        written = json.loads((folder / "config.json").read_text())
+        assert written["auto_map"] == whole["auto_map"] and written["custom_pipelines"] == whole["custom_pipelines"]
 
 
 def test_a_process_without_the_package(saved, expected, tmp_path):

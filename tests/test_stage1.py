@@ -164,3 +164,12 @@ def test_bad_data_leaves_no_output(street, tmp_path, capsys):
     assert exit_info.value.code == 2
     assert error.count("\n") == 1 and mask.name in error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_choice_that_the_model_does_not_know_gets_one_line(street, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main([*options(street, tmp_path / "out"), "--mask_loss_at", "poitns"])
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert exit_info.value.code == 2
+    assert len(errors) == 1 and "mask_loss_at" in errors[0] and "'points'" in errors[0]
+    assert not (tmp_path / "out").exists()

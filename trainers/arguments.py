@@ -45,6 +45,34 @@ class ModelArguments:
     iou_loss_weight: float | None = field(
         default=None, metadata={"help": "SAM's IoU head; 0 in the paper and LISA, 1 for cora-tiny's random start."}
     )
+    mask_loss_at: str | None = field(
+        default=None, metadata={"help": "Mask loss at `labels` (LISA), `low_res` or `points` (Sa2VA: 12,544)."}
+    )
+
+
+@dataclass
+class TrainedPartsArguments:
+    """What trains; see trainers/trained_parts.py. The defaults are LISA's, or everything for cora-tiny's random start.
+
+    The vision tower, the connector and SAM's encoder stay frozen in LISA and in the paper.
+    """
+
+    trained_parts: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Trained in full: vision_tower connector embeddings language_model lm_head seg_projector "
+            "sam_encoder prompt_encoder mask_decoder. LISA: embeddings lm_head seg_projector mask_decoder."
+        },
+    )
+    lora_r: int | None = field(
+        default=None, metadata={"help": "Rank of the LoRA on the language model; LISA and the paper 8; 0: no LoRA."}
+    )
+    lora_alpha: int = field(default=16, metadata={"help": "LISA: 16."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "LISA: 0.05."})
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: ["q_proj", "v_proj"],
+        metadata={"help": "Linear layers of the language model (of no other part). LISA: q_proj v_proj."},
+    )
 
 
 @dataclass

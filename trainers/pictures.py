@@ -116,6 +116,24 @@ def comparison(image: Image.Image, target: np.ndarray, prediction: np.ndarray, l
     return _with_legend(picture, entries) if legend else picture
 
 
+def heat_map(image: Image.Image, values: np.ndarray, colour: Colour = VERMILLION) -> Image.Image:
+    """The image in grey, and the values as the opacity of a colour.
+
+    Args:
+        image: any mode, W x H pixels; enlarged like in `overlay`.
+        values: (H, W) in [0, 1].
+
+    Raises:
+        ValueError: the values are not (H, W).
+    """
+    opacity = np.clip(_mask_of(values, image, "values"), 0, 1)
+    canvas, factor = _enlarged(image.convert("RGB").convert("L"))
+    opacity = _enlarged_mask(opacity, factor)[..., None]
+    # darkened, so that a bright sky does not look like a value
+    mixed = 0.6 * canvas * (1 - opacity) + np.asarray(colour) * opacity
+    return Image.fromarray(np.rint(mixed).astype(np.uint8))
+
+
 def captioned(picture: Image.Image, text: str, lines: int = 2) -> Image.Image:
     """The picture over a strip for `lines` lines of text, however many the text fills, so that a row of them aligns.
 

@@ -5,7 +5,8 @@
     python trainers/predict.py --model DIR --image FOLDER --query "the road" --out FOLDER
 
 All queries of an image share one forward pass. The picture shows the image, the masks in distinct colours, the queries
-and the model's own estimate of each mask's IoU. `--masks` writes each mask as a PNG (0 and 255) beside the picture.
+and the model's own estimate of each mask's IoU. `--masks` writes each mask as a PNG (0 and 255) beside the picture;
+`--uncertainty` writes, and shows beside the picture, where the answers to equivalent queries differ (eq. 6).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from datasets_scripts.folder import IMAGE_SUFFIXES
 from datasets_scripts.records import read_image
 from modeling_cora.segmentation import Segmentation, segment
 from trainers.loading import load_trained
-from trainers.pictures import overlay
+from trainers.pictures import captioned, grid, heat_map, overlay
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -40,6 +41,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", required=True, type=Path, help="picture to write; a folder where --image is one")
     parser.add_argument("--threshold", type=float, default=0.0, help="of the mask logit (default 0)")
     parser.add_argument("--masks", action="store_true", help="write each mask as a PNG too")
+    parser.add_argument("--uncertainty", action="store_true", help="show where answers to rephrased queries differ")
     parser.add_argument("--device", default=None, help="default: a GPU where there is one")
     return parser.parse_args(argv)
 
@@ -63,7 +65,15 @@ def _save(image: Image.Image, path: Path) -> None:
 
 def _write(image: Image.Image, queries: list[str], result: Segmentation, out: Path, masks: bool) -> None:
     labels = [f"{query}  {score:.2f}" for query, score in zip(queries, result.scores.tolist(), strict=True)]
-    _save(overlay(image, result.masks.numpy(), labels), out)
+    picture = overlay(image, result.masks.numpy(), labels)
+    if result.uncertainty is not None:
+        maps = [4 * one for one in result.uncertainty.numpy()]  # a variance of probabilities is at most 1/4
+        heat = [captioned(heat_map(image, one), f"uncertain: {q}") for one, q in zip(maps, queries, strict=True)]
+        picture = grid([[picture, *heat]])
+        for index, one in enumerate(maps):
+            grey = Image.fromarray((one * 255).round().astype("uint8"))
+            _save(grey, out.with_name(f"{out.stem}_uncertainty{index}.png"))
+    _save(picture, out)
     if masks:
         for index, mask in enumerate(result.masks.numpy()):
             _save(Image.fromarray(mask.astype("uint8") * 255), out.with_name(f"{out.stem}_mask{index}.png"))
@@ -78,7 +88,9 @@ def main(argv: list[str] | None = None) -> None:
     for image_path, out in tqdm(jobs, desc="segmenting", unit="image"):
         image = read_image(image_path)
         try:
-            result = segment(model, processor, image, arguments.query, arguments.threshold)
+            result = segment(
+                model, processor, image, arguments.query, arguments.threshold, uncertainty=arguments.uncertainty
+            )
         except ValueError as error:
             raise UsageError(f"{image_path}: {error}") from None
         _write(image, arguments.query, result, out, arguments.masks)

@@ -17,24 +17,35 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from peft import PeftModel
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 
-from datasets_scripts.command_line import one_line_errors
+from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.folder import read_folder
 from datasets_scripts.instructions.build import build_instructions, write_instructions
 from datasets_scripts.records import Instruction
-from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
+from modeling_cora import CoraConfig, CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.presets import cora_tiny
 from trainers.arguments import (
     CoraTrainingArguments,
     DataArguments,
     ModelArguments,
     QueryPretrainingArguments,
+    TrainedPartsArguments,
     parse_recipe,
 )
 from trainers.cora_trainer import CoraTrainer
 from trainers.instruction_dataset import InstructionCollator, InstructionDataset
 from trainers.query_pretraining import pretrain_queries
+from trainers.trained_parts import parameter_table, select_trained_parts
+
+CONFIG_FIELDS = (
+    "seg_state", "lm_loss_weight", "bce_loss_weight", "dice_loss_weight", "iou_loss_weight", "mask_loss_at",
+)  # fmt: skip
+"""Of `ModelArguments`, what overrides the model's configuration."""
+ARGUMENTS = (ModelArguments, TrainedPartsArguments, DataArguments, QueryPretrainingArguments, CoraTrainingArguments)
 
 
 class Stage1Trainer(CoraTrainer):
@@ -57,24 +68,34 @@ def load_model(
         texts = [text for i in instructions for text in (i.query, *i.rephrasings, i.answer)]
         model, processor = cora_tiny(texts, seed, arguments.clip_image_size, arguments.sam_image_size)
     else:
+        if (Path(arguments.model) / ADAPTER_CONFIG).exists():
+            raise UsageError(f"model {arguments.model}: is an adapter; merge it first (trainers/merge_adapter.py)")
         model = CoraForReasoningSegmentation.from_pretrained(arguments.model)
         processor = CoraProcessor.from_pretrained(arguments.model)
-    for name in ("seg_state", "lm_loss_weight", "bce_loss_weight", "dice_loss_weight", "iou_loss_weight"):
+    for name in CONFIG_FIELDS:
         if (value := getattr(arguments, name)) is not None:
-            setattr(model.config, name, value)
+            try:
+                setattr(model.config, name, value)
+            except StrictDataclassFieldValidationError as error:
+                raise UsageError(str(error.__cause__)) from None
     return model, processor
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    model_arguments, data_arguments, pretraining, arguments = parse_recipe(
-        (ModelArguments, DataArguments, QueryPretrainingArguments, CoraTrainingArguments), argv
-    )
+    model_arguments, parts, data_arguments, pretraining, arguments = parse_recipe(ARGUMENTS, argv)
     set_seed(arguments.seed)
     scene_set = read_folder(data_arguments.data, data_arguments.split_lists)
     scenes = scene_set.split("train", labelled=True)
     instructions = build_instructions(scene_set, scenes, tuple(data_arguments.kinds), arguments.seed)
     model, processor = load_model(model_arguments, instructions, arguments.seed)
+    model = select_trained_parts(model, parts, random_start=model_arguments.model == "cora-tiny")
+    if arguments.process_index == 0:
+        print(parameter_table(model), flush=True)
+    if isinstance(model, PeftModel):
+        base = CoraConfig.from_pretrained(model_arguments.model)
+        if base.seg_state != model.config.seg_state:
+            raise UsageError(f"seg_state {model.config.seg_state}: an adapter uses its base's, {base.seg_state}")
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     dataset = InstructionDataset(
         scene_set, scenes, instructions, data_arguments, length=arguments.max_steps * batch, seed=arguments.seed

@@ -1,0 +1,259 @@
+"""What the two converters share: finding checkpoints, matching them with the model, and writing its folder whole."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from huggingface_hub import snapshot_download
+from transformers import AutoTokenizer
+
+from .checkpoint_keys import Rules, is_droppable, rename
+from .checkpoint_shards import ConversionError, StoredTensor, parse_size, write_shards
+from .configuration_cora import CoraConfig
+from .modeling_cora import CoraForReasoningSegmentation
+from .processing_cora import CoraProcessor
+
+INPUT_TABLE = "vlm.model.language_model.embed_tokens.weight"
+OUTPUT_TABLE = "vlm.lm_head.weight"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ConversionParser(argparse.ArgumentParser):
+    """Tells what is wrong in one line; has the options of both converters."""
+
+    def __init__(self, description: str, clip_preprocessing: str):
+        super().__init__(description=description)
+        self.add_argument("--output", required=True, metavar="DIR", help="folder to write; must not exist yet")
+        self.add_argument("--dtype", choices=DTYPES, help="of all weights; the language model's own where not given")
+        self.add_argument("--max-shard-size", default="5GB", help="of one file (default: 5GB)")
+        self.add_argument(
+            "--clip-preprocessing",
+            choices=("letterbox", "centre_crop"),
+            default=clip_preprocessing,
+            help="how the vision tower sees images that are not square: whole, or their middle (default: %(default)s)",
+        )
+        self.add_argument(
+            "--sam-decoder-heads",
+            type=int,
+            default=8,
+            help="of SAM's mask decoder where segment-anything's own weights are read (default: 8, all published ones)",
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise ConversionError(f"{message} (--help lists what there is)")
+
+
+def run(convert: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> None:
+    """Bad input ends in one line on stderr and exit code 2; errors of the program itself keep their traceback."""
+    try:
+        convert(arguments)
+    except ConversionError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def find_checkpoint(name: str) -> Path:
+    """A file or folder on this machine, or a Hub id, which is downloaded.
+
+    Raises:
+        ConversionError: there is neither.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or path.suffix in (".pth", ".bin", ".safetensors"):
+        raise ConversionError(f"{name}: no such file or folder")
+    try:
+        patterns = ["*.json", "*.model", "*.safetensors"]
+        folder = Path(snapshot_download(name, allow_patterns=patterns))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.model", "*.bin"]))
+    except Exception as error:  # the Hub's client raises errors of many libraries
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConversionError(f"{name}: no such folder here, and not to be had from the Hub ({reason})") from None
+    return folder
+
+
+def parse_config(config_class: Any, values: Mapping[str, Any], where: str) -> Any:
+    """
+    Raises:
+        ConversionError: a field that the class refuses.
+    """
+    try:
+        return config_class.from_dict(dict(values))
+    except Exception as error:  # the configuration classes check every field in their own way
+        raise ConversionError(f"{where}: {' '.join(str(error).split())[:200]}") from None
+
+
+def load_tokenizer(path: Path) -> Any:
+    """
+    Raises:
+        ConversionError: the folder holds none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # whatever the tokenizers' library raises
+        raise ConversionError(f"{path}: no tokenizer can be loaded from it ({str(error).splitlines()[0]})") from None
+
+
+def add_special_tokens(tokenizer: Any, tokens: Sequence[str]) -> None:
+    """Makes them special, so that text of a user never becomes one; those that are there keep their ids."""
+    tokenizer.add_special_tokens({"extra_special_tokens": list(tokens)}, replace_extra_special_tokens=False)
+
+
+def renamed(
+    tensors: Mapping[str, StoredTensor], rules: Rules, droppable: Sequence[str], where: str
+) -> dict[str, StoredTensor]:
+    """The tensors under CORA's names.
+
+    Raises:
+        ConversionError: keys that no rule knows, or two for one name.
+    """
+    result: dict[str, StoredTensor] = {}
+    unexpected = []
+    for key, tensor in tensors.items():
+        if is_droppable(key, droppable):
+            continue
+        name = rename(key, rules)
+        if name is None:
+            unexpected.append(key)
+        elif name in result:
+            raise ConversionError(f"{where}: {key} is the second key for {name}")
+        else:
+            result[name] = tensor
+    if unexpected:
+        raise ConversionError(f"{where}: {_listed('unexpected key', unexpected)}")
+    return result
+
+
+def grow_rows(tensors: dict[str, StoredTensor], rows: int) -> bool:
+    """Makes the embedding and the language head hold at least `rows` rows; a new one is the mean of the others.
+
+    Returns:
+        whether anything was added.
+    """
+    added = False
+    for name in (INPUT_TABLE, OUTPUT_TABLE):
+        table = tensors.get(name)
+        if table is not None and table.shape[0] < rows:
+            tensors[name] = _grown(table, rows)
+            added = True
+    return added
+
+
+def _grown(table: StoredTensor, rows: int) -> StoredTensor:
+    def load() -> torch.Tensor:
+        known = table.load()
+        mean = known.mean(0, keepdim=True, dtype=torch.float32).to(known.dtype)
+        return torch.cat([known, mean.expand(rows - len(known), -1)])
+
+    return StoredTensor((rows, *table.shape[1:]), table.dtype, load)
+
+
+def empty_model(config: CoraConfig) -> CoraForReasoningSegmentation:
+    """The model without memory for its weights: their names, shapes and ties."""
+    with torch.device("meta"):
+        return CoraForReasoningSegmentation(config)
+
+
+def match_model(model: CoraForReasoningSegmentation, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Exactly the tensors that `save_pretrained` would write, each of the right shape.
+
+    Raises:
+        ConversionError: missing or unexpected keys, other shapes, or two values for weights that are one.
+    """
+    tensors = dict(tensors)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for copy, original in (model.all_tied_weights_keys or {}).items():
+        if (second := tensors.pop(copy, None)) is None:
+            expected.pop(copy, None)
+            continue
+        first = tensors.setdefault(original, second)
+        if first is not second and (first.shape != second.shape or not torch.equal(first.load(), second.load())):
+            raise ConversionError(f"{copy} differs from {original}, though the configuration ties them")
+        expected.pop(copy, None)
+    problems = [
+        _listed("missing key", [name for name in expected if name not in tensors]),
+        _listed("unexpected key", [name for name in tensors if name not in expected]),
+        _listed(
+            "key of another shape",
+            [
+                f"{name} {list(tensor.shape)} instead of {list(expected[name])}"
+                for name, tensor in tensors.items()
+                if name in expected and tensor.shape != expected[name]
+            ],
+        ),
+    ]
+    if any(problems):
+        raise ConversionError("the weights do not fit the model: " + "; ".join(filter(None, problems)))
+    return tensors
+
+
+def _listed(what: str, names: Sequence[str], shown: int = 4) -> str:
+    """ "2 missing keys: a, b" or "" for none."""
+    if not names:
+        return ""
+    noun = what if len(names) == 1 else what.replace("key", "keys", 1)
+    return f"{len(names)} {noun}: {', '.join(names[:shown])}{', ...' if len(names) > shown else ''}"
+
+
+def write_model_folder(
+    options: argparse.Namespace,
+    config: CoraConfig,
+    tensors: dict[str, StoredTensor],
+    processor: CoraProcessor,
+    initial: Callable[[CoraForReasoningSegmentation], dict[str, StoredTensor]] | None = None,
+) -> None:
+    """Writes what `from_pretrained` of model and processor read; the folder appears whole or not at all.
+
+    Args:
+        options: `output`, `dtype` and `max_shard_size` of `ConversionParser`.
+        tensors: under CORA's names.
+        initial: gives the weights that no checkpoint has, from the model without memory.
+    """
+    output = Path(options.output)
+    shard_size = parse_size(options.max_shard_size)
+    if output.exists():
+        raise ConversionError(f"--output {output}: exists already; name a new folder or move that one away")
+    dtype = DTYPES[options.dtype] if options.dtype else tensors[INPUT_TABLE].dtype
+    for part in (config, config.vlm_config, config.vlm_config.text_config, config.vlm_config.vision_config):
+        part.dtype = dtype
+    config.sam_config.dtype = dtype
+    config.architectures = [CoraForReasoningSegmentation.__name__]
+    model = empty_model(config)
+    if initial is not None:
+        tensors = tensors | initial(model)
+    tensors = match_model(model, tensors)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    except OSError as error:
+        raise ConversionError(f"--output {output}: {error.strerror}") from None
+    try:
+        write_shards(partial, tensors, dtype, shard_size)
+        config.save_pretrained(partial)
+        model.generation_config.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        partial.chmod(0o777 & ~_umask())  # mkdtemp's folder is its owner's alone
+        os.replace(partial, output)
+    except OSError as error:
+        raise ConversionError(f"--output {output}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    count = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    print(f"{output}: {count:,} weights as {str(dtype).removeprefix('torch.')}")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

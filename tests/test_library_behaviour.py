@@ -1,0 +1,136 @@
+"""What users of transformers take for granted of a model."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+
+from modeling_cora import CoraConfig, CoraForReasoningSegmentation
+
+from .conftest import noise_image
+
+IMAGES = [noise_image(60, 40, 0), noise_image(30, 70, 1)]
+QUERIES = [["the road", "Where is the tree?"], ["the sky"]]
+
+
+def without_labels(inputs):
+    return {name: value for name, value in inputs.items() if name not in ("labels", "mask_labels")}
+
+
+def test_resized_embeddings_keep_the_old_rows(tiny):
+    model, processor = tiny
+    inputs = without_labels(processor(IMAGES, QUERIES))
+    before = model(**inputs, output_logits=True)
+    size = model.config.get_text_config().vocab_size
+    model.resize_token_embeddings(size + 3, mean_resizing=False)
+    assert model.config.get_text_config().vocab_size == size + 3
+    after = model(**inputs, output_logits=True)
+    assert after.logits.shape[-1] == size + 3
+    assert torch.equal(after.pred_masks, before.pred_masks)
+    torch.testing.assert_close(after.logits[..., :size], before.logits)
+    assert model.get_input_embeddings().num_embeddings == model.get_output_embeddings().out_features == size + 3
+
+
+def test_tied_weights_stay_tied(tiny, tmp_path):
+    config = copy.deepcopy(tiny[0].config)
+    config.vlm_config.text_config.tie_word_embeddings = True
+    config.vlm_config.tie_word_embeddings = True
+    model = CoraForReasoningSegmentation(config)
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    model.save_pretrained(tmp_path)
+    loaded, info = CoraForReasoningSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
+    assert torch.equal(loaded.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    shared = loaded.sam.shared_image_embedding.positional_embedding
+    assert loaded.sam.prompt_encoder.shared_embedding.positional_embedding.data_ptr() == shared.data_ptr()
+
+
+@pytest.mark.parametrize("device_map", ["auto", {"vlm": "disk", "sam": "cpu", "seg_projector": "cpu"}])
+def test_device_map(tiny, tmp_path, device_map):
+    model, processor = tiny
+    model.save_pretrained(tmp_path / "model")
+    loaded = CoraForReasoningSegmentation.from_pretrained(
+        tmp_path / "model", device_map=device_map, offload_folder=str(tmp_path / "offload")
+    ).eval()
+    inputs = without_labels(processor(IMAGES, QUERIES))
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).pred_masks, model(**inputs).pred_masks)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.25), (torch.float16, 0.03)])
+def test_half_precision_is_finite_and_near(tiny, tmp_path, dtype, tolerance):
+    model, processor = tiny
+    model.save_pretrained(tmp_path)
+    half = CoraForReasoningSegmentation.from_pretrained(tmp_path, dtype=dtype).eval()
+    assert half.dtype == dtype
+    inputs = without_labels(processor(IMAGES, QUERIES))
+    with torch.no_grad():
+        expected, found = model(**inputs).pred_masks, half(**inputs).pred_masks.float()
+        assert (found - expected).norm() / expected.norm() < tolerance
+        # prompts far beyond those of a trained model must not become NaN on the way through the decoder
+        embeddings = half.get_image_embeddings(inputs["sam_pixel_values"])
+        prompts = 50 * torch.randn(2, embeddings.shape[1], dtype=dtype)
+        masks, scores = half.decode_masks(embeddings, prompts, torch.tensor([0, 1]))
+    assert torch.isfinite(masks).all() and torch.isfinite(scores).all()
+
+
+def test_losses_are_in_single_precision_whatever_the_model(tiny):
+    model, processor = tiny
+    model.to(torch.bfloat16)
+    masks = [torch.zeros(2, 40, 60, dtype=torch.uint8), torch.zeros(1, 70, 30, dtype=torch.uint8)]
+    output = model(**processor(IMAGES, QUERIES, mask_labels=masks))
+    for name in ("loss", "lm_loss", "bce_loss", "dice_loss", "iou_loss"):
+        assert output[name].dtype == torch.float32 and torch.isfinite(output[name]), name
+
+
+def test_a_batch_gives_what_its_images_give_alone(tiny):
+    model, processor = tiny
+    with torch.no_grad():
+        together = model(**without_labels(processor(IMAGES, QUERIES))).pred_masks
+        alone = [model(**without_labels(processor(i, q))).pred_masks for i, q in zip(IMAGES, QUERIES, strict=True)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5 * together.abs().max().item())
+
+
+def test_compiled_without_graph_breaks(tiny):
+    """The packed language model, SAM's encoder and its decoder compile whole. Which states are prompts depends on the
+    token ids, so `forward` itself is cut there: the number of masks is not known before the ids are."""
+    model, processor = tiny
+    inputs = without_labels(processor(IMAGES, QUERIES))
+    ids, branches = inputs["input_ids"], inputs["branch_ids"]
+    vision = {"pixel_values": inputs["pixel_values"]}
+    prompts, owner = torch.randn(3, 128), torch.tensor([0, 0, 1])
+    with torch.no_grad():
+        embeddings = model.get_image_embeddings(inputs["sam_pixel_values"])
+        for function, arguments in (
+            (model._hidden_states, (ids, branches, vision)),
+            (model.get_image_embeddings, (inputs["sam_pixel_values"],)),
+            (model.decode_masks, (embeddings, prompts, owner)),
+        ):
+            torch._dynamo.reset()
+            compiled = torch.compile(function, backend="eager", fullgraph=True)
+            expected, found = function(*arguments), compiled(*arguments)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        torch._dynamo.reset()
+        whole = torch.compile(model, backend="eager")
+        torch.testing.assert_close(whole(**inputs).pred_masks, model(**inputs).pred_masks, rtol=1e-4, atol=1e-4)
+
+
+def test_a_configuration_survives_json(tiny, tmp_path):
+    config = tiny[0].config
+    config.mask_loss_at = "points"
+    config.save_pretrained(tmp_path)
+    loaded = CoraConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    assert type(loaded.vlm_config) is type(config.vlm_config) and type(loaded.sam_config) is type(config.sam_config)
+
+
+@pytest.mark.parametrize("field", ["seg_state", "mask_loss_at", "seg_token_id", "lm_loss_weight"])
+def test_a_configuration_refuses_what_does_not_fit(tiny, field):
+    with pytest.raises(StrictDataclassFieldValidationError, match=field):
+        CoraConfig(**{field: "elsewhere"})
+    with pytest.raises(StrictDataclassFieldValidationError, match=field):
+        setattr(tiny[0].config, field, "elsewhere")
