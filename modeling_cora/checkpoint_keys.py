@@ -71,6 +71,15 @@ SAM_ORIGINAL: Rules = (
     (r"mask_decoder\.transformer\.norm_final_attn\.(.+)", r"sam.mask_decoder.transformer.layer_norm_final_attn.\1"),
 )
 
+# MobileSAM (mobile_sam/modeling/tiny_vit_sam.py) with its batch norms folded: a TinyViT before SAM's prompt and decoder
+MOBILE_SAM: Rules = (
+    (r"image_encoder\.patch_embed\.seq\.0\.(.+)", r"sam.vision_encoder.stem.0.\1"),
+    (r"image_encoder\.patch_embed\.seq\.2\.(.+)", r"sam.vision_encoder.stem.1.\1"),
+    (r"image_encoder\.layers\.(\d+)\.blocks\.(.+)", r"sam.vision_encoder.stages.\1.\2"),
+    (r"image_encoder\.layers\.(\d+)\.downsample\.(.+)", r"sam.vision_encoder.downsamples.\1.\2"),
+    *SAM_ORIGINAL,
+)
+
 # transformers.SamModel as it is saved; where both copies of the tied matrix were written, they are compared
 SAM_TRANSFORMERS: Rules = ((r"((?:shared_image_embedding|vision_encoder|prompt_encoder|mask_decoder)\..+)", r"sam.\1"),)
 
@@ -108,6 +117,11 @@ DROPPABLE: Sequence[str] = (
     r".*\.rotary_emb\.inv_freq",  # a function of the configuration
     r"(?:.*\.)?position_ids",  # 0, 1, 2, ...
     r"(?:.*\.)?pixel_(?:mean|std)",  # the image processor has them
+)
+DROPPABLE_OF_MOBILE_SAM: Sequence[str] = (
+    r"image_encoder\.(?:norm_head|head)\..+",  # TinyViT's classifier
+    r".*\.attention_bias_idxs",  # a function of the window
+    r".*\.num_batches_tracked",
 )
 DROPPABLE_OF_CLIP: Sequence[str] = (
     r"text_model\..+",

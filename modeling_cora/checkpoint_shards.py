@@ -1,7 +1,7 @@
 """Checkpoints as they lie on disk: read one tensor at a time, written one tensor at a time.
 
-A model of 30 GB passes through memory in pieces of at most its largest tensor (safetensors) or file (`.bin`, `.pth`,
-whose pages stay mapped while the file is in use).
+A model of 30 GB passes through memory in pieces: two or three copies of one tensor (safetensors), or a file (`.bin`,
+`.pth`, whose pages stay mapped while the file is in use).
 """
 
 from __future__ import annotations
@@ -261,3 +261,4 @@ def _write_shard(file: Path, tensors: Mapping[str, StoredTensor], dtype: torch.d
                 raise ConversionError(f"{name}: {tuple(loaded.shape)} when read, {tensor.shape} before")
             loaded = loaded.detach().to(_target_dtype(tensor, dtype)).contiguous()
             out.write(loaded.reshape(-1).view(torch.uint8).numpy().data)
+            del loaded  # or it would still be there while the next one is read

@@ -36,7 +36,7 @@ from .conversion import (
 from .image_processors import clip_image_processor, sam_image_processor
 from .modeling_cora import CoraForReasoningSegmentation, CoraSegProjector
 from .processing_cora import CoraProcessor
-from .sam_checkpoint import read_sam
+from .sam_checkpoint import encoder_of, read_sam
 
 IMAGE_TOKEN = "<image>"
 
@@ -48,7 +48,9 @@ def convert(arguments: Sequence[str] | None = None) -> None:
     """
     parser = ConversionParser("Puts a LLaVA and a SAM together as a CORA model.", clip_preprocessing="letterbox")
     parser.add_argument("--vlm", required=True, help="folder or Hub id of a LLaVA")
-    parser.add_argument("--sam", required=True, help="folder or Hub id of a SamModel, or segment-anything's .pth")
+    parser.add_argument(
+        "--sam", required=True, help="folder or Hub id of a SamModel, or segment-anything's or MobileSAM's .pth"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the projection, the only new weights (default: 0)")
     options = parser.parse_args(arguments)
     folder = find_checkpoint(options.vlm)
@@ -69,7 +71,9 @@ def convert(arguments: Sequence[str] | None = None) -> None:
         print(f"{SEG_TOKEN} is token {seg_id}, a row that the tables had")
     vlm_config.text_config.vocab_size = tensors[INPUT_TABLE].shape[0]
     sam_config, sam_tensors = read_sam(find_checkpoint(options.sam), options.sam_decoder_heads)
-    config = CoraConfig(vlm_config=vlm_config, sam_config=sam_config, seg_token_id=seg_id)
+    config = CoraConfig(
+        vlm_config=vlm_config, sam_config=sam_config, sam_encoder=encoder_of(sam_tensors), seg_token_id=seg_id
+    )
     processor = CoraProcessor(
         image_processor=clip_image_processor(
             vlm_config.vision_config.image_size, options.clip_preprocessing, **_normalisation(folder)

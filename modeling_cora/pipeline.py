@@ -140,11 +140,8 @@ class ReasoningSegmentationPipeline(Pipeline):
     def preprocess(
         self, inputs: Any, queries: str | Sequence[str] | None = None, timeout: float = 30.0
     ) -> dict[str, Any]:
-        """The image, loaded, and its queries, a tuple of str.
-
-        What the VLM's image processor makes of images is batched in as many ways as there are families, which only
-        the processor knows; so it sees the whole batch, in `_forward`.
-        """
+        """The image and its queries, a tuple of str. Pixels become tensors with the rest of the batch, since images of
+        different sizes may take different numbers of tiles or patches."""
         image = inputs
         if isinstance(inputs, Mapping):
             if "image" not in inputs:
@@ -153,7 +150,7 @@ class ReasoningSegmentationPipeline(Pipeline):
         queries = (queries,) if isinstance(queries, str) else tuple(queries or ())
         if not queries or not all(isinstance(query, str) for query in queries):
             raise ValueError(f"queries: a text or a list of texts is needed, not {queries or 'nothing'!r}")
-        return {"image": load_image(image, timeout), "queries": queries}
+        return {"queries": queries, "image": load_image(image, timeout)}
 
     def _forward(
         self,
@@ -164,9 +161,10 @@ class ReasoningSegmentationPipeline(Pipeline):
         max_new_tokens: int = 64,
         generate_kwargs: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Of one image, or of a batch, whose images and queries are lists; the results are then a list too."""
-        batched = isinstance(inputs["image"], list)
-        images, queries = (inputs[name] if batched else [inputs[name]] for name in ("image", "queries"))
+        """Of one image, or of a batch, whose queries are a list of tuples; the results are then a list too."""
+        batched = isinstance(inputs["queries"], list)
+        queries = inputs["queries"] if batched else [inputs["queries"]]
+        image_inputs = self.processor.image_inputs(inputs["image"] if batched else [inputs["image"]])
         if generate:
             options = {
                 "max_new_tokens": max_new_tokens,
@@ -175,13 +173,15 @@ class ReasoningSegmentationPipeline(Pipeline):
                 "pad_token_id": self.processor.tokenizer.pad_token_id,
                 **(generate_kwargs or {}),
             }
-            answers = answer_batch(self.model, self.processor, images, queries, threshold, queries_per_pass, **options)
+            answers = answer_batch(
+                self.model, self.processor, image_inputs, queries, threshold, queries_per_pass, **options
+            )
         else:
-            found = segment_batch(self.model, self.processor, images, queries, threshold, queries_per_pass)
+            found = segment_batch(self.model, self.processor, image_inputs, queries, threshold, queries_per_pass)
             answers = [
                 [
-                    Segmentation(mask[None], score[None], text=DEFAULT_ANSWER)
-                    for mask, score in zip(s.masks, s.scores, strict=True)
+                    Segmentation(s.masks[k : k + 1], s.scores[k : k + 1], text=DEFAULT_ANSWER)
+                    for k in range(len(s.masks))
                 ]
                 for s in found
             ]

@@ -126,7 +126,31 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
                 narrow that nothing of it would be left at SAM's input size.
         """
         images = [images] if isinstance(images, Image.Image) else list(images)
-        queries = self._nested(queries, len(images))
+        nested = self._nested(queries, len(images))
+        data = self.image_inputs(images)
+        data.update(self.query_inputs(nested, data.pop("image_texts"), answers, generate, padding_side))
+        if mask_labels is not None:
+            data["mask_labels"] = [torch.as_tensor(masks) for masks in mask_labels]
+        return BatchFeature(data)
+
+    def query_inputs(
+        self,
+        queries: Sequence[Sequence[str]],
+        image_texts: Sequence[str],
+        answers: Sequence[Sequence[str]] | None = None,
+        generate: bool = False,
+        padding_side: Literal["left", "right"] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """The part of the inputs that depends on the queries.
+
+        Args:
+            queries: B lists.
+            image_texts: of `image_inputs`, one for each list.
+            answers, generate, padding_side: as in `__call__`.
+        """
+        for index, image_queries in enumerate(queries):
+            if not image_queries:
+                raise ValueError(f"queries: image {index} has none")
         if answers is None:
             answers = [[DEFAULT_ANSWER] * len(image_queries) for image_queries in queries]
         branches = [
@@ -134,19 +158,15 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
             for pair in zip(queries, answers, strict=True)
         ]
         side = padding_side or ("left" if generate else "right")
-        image_inputs = self.image_inputs(images)
-        texts = image_texts(self.image_processor, image_inputs, self.image_token, self.num_image_tokens)
-        prefixes = {text: self._prefix(text) for text in set(texts)}
-        data: dict[str, Any] = pack_branches([prefixes[text] for text in texts], branches, self._pad_token_id, side)
+        prefixes = {text: self._prefix(text) for text in set(image_texts)}
+        data = pack_branches([prefixes[text] for text in image_texts], branches, self._pad_token_id, side)
         if generate:
             del data["labels"]
-        data.update({name: value for name, value in image_inputs.items() if name in self.model_input_names})
-        if mask_labels is not None:
-            data["mask_labels"] = [torch.as_tensor(masks) for masks in mask_labels]
-        return BatchFeature(data)
+        return data
 
     def image_inputs(self, images: Sequence[Image.Image]) -> dict[str, Any]:
-        """The part of the inputs that depends on the images alone, for the vision tower and for SAM."""
+        """The part of the inputs that depends on the images alone, for the vision tower and for SAM; and `image_texts`,
+        what stands in the prompt for each image (`query_inputs` needs it)."""
         longest = self.sam_image_processor.size["longest_edge"]
         for image in images:
             if min(image.size) * longest < 0.5 * max(image.size):
@@ -155,8 +175,10 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
                     f"{longest}; crop it to a ratio under {2 * longest}:1"
                 )
         sam = self.sam_image_processor(images, return_tensors="pt")
+        vision = vision_inputs(self.image_processor, images)
         return {
-            **vision_inputs(self.image_processor, images),
+            **{name: vision[name] for name in VISION_INPUTS if name in vision},
+            "image_texts": image_texts(self.image_processor, vision, self.image_token, self.num_image_tokens),
             "sam_pixel_values": sam["pixel_values"],
             "original_sizes": torch.as_tensor(np.asarray(sam["original_sizes"])),
             "reshaped_input_sizes": torch.as_tensor(np.asarray(sam["reshaped_input_sizes"])),
@@ -198,9 +220,6 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
             queries = [queries]
         if len(queries) != images:
             raise ValueError(f"queries: {len(queries)} lists of queries for {images} images")
-        for index, image_queries in enumerate(queries):
-            if not image_queries:
-                raise ValueError(f"queries: image {index} has none")
         return [list(image_queries) for image_queries in queries]
 
     @cached_property

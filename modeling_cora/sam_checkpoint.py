@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
+import torch
 from transformers import SamConfig, SamMaskDecoderConfig, SamPromptEncoderConfig, SamVisionConfig
 
-from .checkpoint_keys import DROPPABLE, SAM_ORIGINAL, SAM_TRANSFORMERS
+from .checkpoint_keys import DROPPABLE, DROPPABLE_OF_MOBILE_SAM, MOBILE_SAM, SAM_ORIGINAL, SAM_TRANSFORMERS
 from .checkpoint_shards import ConversionError, StoredTensor, read_checkpoint, read_json
 from .conversion import parse_config, renamed
 
@@ -18,7 +21,7 @@ DECODER_HEADS = 8
 def read_sam(path: Path, decoder_heads: int = DECODER_HEADS) -> tuple[SamConfig, dict[str, StoredTensor]]:
     """
     Args:
-        path: segment-anything's `.pth`, or the folder of a `SamModel`.
+        path: segment-anything's or MobileSAM's `.pth`, or the folder of a `SamModel`.
         decoder_heads: attention heads of the mask decoder; a folder's `config.json` knows them itself.
 
     Returns:
@@ -28,6 +31,10 @@ def read_sam(path: Path, decoder_heads: int = DECODER_HEADS) -> tuple[SamConfig,
         ConversionError: not a SAM, a file that cannot be read, or a key that belongs to no SAM.
     """
     tensors = read_checkpoint(path)
+    if any(name.startswith("image_encoder.patch_embed.seq.") for name in tensors):
+        droppable = (*DROPPABLE, *DROPPABLE_OF_MOBILE_SAM)
+        sam = renamed(fold_batch_norms(tensors), MOBILE_SAM, droppable, str(path))
+        return sam_config_of(sam, decoder_heads, str(path)), sam
     if any(name.startswith("image_encoder.") for name in tensors):
         sam = renamed(tensors, SAM_ORIGINAL, DROPPABLE, str(path))
         return sam_config_of(sam, decoder_heads, str(path)), sam
@@ -38,6 +45,45 @@ def read_sam(path: Path, decoder_heads: int = DECODER_HEADS) -> tuple[SamConfig,
         raise ConversionError(f"{path}: config.json is of model_type {config.get('model_type')!r}, not 'sam'")
     return parse_config(SamConfig, config, f"{path}: config.json"), renamed(
         tensors, SAM_TRANSFORMERS, DROPPABLE, str(path)
+    )
+
+
+def encoder_of(tensors: Mapping[str, StoredTensor]) -> Literal["sam_vit", "tiny_vit"]:
+    """`CoraConfig.sam_encoder` of tensors under CORA's names."""
+    return "tiny_vit" if "sam.vision_encoder.stem.0.weight" in tensors else "sam_vit"
+
+
+def fold_batch_norms(tensors: Mapping[str, StoredTensor], eps: float = 1e-5) -> dict[str, StoredTensor]:
+    """Each `X.c.weight` and its batch norm `X.bn.*` become one convolution `X.weight`, `X.bias`, as in inference."""
+    folded = {name: tensor for name, tensor in tensors.items() if not re.search(r"\.(?:c|bn)\.[a-z_]+$", name)}
+    for name, weight in tensors.items():
+        if not name.endswith(".c.weight"):
+            continue
+        place = name.removesuffix(".c.weight")
+        try:
+            norm = tuple(tensors[f"{place}.bn.{part}"] for part in ("weight", "bias", "running_mean", "running_var"))
+        except KeyError as error:
+            raise ConversionError(f"{place}: a convolution whose batch norm lacks {error}") from None
+        folded[f"{place}.weight"], folded[f"{place}.bias"] = _fold(weight, norm, eps)
+    return folded
+
+
+def _fold(weight: StoredTensor, norm: Sequence[StoredTensor], eps: float) -> tuple[StoredTensor, StoredTensor]:
+    """Weight and bias of one convolution; `norm` is weight, bias, running mean and running variance behind it."""
+    scale, shift, mean, variance = norm
+
+    def gain() -> torch.Tensor:
+        return scale.load() / (variance.load() + eps).sqrt()
+
+    def folded_weight() -> torch.Tensor:
+        return weight.load() * gain()[:, None, None, None]
+
+    def folded_bias() -> torch.Tensor:
+        return shift.load() - mean.load() * gain()
+
+    return (
+        StoredTensor(weight.shape, weight.dtype, folded_weight),
+        StoredTensor(shift.shape, shift.dtype, folded_bias),
     )
 
 
@@ -63,26 +109,17 @@ def sam_config_of(tensors: Mapping[str, StoredTensor], decoder_heads: int, where
     def layers(prefix: str) -> int:
         return len({name.split(".")[prefix.count(".") + 2] for name in tensors if name.startswith(f"sam.{prefix}.")})
 
-    width, _, patch, _ = shape("vision_encoder.patch_embed.projection.weight", 4)
-    grid = shape("vision_encoder.pos_embed", 4)[1]
-    depth = layers("vision_encoder.layers")
-    # a block's relative positions reach over its window: 2 * window - 1 rows, or 2 * grid - 1 in a global block
-    reach = [(shape(f"vision_encoder.layers.{index}.attn.rel_pos_h")[0] + 1) // 2 for index in range(depth)]
-    windows = sorted({side for side in reach if side != grid})
-    if len(windows) > 1:
-        raise ConversionError(f"{where}: blocks with windows of {windows}; SamModel has one size of window")
-    vision = SamVisionConfig(
-        hidden_size=width,
-        output_channels=shape("vision_encoder.neck.conv1.weight", 4)[0],
-        num_hidden_layers=depth,
-        num_attention_heads=width // shape("vision_encoder.layers.0.attn.rel_pos_h")[1],
-        image_size=grid * patch,
-        patch_size=patch,
-        window_size=windows[0] if windows else grid,
-        global_attn_indexes=[index for index, side in enumerate(reach) if side == grid],
-        num_pos_feats=shape("shared_image_embedding.positional_embedding")[1],
-        mlp_dim=shape("vision_encoder.layers.0.mlp.lin1.weight")[0],
-    )
+    if encoder_of(tensors) == "tiny_vit":
+        # of the ViT, only what the rest has to know: TinyViT was trained at SAM's size and stride
+        grid, patch = 64, 16
+        vision = SamVisionConfig(
+            num_hidden_layers=0, hidden_size=16, num_attention_heads=1, mlp_dim=16, image_size=grid * patch,
+            patch_size=patch, output_channels=shape("vision_encoder.neck.conv1.weight", 4)[0],
+            num_pos_feats=shape("shared_image_embedding.positional_embedding")[1],
+        )  # fmt: skip
+    else:
+        vision = _vit_config(shape, layers, where)
+        grid, patch = vision.image_size // vision.patch_size, vision.patch_size
     prompt_width = shape("prompt_encoder.no_mask_embed.weight")[1]
     prompt = SamPromptEncoderConfig(
         hidden_size=prompt_width,
@@ -104,3 +141,27 @@ def sam_config_of(tensors: Mapping[str, StoredTensor], decoder_heads: int, where
         layer_norm_eps=1e-5,
     )
     return SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
+
+
+def _vit_config(shape: Callable[..., tuple[int, ...]], layers: Callable[[str], int], where: str) -> SamVisionConfig:
+    """Of SAM's ViT; `shape` and `layers` look into the checkpoint."""
+    width, _, patch, _ = shape("vision_encoder.patch_embed.projection.weight", 4)
+    grid = shape("vision_encoder.pos_embed", 4)[1]
+    depth = layers("vision_encoder.layers")
+    # a block's relative positions reach over its window: 2 * window - 1 rows, or 2 * grid - 1 in a global block
+    reach = [(shape(f"vision_encoder.layers.{index}.attn.rel_pos_h")[0] + 1) // 2 for index in range(depth)]
+    windows = sorted({side for side in reach if side != grid})
+    if len(windows) > 1:
+        raise ConversionError(f"{where}: blocks with windows of {windows}; SamModel has one size of window")
+    return SamVisionConfig(
+        hidden_size=width,
+        output_channels=shape("vision_encoder.neck.conv1.weight", 4)[0],
+        num_hidden_layers=depth,
+        num_attention_heads=width // shape("vision_encoder.layers.0.attn.rel_pos_h")[1],
+        image_size=grid * patch,
+        patch_size=patch,
+        window_size=windows[0] if windows else grid,
+        global_attn_indexes=[index for index, side in enumerate(reach) if side == grid],
+        num_pos_feats=shape("shared_image_embedding.positional_embedding")[1],
+        mlp_dim=shape("vision_encoder.layers.0.mlp.lin1.weight")[0],
+    )

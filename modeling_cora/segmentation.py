@@ -1,15 +1,16 @@
-"""The short way from images and queries to masks: by the template's answer in one pass, or by generated text."""
+"""The short way from an image and queries to masks: by the template's answer in one pass, or by generated text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
 
 from .consistency import mask_variance, rephrase
+from .image_layouts import VISION_INPUTS, select_images
 from .masks import resize_mask_logits
 from .modeling_cora import CoraForReasoningSegmentation
 from .processing_cora import CoraProcessor
@@ -32,15 +33,6 @@ class Segmentation:
     text: str = ""
 
 
-class _Answers(NamedTuple):
-    """To the queries about one image: logits (n, h, w), scores (n,), and (height, width) inside SAM's input."""
-
-    low_res: torch.Tensor
-    scores: torch.Tensor
-    reshaped_size: list[int]
-
-
-@torch.no_grad()
 def segment(
     model: CoraForReasoningSegmentation,
     processor: CoraProcessor,
@@ -66,29 +58,33 @@ def segment(
     groups = [rephrase(query) for query in queries] if uncertainty and rephrasings is None else rephrasings or []
     if groups and (len(groups) != len(queries) or min(map(len, groups)) < 2):
         raise ValueError(f"rephrasings: {[len(g) for g in groups]} for {len(queries)} queries; at least 2 for each")
+    inputs = processor.image_inputs([image])
     asked = [*queries, *(text for group in groups for text in group)]
-    ((logits, scores, reshaped),) = _ask(model, processor, [image], [asked], queries_per_pass)
-    masks = _masks(processor, logits[: len(queries)], reshaped, image, threshold)
+    ((logits, scores),) = _ask(model, processor, inputs, [asked], queries_per_pass)
+    masks = _at_image_size(processor, inputs, 0, logits[: len(queries)], threshold)
     others = logits[len(queries) :].split([len(group) for group in groups])
-    input_size, size = processor.sam_image_processor.pad_size["height"], (image.height, image.width)
-    maps = [mask_variance(resize_mask_logits(one, input_size, reshaped, size)).cpu() for one in others]
-    return Segmentation(masks, scores[: len(queries)], torch.stack(maps) if groups else None)
+    variances = [mask_variance(_logits_at_image_size(processor, inputs, 0, one)).cpu() for one in others]
+    return Segmentation(masks, scores[: len(queries)], torch.stack(variances) if groups else None)
 
 
-@torch.no_grad()
 def segment_batch(
     model: CoraForReasoningSegmentation,
     processor: CoraProcessor,
-    images: Sequence[Image.Image],
+    image_inputs: Mapping[str, Any],
     queries: Sequence[Sequence[str]],
     threshold: float = 0.0,
     queries_per_pass: int = 32,
 ) -> list[Segmentation]:
-    """As `segment`, for B images and B lists of queries; up to `queries_per_pass` of each list share one pass."""
-    answers = _ask(model, processor, images, queries, queries_per_pass)
+    """As `segment`, for several images in one forward pass.
+
+    Args:
+        image_inputs: of B images, from `processor.image_inputs`.
+        queries: B lists; up to `queries_per_pass` of each go into one pass.
+    """
+    answers = _ask(model, processor, image_inputs, queries, queries_per_pass)
     return [
-        Segmentation(_masks(processor, logits, reshaped, image, threshold), scores)
-        for image, (logits, scores, reshaped) in zip(images, answers, strict=True)
+        Segmentation(_at_image_size(processor, image_inputs, index, logits, threshold), scores)
+        for index, (logits, scores) in enumerate(answers)
     ]
 
 
@@ -96,7 +92,7 @@ def segment_batch(
 def answer_batch(
     model: CoraForReasoningSegmentation,
     processor: CoraProcessor,
-    images: Sequence[Image.Image],
+    image_inputs: Mapping[str, Any],
     queries: Sequence[Sequence[str]],
     threshold: float = 0.0,
     queries_per_pass: int = 32,
@@ -105,78 +101,92 @@ def answer_batch(
     """Lets the model answer in its own words: no, one or several masks per query.
 
     Args:
-        images, queries: B images and B lists.
-        queries_per_pass: sequences that are generated together, one for each query.
+        image_inputs, queries: as in `segment_batch`.
+        queries_per_pass: rows that are generated together.
         generate_kwargs: go to `model.generate`.
 
     Returns:
         B lists, one answer per query.
     """
-    sam_pixel_values = processor.image_inputs(images)["sam_pixel_values"]
-    embeddings = model.get_image_embeddings(sam_pixel_values.to(model.device))
+    embeddings = model.get_image_embeddings(image_inputs["sam_pixel_values"].to(model.device))
     rows = [(index, query) for index, given in enumerate(queries) for query in given]
     answers: list[list[Segmentation]] = [[] for _ in queries]
     for start in range(0, len(rows), queries_per_pass):
         part = rows[start : start + queries_per_pass]
-        shown = [index for index, _ in part]
-        inputs = processor([images[index] for index in shown], [[query] for _, query in part], generate=True)
-        del inputs["sam_pixel_values"]
-        inputs = inputs.to(model.device)
-        output: Any = model.generate(**inputs, sam_image_embeddings=embeddings[shown], **generate_kwargs)
+        images = [index for index, _ in part]
+        inputs = _inputs(model, processor, image_inputs, images, [[query] for _, query in part], generate=True)
+        output: Any = model.generate(**inputs, sam_image_embeddings=embeddings[images], **generate_kwargs)
         generated = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
-        scores = output.iou_scores.float().clamp(0, 1).cpu()
-        for row, (index, ids) in enumerate(zip(shown, generated, strict=True)):
-            of_row = output.seg_batch_index == row
-            reshaped = inputs["reshaped_input_sizes"][row].tolist()
-            masks = _masks(processor, output.pred_masks[of_row], reshaped, images[index], threshold)
-            answers[index].append(Segmentation(masks, scores[of_row.cpu()], text=_answer_text(processor, ids)))
+        for row, (index, ids) in enumerate(zip(images, generated, strict=True)):
+            own = output.seg_batch_index == row
+            masks = _at_image_size(processor, image_inputs, index, output.pred_masks[own], threshold)
+            scores = output.iou_scores[own].float().clamp(0, 1).cpu()
+            answers[index].append(Segmentation(masks, scores, text=answer_text(processor, ids)))
     return answers
 
 
-def _ask(
-    model: CoraForReasoningSegmentation,
-    processor: CoraProcessor,
-    images: Sequence[Image.Image],
-    queries: Sequence[Sequence[str]],
-    queries_per_pass: int,
-) -> list[_Answers]:
-    """The template's answer to every query; each image goes through SAM's encoder once."""
-    low_res: list[list[torch.Tensor]] = [[] for _ in images]
-    scores: list[list[torch.Tensor]] = [[] for _ in images]
-    embeddings, reshaped = None, []
-    for start in range(0, max(1, *map(len, queries)), queries_per_pass):
-        # an image whose queries have all been asked sits out; one without any reaches the processor, which refuses it
-        asked = [index for index, given in enumerate(queries) if not start or len(given) > start]
-        parts = [list(queries[index][start : start + queries_per_pass]) for index in asked]
-        inputs = processor([images[index] for index in asked], parts).to(model.device)
-        del inputs["labels"]
-        if embeddings is None:
-            embeddings = model.get_image_embeddings(inputs["sam_pixel_values"])
-            reshaped = inputs["reshaped_input_sizes"].tolist()
-        del inputs["sam_pixel_values"]
-        output = model(**inputs, sam_image_embeddings=embeddings[asked])
-        for row, index in enumerate(asked):
-            of_row = output.seg_batch_index == row
-            low_res[index].append(output.pred_masks[of_row])
-            scores[index].append(output.iou_scores[of_row].float().clamp(0, 1).cpu())
-    return [_Answers(torch.cat(m), torch.cat(s), r) for m, s, r in zip(low_res, scores, reshaped, strict=True)]
-
-
-def _masks(
-    processor: CoraProcessor, logits: torch.Tensor, reshaped: list[int], image: Image.Image, threshold: float
-) -> torch.Tensor:
-    """Low-resolution logits (n, h, w) -> bool (n, H, W) at the image's size, on the CPU."""
-    input_size, size = processor.sam_image_processor.pad_size["height"], (image.height, image.width)
-    # one query at a time: at image size, logits are four times as large as masks, and there are many
-    masks = [(resize_mask_logits(one[None], input_size, reshaped, size) > threshold)[0].cpu() for one in logits]
-    return torch.stack(masks) if masks else torch.zeros(0, *size, dtype=torch.bool)
-
-
-def _answer_text(processor: CoraProcessor, generated: list[int]) -> str:
-    """Token ids as text: up to the end of the sequence, `[SEG]` as it is written."""
-    eos = processor.tokenizer.eos_token_id
-    ids = generated[: generated.index(eos)] if eos in generated else generated
+def answer_text(processor: CoraProcessor, generated: Sequence[int]) -> str:
+    """Generated token ids as text: up to the end of the sequence, `[SEG]` as it is written."""
+    ids, eos = list(generated), processor.tokenizer.eos_token_id
+    ids = ids[: ids.index(eos)] if eos in ids else ids
     return str(processor.tokenizer.decode(ids, skip_special_tokens=False)).strip()
 
 
-__all__ = ["Segmentation", "answer_batch", "segment", "segment_batch"]
+@torch.no_grad()
+def _ask(
+    model: CoraForReasoningSegmentation,
+    processor: CoraProcessor,
+    image_inputs: Mapping[str, Any],
+    queries: Sequence[Sequence[str]],
+    queries_per_pass: int,
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """For each image, low-resolution logits (n, h, w) and, on the CPU, scores (n,) of its queries."""
+    embeddings = model.get_image_embeddings(image_inputs["sam_pixel_values"].to(model.device))
+    logits: list[list[torch.Tensor]] = [[] for _ in queries]
+    scores: list[list[torch.Tensor]] = [[] for _ in queries]
+    for start in range(0, max(1, *map(len, queries)), queries_per_pass):
+        # an image whose queries have all been asked sits out; one without any reaches the processor, which refuses it
+        images = [index for index, given in enumerate(queries) if not start or len(given) > start]
+        parts = [list(queries[index][start : start + queries_per_pass]) for index in images]
+        inputs = _inputs(model, processor, image_inputs, images, parts)
+        output = model(**inputs, sam_image_embeddings=embeddings[images])
+        for row, index in enumerate(images):
+            own = output.seg_batch_index == row
+            logits[index].append(output.pred_masks[own])
+            scores[index].append(output.iou_scores[own].float().clamp(0, 1).cpu())
+    return [(torch.cat(pair[0]), torch.cat(pair[1])) for pair in zip(logits, scores, strict=True)]
+
+
+def _inputs(
+    model: CoraForReasoningSegmentation,
+    processor: CoraProcessor,
+    image_inputs: Mapping[str, Any],
+    images: list[int],
+    queries: Sequence[Sequence[str]],
+    generate: bool = False,
+) -> dict[str, torch.Tensor]:
+    """What the language side needs to be asked `queries[k]` about image `images[k]` of the batch."""
+    texts = [image_inputs["image_texts"][index] for index in images]
+    tokens = processor.query_inputs(queries, texts, generate=generate)
+    vision = {name: image_inputs[name] for name in VISION_INPUTS if name in image_inputs}
+    inputs = {"input_ids": tokens["input_ids"], "branch_ids": tokens["branch_ids"]}
+    inputs |= select_images(vision, torch.tensor(images))
+    return {name: tensor.to(model.device) for name, tensor in inputs.items()}
+
+
+def _logits_at_image_size(
+    processor: CoraProcessor, image_inputs: Mapping[str, Any], index: int, low_res: torch.Tensor
+) -> torch.Tensor:
+    sizes = [image_inputs[name][index].tolist() for name in ("reshaped_input_sizes", "original_sizes")]
+    return resize_mask_logits(low_res, processor.sam_image_processor.pad_size["height"], *sizes)
+
+
+def _at_image_size(
+    processor: CoraProcessor, image_inputs: Mapping[str, Any], index: int, low_res: torch.Tensor, threshold: float
+) -> torch.Tensor:
+    """Masks (n, H, W) of one image, on the CPU; one at a time, since logits take four times the room of masks."""
+    masks = [(_logits_at_image_size(processor, image_inputs, index, one[None])[0] > threshold).cpu() for one in low_res]
+    return torch.stack(masks) if masks else torch.zeros(0, *image_inputs["original_sizes"][index], dtype=torch.bool)
+
+
+__all__ = ["Segmentation", "answer_batch", "answer_text", "segment", "segment_batch"]

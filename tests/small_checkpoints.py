@@ -174,19 +174,31 @@ def refused(convert, capsys, output: Path, *arguments: object) -> str:
     return line[0]
 
 
+_PEAK_PROGRAM = """
+import json, resource, runpy, sys
+from pathlib import Path
+
+def peak():
+    # a process inherits ru_maxrss from the one that started it; Linux knows the peak since the program began
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+module, commands, peaks = sys.argv[1], json.loads(sys.argv[2]), []
+for arguments in commands:
+    sys.argv = ["convert", *arguments]
+    runpy.run_module(module, run_name="__main__")
+    peaks.append(peak())
+print("peaks", json.dumps(peaks))
+"""
+
+
 def peak_memory(module: str, *commands: Sequence[object]) -> list[int]:
     """Bytes that one process had in memory at most by the end of each of its commands."""
-    program = (
-        "import json, resource, runpy, sys\n"
-        "peaks = []\n"
-        "for arguments in json.loads(sys.argv[1]):\n"
-        "    sys.argv = ['convert', *arguments]\n"
-        f"    runpy.run_module({module!r}, run_name='__main__')\n"
-        "    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
-        "print('peaks', json.dumps(peaks))"
-    )
     arguments = json.dumps([[*map(str, command)] for command in commands])
-    done = subprocess.run([sys.executable, "-c", program, arguments], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAK_PROGRAM, module, arguments], capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
-    unit = 1 if sys.platform == "darwin" else 1024
-    return [peak * unit for peak in json.loads(done.stdout.split("peaks ")[-1])]
+    return json.loads(done.stdout.split("peaks ")[-1])

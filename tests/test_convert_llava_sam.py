@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -14,9 +15,19 @@ from safetensors.torch import load_file, save_file
 
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor, conversion
 from modeling_cora.convert_llava_sam import convert
+from modeling_cora.tiny_vit import TinyVitEncoder
 
 from .conftest import noise_image
-from .small_checkpoints import llava, llava_folder, original_sam, peak_memory, refused, sam_folder, tokenizer
+from .small_checkpoints import (
+    llava,
+    llava_folder,
+    original_sam,
+    peak_memory,
+    randomised,
+    refused,
+    sam_folder,
+    tokenizer,
+)
 
 LM_HEAD, EMBEDDING = "vlm.lm_head.weight", "vlm.model.language_model.embed_tokens.weight"
 
@@ -336,3 +347,51 @@ def test_memory_holds_about_one_shard(tmp_path, parts, kind):
     )
     assert (tmp_path / "big" / "model.safetensors").stat().st_size > 300e6
     assert peak - small < 1.7 * largest
+
+
+UPSTREAM = (  # of our names, those in mobile_sam/modeling/tiny_vit_sam.py
+    (r"stem\.0\.(.+)", r"patch_embed.seq.0.\1"),
+    (r"stem\.1\.(.+)", r"patch_embed.seq.2.\1"),
+    (r"stages\.(\d)\.(\d)\.(.+)", r"layers.\1.blocks.\2.\3"),
+    (r"downsamples\.(\d)\.(.+)", r"layers.\1.downsample.\2"),
+    (r"neck\.conv1\.(.+)", r"neck.0.\1"),
+    (r"neck\.layer_norm1\.(.+)", r"neck.1.\1"),
+    (r"neck\.conv2\.(.+)", r"neck.2.\1"),
+    (r"neck\.layer_norm2\.(.+)", r"neck.3.\1"),
+)
+
+
+@torch.no_grad()
+def test_mobile_sams_file_computes_what_it_did(tmp_path, parts):
+    """MobileSAM's names, every convolution with its batch norm; the truth is torch's own BatchNorm2d behind it."""
+    root, _, _ = parts
+    reference = randomised(TinyVitEncoder(16), 4).eval()
+    checkpoint = {n: t for n, t in original_sam().state_dict().items() if not n.startswith("image_encoder.")}
+    generator = torch.Generator().manual_seed(7)
+    for name, module in list(reference.named_modules()):
+        pattern, new = next((pair for pair in UPSTREAM if re.fullmatch(pair[0], f"{name}.x")), (None, None))
+        if pattern is None or not list(module.parameters(recurse=False)):
+            continue
+        upstream = "image_encoder." + re.sub(pattern, new, f"{name}.x").removesuffix(".x")
+        if isinstance(module, torch.nn.Conv2d) and module.bias is not None:
+            norm = torch.nn.BatchNorm2d(module.out_channels).eval()
+            for tensor in (norm.weight, norm.running_var):
+                tensor.uniform_(0.5, 1.5, generator=generator)
+            for tensor in (norm.bias, norm.running_mean):
+                tensor.normal_(0, 0.3, generator=generator)
+            module.bias = None
+            checkpoint[f"{upstream}.c.weight"] = module.weight
+            checkpoint |= {f"{upstream}.bn.{key}": value for key, value in norm.state_dict().items()}
+            module.register_forward_hook(lambda _, __, output, norm=norm: norm(output))
+        else:
+            checkpoint |= {f"{upstream}.{key}": value for key, value in module.named_parameters(recurse=False)}
+    checkpoint["image_encoder.head.weight"] = torch.zeros(1000, 320)
+    torch.save(checkpoint, tmp_path / "mobile_sam.pt")
+    shutil.copytree(root / "vlm", tmp_path / "vlm")
+    convert(f"--vlm {tmp_path}/vlm --sam {tmp_path}/mobile_sam.pt --output {tmp_path}/out".split())
+    model = loaded(tmp_path / "out")
+    assert model.config.sam_encoder == "tiny_vit"
+    pixels = torch.randn(1, 3, 224, 224, generator=generator)
+    expected = reference(pixels).last_hidden_state
+    assert expected.std() > 0.1
+    torch.testing.assert_close(model.get_image_embeddings(pixels), expected, rtol=1e-3, atol=1e-4)

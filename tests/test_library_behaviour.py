@@ -95,6 +95,7 @@ def test_a_batch_gives_what_its_images_give_alone(tiny):
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5 * together.abs().max().item())
 
 
+@pytest.mark.slow
 def test_compiled_without_graph_breaks(tiny):
     """The packed language model, SAM's encoder and its decoder compile whole. Which states are prompts depends on the
     token ids, so `forward` itself is cut there: the number of masks is not known before the ids are."""
@@ -124,7 +125,8 @@ def test_a_configuration_survives_json(tiny, tmp_path):
     config.mask_loss_at = "points"
     config.save_pretrained(tmp_path)
     loaded = CoraConfig.from_pretrained(tmp_path)
-    assert loaded.to_dict() == config.to_dict()
+    written = {name: value for name, value in config.to_dict().items() if name != "custom_pipelines"}
+    assert loaded.to_dict() == written  # without the pipeline's code, which this package has itself
     assert type(loaded.vlm_config) is type(config.vlm_config) and type(loaded.sam_config) is type(config.sam_config)
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers import Idefics3Processor, Qwen2_5_VLProcessor
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
-from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
+from modeling_cora import CoraForReasoningSegmentation, CoraProcessor, ReasoningSegmentationPipeline
 from modeling_cora.segmentation import segment
 from trainers.arguments import TrainedPartsArguments
 from trainers.trained_parts import parameter_table, select_trained_parts
@@ -214,3 +214,17 @@ def test_lora_reaches_the_language_model_and_nothing_else(name):
     assert not any("vision" in n or "visual" in n or "connector" in n or "multi_modal" in n for n in trained)
     rows = {line.split()[0] for line in parameter_table(wrapped).splitlines()[1:]}
     assert {"vision_tower", "connector", "language_model", "LoRA"} <= rows
+
+
+@pytest.mark.parametrize("name", ["idefics3", "qwen2_5_vl"])
+def test_pipeline_takes_images_of_different_sizes_in_one_batch(name):
+    """Tiles and patches of two images in one forward pass, against one image at a time."""
+    model, processor = build(name)
+    pipe = ReasoningSegmentationPipeline(model=model, processor=processor)
+    images = [noise_image(60, 40, 0), noise_image(64, 30, 1)]
+    together = pipe(images, ["the road", "the sky"], batch_size=2)
+    for image, rows in zip(images, together, strict=True):
+        for row, alone in zip(rows, pipe(image, ["the road", "the sky"]), strict=True):
+            assert row["mask"].shape == (image.height, image.width)
+            assert row["score"] == pytest.approx(alone["score"], abs=1e-4)
+            assert (row["mask"] == alone["mask"]).mean() > 0.99
