@@ -23,6 +23,9 @@ import torch
 PADDING = -1
 PREFIX = 0
 
+PACKED_FAMILIES = frozenset({"llava", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"})
+"""`model_type` of the VLMs whose packed branches equal separate sequences (tests/test_vlm_families.py)."""
+
 
 def branch_attention_mask(branch_ids: torch.Tensor) -> torch.Tensor:
     """Which token sees which.

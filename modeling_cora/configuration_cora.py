@@ -35,10 +35,10 @@ class CoraConfig(FromNamedModel, PreTrainedConfig):
         seg_state (`"before"` or `"at"`, *optional*, defaults to `"before"`):
             Which last-layer state is projected: the one that predicts `[SEG]` (LISA, `model/LISA.py`) or the one at
             `[SEG]` itself (Sa2VA).
-        branch_packing (`bool`, *optional*, defaults to `True`):
+        branch_packing (`bool`, *optional*):
             Lay the queries of an image behind it in one sequence. `False` runs one sequence for each query, correct and
-            slower, for a VLM whose attention takes no mask of its caller. Llava, SmolVLM, Idefics3, Qwen2-VL,
-            Qwen2.5-VL and Qwen3-VL are tested to give the same either way.
+            slower, for a VLM whose attention takes no mask of its caller. None: where the family is one of
+            `branches.PACKED_FAMILIES`, which are tested to give the same either way.
         seg_projector_dropout (`float`, *optional*, defaults to 0.0):
             Dropout after the projection (LISA: 0).
         lm_loss_weight (`float`, *optional*, defaults to 1.0):
@@ -73,7 +73,7 @@ class CoraConfig(FromNamedModel, PreTrainedConfig):
     sam_encoder: Literal["sam_vit", "tiny_vit"] = "sam_vit"
     seg_token_id: int = 32001
     seg_state: Literal["before", "at"] = "before"
-    branch_packing: bool = True
+    branch_packing: bool | None = None
     seg_projector_dropout: float | int = 0.0
     lm_loss_weight: float | int = 1.0
     bce_loss_weight: float | int = 1.0

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, GenerationMixin, PreTraine
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
-from .branches import PREFIX, SegPositions, branch_attention_mask, branch_position_ids
+from .branches import PACKED_FAMILIES, PREFIX, SegPositions, branch_attention_mask, branch_position_ids
 from .configuration_cora import CoraConfig
 from .hub import FromNamedModel
 from .image_layouts import VISION_INPUTS, select_images
@@ -205,7 +205,8 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         self, input_ids: torch.Tensor, branch_ids: torch.Tensor, vision: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """Last-layer (post-norm) states (B, L, d) of the packed sequence."""
-        if not self.config.branch_packing:
+        family, packing = self.config.vlm_config.model_type, self.config.branch_packing
+        if not (family in PACKED_FAMILIES if packing is None else packing):
             return self._hidden_states_one_by_one(input_ids, branch_ids, vision)
         attention_mask = branch_attention_mask(branch_ids)
         if self.config.get_text_config()._attn_implementation == "eager":
@@ -249,7 +250,8 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
     ) -> torch.Tensor:
         """The same states from one sequence for each query: for VLMs that take no mask of their callers."""
         logger.warning_once(
-            f"branch_packing=False: a {self.config.vlm_config.model_type} runs once for each query, image included"
+            f"no branch packing: a {self.config.vlm_config.model_type} runs once for each query, image included "
+            "(CoraConfig.branch_packing)"
         )
         rows = [
             (image, ((owner == PREFIX) | (owner == branch)).nonzero()[:, 0])

@@ -7,6 +7,7 @@ import torch
 from transformers import Idefics3Processor, Qwen2_5_VLProcessor
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
+import modeling_cora.modeling_cora
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.segmentation import segment
 from trainers.arguments import TrainedPartsArguments
@@ -82,11 +83,27 @@ def test_without_packing_the_same(family):
         try:
             separate = run(model, inputs)
         finally:
-            model.config.branch_packing = True
+            model.config.branch_packing = None
     real = inputs["branch_ids"] >= 0
     assert torch.allclose(packed.logits[real], separate.logits[real], atol=1e-4, rtol=1e-4)
     assert torch.allclose(packed.pred_masks, separate.pred_masks, atol=1e-4, rtol=1e-4)
     assert torch.allclose(packed.loss, separate.loss, rtol=1e-4)
+
+
+def test_unknown_families_are_not_packed(monkeypatch):
+    """What was not tested is not trusted: one sequence for each query, and one warning."""
+    model, processor = build("llava")
+    inputs = processor(IMAGES, QUERIES)
+    calls = []
+    model.vlm.base_model.register_forward_pre_hook(
+        lambda _, __, given: calls.append(given["input_ids"].shape[0]), with_kwargs=True
+    )
+    with torch.no_grad():
+        packed = run(model, inputs)
+        monkeypatch.setattr(modeling_cora.modeling_cora, "PACKED_FAMILIES", frozenset())
+        separate = run(model, inputs)
+    assert calls == [2, 4]  # images, then queries
+    assert torch.allclose(packed.pred_masks, separate.pred_masks, atol=1e-4, rtol=1e-4)
 
 
 def test_eager_equals_sdpa(family, tmp_path):
