@@ -29,10 +29,10 @@ from accelerate.hooks import LayerwiseCastingHook, add_hook_to_module
 from accelerate.utils.constants import SUPPORTED_PYTORCH_LAYERS_FOR_UPCASTING
 from PIL import Image
 from transformers.initialization import no_init_weights
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
+from benchmarks.queries import seconds
 from modeling_cora import SEG_TOKEN, CoraForReasoningSegmentation, CoraProcessor
+from modeling_cora.image_processors import clip_image_processor, sam_image_processor
 from modeling_cora.presets import cora_7b_config, cora_tiny_config, train_tokenizer
 from trainers.arguments import TrainedPartsArguments
 from trainers.trained_parts import parameter_table, select_trained_parts
@@ -63,12 +63,8 @@ def build(size: str, device: str) -> tuple[CoraForReasoningSegmentation, CoraPro
             else:
                 parameter.fill_(1.0)
     processor = CoraProcessor(
-        image_processor=LlavaImageProcessorPil(
-            size={"shortest_edge": clip_size}, crop_size={"height": clip_size, "width": clip_size}, do_pad=True
-        ),
-        sam_image_processor=SamImageProcessorPil(
-            size={"longest_edge": sam_size}, pad_size={"height": sam_size, "width": sam_size}
-        ),
+        image_processor=clip_image_processor(clip_size),
+        sam_image_processor=sam_image_processor(sam_size),
         tokenizer=tokenizer,
         num_image_tokens=(clip_size // 14) ** 2,
     )
@@ -101,19 +97,9 @@ def peak_gib(device: str) -> float:
 
 def timed(function: Callable[[], object], repeats: int) -> float:
     """Median seconds; on a GPU after a first run that does not count."""
-
-    def once() -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        function()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
     if torch.cuda.is_available():
-        once()
-    return statistics.median(once() for _ in range(repeats))
+        seconds(function)
+    return statistics.median(seconds(function) for _ in range(repeats))
 
 
 def answer_times(model, processor, image, queries: list[str], repeats: int, device: str) -> tuple[float, float, float]:
@@ -205,10 +191,8 @@ def main() -> None:
     if given.train:
         if given.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        seconds = training_step(model, processor, image, repeats, given.device)
-        print(
-            f"training step, batch 2, LoRA, gradient checkpointing: {seconds:.3f} s, {peak_gib(given.device):.1f} GiB"
-        )
+        step = training_step(model, processor, image, repeats, given.device)
+        print(f"training step, batch 2, LoRA, gradient checkpointing: {step:.3f} s, {peak_gib(given.device):.1f} GiB")
     print(f"ratio: {separate / packed:.2f}")
 
 

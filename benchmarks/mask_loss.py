@@ -15,11 +15,15 @@ import argparse
 import multiprocessing
 import resource
 import statistics
-import time
+import sys
+from pathlib import Path
 from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from benchmarks.queries import seconds
 from modeling_cora import CoraForReasoningSegmentation
 from modeling_cora.modeling_cora import CoraOutput
 
@@ -45,12 +49,8 @@ def measure(way: str, masks: int, height: int, width: int, repeats: int, device:
         seg_batch_index=torch.zeros(masks, dtype=torch.long, device=device),
     )  # fmt: skip
 
-    def once() -> float:
-        start = time.perf_counter()
+    def once() -> None:
         sum(model.mask_losses(output, labels, reshaped).values()).backward()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
 
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -61,7 +61,7 @@ def measure(way: str, masks: int, height: int, width: int, repeats: int, device:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         once()
         memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
-    return memory, statistics.median(once() for _ in range(repeats))
+    return memory, statistics.median(seconds(once) for _ in range(repeats))
 
 
 def main() -> None:
@@ -79,8 +79,8 @@ def main() -> None:
             results[way] = pool.apply(measure, arguments)
     where = torch.cuda.get_device_name() if given.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{given.masks} masks of {given.width}x{given.height}, {where}")
-    for way, (memory, seconds) in results.items():
-        print(f"{way:<8} {memory:8.0f} MiB   time x {seconds / results['labels'][1]:.2f}")
+    for way, (memory, median) in results.items():
+        print(f"{way:<8} {memory:8.0f} MiB   time x {median / results['labels'][1]:.2f}")
     print(f"ratio: {results['labels'][0] / results['points'][0]:.2f}")
 
 

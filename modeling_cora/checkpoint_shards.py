@@ -7,6 +7,7 @@ A model of 30 GB passes through memory in pieces: two or three copies of one ten
 from __future__ import annotations
 
 import json
+import math
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
@@ -66,6 +68,7 @@ _LAYOUTS = (
     ("adapter_model*.bin", None),
     ("*.safetensors", None),
     ("*.pth", None),
+    ("*.pt", None),
 )
 
 
@@ -90,7 +93,7 @@ def checkpoint_files(path: str | Path) -> list[Path]:
             return files
         if files := sorted(path.glob(pattern)):
             return files
-    raise ConversionError(f"{path}: holds no model*.safetensors, pytorch_model*.bin or *.pth")
+    raise ConversionError(f"{path}: holds no model*.safetensors, pytorch_model*.bin, *.pth or *.pt")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -188,46 +191,32 @@ def _of_pickle(file: Path, mapped: _MappedFile) -> Iterator[tuple[str, StoredTen
         yield name, StoredTensor(tuple(tensor.shape), tensor.dtype, loader(name))
 
 
-def parse_size(text: str) -> int:
-    """Bytes of "5GB", "200MB", "1000" (powers of ten, as on the Hub).
-
-    Raises:
-        ConversionError: not such a size, or zero.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", text.strip(), re.IGNORECASE)
-    size = float(match[1]) * 10 ** {"": 0, "K": 3, "M": 6, "G": 9}[match[2].upper()] if match else 0
-    if size < 1:
-        raise ConversionError(f"--max-shard-size {text!r}: not a size such as 5GB or 500MB")
-    return int(size)
-
-
 def write_shards(
-    folder: Path, tensors: Mapping[str, StoredTensor], dtype: torch.dtype | None, max_shard_size: int
+    folder: Path, tensors: Mapping[str, StoredTensor], dtype: torch.dtype | None, max_shard_size: str
 ) -> None:
     """Writes safetensors files as `save_pretrained` names them, with their index where there are several.
 
     Args:
         folder: exists.
         dtype: of all floating-point tensors; None keeps each one's own.
-        max_shard_size: bytes of a file; a larger tensor has a file of its own.
+        max_shard_size: of a file, such as "5GB" or "500MB"; a larger tensor has a file of its own.
+
+    Raises:
+        ConversionError: not such a size.
     """
-    shards: list[dict[str, StoredTensor]] = [{}]
-    total = filled = 0
-    for name, tensor in tensors.items():
-        size = _bytes_of(tensor, dtype)
-        if shards[-1] and filled + size > max_shard_size:
-            shards.append({})
-            filled = 0
-        shards[-1][name] = tensor
-        filled += size
-        total += size
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(tqdm(shards, desc="Writing shards", unit="shard"), start=1):
-        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_shard(folder / name, shard, dtype)
-        weight_map |= dict.fromkeys(shard, name)
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    try:
+        split = split_state_dict_into_shards_factory(
+            dict(tensors),
+            get_storage_size=lambda tensor: _bytes_of(tensor, dtype),
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=max_shard_size,
+        )
+    except ValueError as error:
+        raise ConversionError(f"--max-shard-size {max_shard_size!r}: {error}") from None
+    for name, keys in tqdm(split.filename_to_tensors.items(), desc="Writing shards", unit="shard"):
+        _write_shard(folder / name, {key: tensors[key] for key in keys}, dtype)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": dict(sorted(split.tensor_to_filename.items()))}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
@@ -236,10 +225,7 @@ def _target_dtype(tensor: StoredTensor, dtype: torch.dtype | None) -> torch.dtyp
 
 
 def _bytes_of(tensor: StoredTensor, dtype: torch.dtype | None) -> int:
-    count = 1
-    for side in tensor.shape:
-        count *= side
-    return count * _target_dtype(tensor, dtype).itemsize
+    return math.prod(tensor.shape) * _target_dtype(tensor, dtype).itemsize
 
 
 def _write_shard(file: Path, tensors: Mapping[str, StoredTensor], dtype: torch.dtype | None) -> None:

@@ -17,7 +17,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer
 
 from .checkpoint_keys import Rules, is_droppable, rename
-from .checkpoint_shards import ConversionError, StoredTensor, parse_size, write_shards
+from .checkpoint_shards import ConversionError, StoredTensor, write_shards
 from .configuration_cora import CoraConfig
 from .modeling_cora import CoraForReasoningSegmentation
 from .processing_cora import CoraProcessor
@@ -70,7 +70,11 @@ def find_checkpoint(name: str) -> Path:
     path = Path(name)
     if path.exists():
         return path
-    if name.count("/") > 1 or name.startswith((".", "/", "~")) or path.suffix in (".pth", ".bin", ".safetensors"):
+    if (
+        name.count("/") > 1
+        or name.startswith((".", "/", "~"))
+        or path.suffix in (".pt", ".pth", ".bin", ".safetensors")
+    ):
         raise ConversionError(f"{name}: no such file or folder")
     try:
         patterns = ["*.json", "*.model", "*.safetensors"]
@@ -221,7 +225,6 @@ def write_model_folder(
         initial: gives the weights that no checkpoint has, from the model without memory.
     """
     output = Path(options.output)
-    shard_size = parse_size(options.max_shard_size)
     if output.exists():
         raise ConversionError(f"--output {output}: exists already; name a new folder or move that one away")
     dtype = DTYPES[options.dtype] if options.dtype else tensors[INPUT_TABLE].dtype
@@ -239,7 +242,7 @@ def write_model_folder(
     except OSError as error:
         raise ConversionError(f"--output {output}: {error.strerror}") from None
     try:
-        write_shards(partial, tensors, dtype, shard_size)
+        write_shards(partial, tensors, dtype, options.max_shard_size)
         config.save_pretrained(partial)
         model.generation_config.save_pretrained(partial)
         processor.save_pretrained(partial)

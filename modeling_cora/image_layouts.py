@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
 VISION_INPUTS = ("pixel_values", "pixel_attention_mask", "image_grid_thw")
 """What image processors make for the vision tower; the model hands on whatever of it there is."""
@@ -41,6 +40,9 @@ def image_texts(image_processor: Any, inputs: Mapping[str, Any], image_token: st
         merged = image_processor.merge_size**2
         return [image_token * (count // merged) for count in inputs["image_grid_thw"].prod(1).tolist()]
     if "rows" in inputs:
+        # here, since it brings video processing along, which no other family needs
+        from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
+
         return [
             get_image_prompt_string(
                 rows[0],

@@ -5,11 +5,9 @@ from __future__ import annotations
 import io
 import os
 import time
-import urllib.request
-from http.client import HTTPException
 from typing import Any
-from urllib.parse import quote
 
+import httpx2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -78,34 +76,19 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
 def _download(url: str, name: str, timeout: float, max_bytes: int) -> bytes:
     if url.partition("://")[0].lower() not in ("http", "https"):
         raise ImageError(f"{name}: only http:// and https:// addresses are fetched")
-    # Put together by hand: the usual opener also follows redirections to ftp:// and reads file://.
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPRedirectHandler,
-        urllib.request.HTTPErrorProcessor,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.UnknownHandler,
-    ):
-        opener.add_handler(handler())
-    # letters outside of ASCII and blanks, as browsers write them
-    request = urllib.request.Request(quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers={"User-Agent": "cora"})
     deadline = time.monotonic() + timeout
     data = bytearray()
     try:
-        with opener.open(request, timeout=timeout) as response:
-            while chunk := response.read1(65536):
+        with httpx2.stream("GET", url, timeout=timeout, follow_redirects=True) as response:
+            response.raise_for_status()
+            for chunk in response.iter_bytes():
                 data += chunk
                 if len(data) > max_bytes:
                     raise ImageError(f"{name}: more than {max_bytes / 1e6:g} MB; the limit is on downloads")
                 if time.monotonic() > deadline:
                     raise ImageError(f"{name}: not complete after {timeout:g} seconds")
-    except ImageError:
-        raise
-    except (OSError, ValueError, HTTPException) as error:
-        raise ImageError(f"{name}: not to be had ({error})") from None
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise ImageError(f"{name}: not to be had ({' '.join(str(error).split())})") from None
     return bytes(data)
 
 

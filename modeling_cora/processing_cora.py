@@ -205,12 +205,13 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
         for index, (original, reshaped) in enumerate(
             zip(original_sizes.tolist(), reshaped_input_sizes.tolist(), strict=True)
         ):
-            low_res = pred_masks[seg_batch_index == index]
-            if len(low_res):
-                logits = resize_mask_logits(low_res, input_size, reshaped, original)
-            else:
-                logits = torch.zeros(0, *original, device=pred_masks.device)
-            result.append(logits if threshold is None else logits > threshold)
+            # one mask at a time: at image size, logits take four times the room of masks
+            dtype = torch.bool if threshold is not None else pred_masks.dtype
+            masks = [torch.zeros(0, *original, device=pred_masks.device, dtype=dtype)]
+            for low_res in pred_masks[seg_batch_index == index]:
+                logits = resize_mask_logits(low_res[None], input_size, reshaped, original)
+                masks.append(logits if threshold is None else logits > threshold)
+            result.append(torch.cat(masks))
         return result
 
     def _nested(self, queries: str | Sequence[Any], images: int) -> list[list[str]]:

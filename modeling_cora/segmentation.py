@@ -11,7 +11,6 @@ from PIL import Image
 
 from .consistency import mask_variance, rephrase
 from .image_layouts import VISION_INPUTS, select_images
-from .masks import resize_mask_logits
 from .modeling_cora import CoraForReasoningSegmentation
 from .processing_cora import CoraProcessor
 
@@ -63,7 +62,7 @@ def segment(
     ((logits, scores),) = _ask(model, processor, inputs, [asked], queries_per_pass)
     masks = _at_image_size(processor, inputs, 0, logits[: len(queries)], threshold)
     others = logits[len(queries) :].split([len(group) for group in groups])
-    variances = [mask_variance(_logits_at_image_size(processor, inputs, 0, one)).cpu() for one in others]
+    variances = [mask_variance(_at_image_size(processor, inputs, 0, one, threshold=None)) for one in others]
     return Segmentation(masks, scores[: len(queries)], torch.stack(variances) if groups else None)
 
 
@@ -105,13 +104,15 @@ def answer_batch(
         B lists, one answer per query.
     """
     image_inputs = processor.image_inputs(images)
-    embeddings = model.get_image_embeddings(image_inputs["sam_pixel_values"].to(model.device))
+    embeddings, vision = _on_device(model, image_inputs)
     rows = [(index, query) for index, given in enumerate(queries) for query in given]
     answers: list[list[Segmentation]] = [[] for _ in queries]
     for start in range(0, len(rows), queries_per_pass):
         part = rows[start : start + queries_per_pass]
         owners = [index for index, _ in part]
-        inputs = _inputs(model, processor, image_inputs, owners, [[query] for _, query in part], generate=True)
+        inputs = _inputs(
+            processor, image_inputs["image_texts"], vision, owners, [[query] for _, query in part], generate=True
+        )
         output: Any = model.generate(**inputs, sam_image_embeddings=embeddings[owners], **generate_kwargs)
         generated = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
         for row, (index, ids) in enumerate(zip(owners, generated, strict=True)):
@@ -138,14 +139,14 @@ def _ask(
     queries_per_pass: int,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """For each image, low-resolution logits (n, h, w) and, on the CPU, scores (n,) of its queries."""
-    embeddings = model.get_image_embeddings(image_inputs["sam_pixel_values"].to(model.device))
+    embeddings, vision = _on_device(model, image_inputs)
     logits: list[list[torch.Tensor]] = [[] for _ in queries]
     scores: list[list[torch.Tensor]] = [[] for _ in queries]
     for start in range(0, max(1, *map(len, queries)), queries_per_pass):
         # an image whose queries have all been asked sits out; one without any reaches the processor, which refuses it
         images = [index for index, given in enumerate(queries) if not start or len(given) > start]
         parts = [list(queries[index][start : start + queries_per_pass]) for index in images]
-        inputs = _inputs(model, processor, image_inputs, images, parts)
+        inputs = _inputs(processor, image_inputs["image_texts"], vision, images, parts)
         output = model(**inputs, sam_image_embeddings=embeddings[images])
         for row, index in enumerate(images):
             own = output.seg_batch_index == row
@@ -154,36 +155,43 @@ def _ask(
     return [(torch.cat(pair[0]), torch.cat(pair[1])) for pair in zip(logits, scores, strict=True)]
 
 
+def _on_device(
+    model: CoraForReasoningSegmentation, image_inputs: Mapping[str, Any]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Once for all passes: SAM's embeddings of the images, and the vision tower's inputs where the model is."""
+    embeddings = model.get_image_embeddings(image_inputs["sam_pixel_values"].to(model.device))
+    return embeddings, {name: image_inputs[name].to(model.device) for name in VISION_INPUTS if name in image_inputs}
+
+
 def _inputs(
-    model: CoraForReasoningSegmentation,
     processor: CoraProcessor,
-    image_inputs: Mapping[str, Any],
+    image_texts: Sequence[str],
+    vision: Mapping[str, torch.Tensor],
     images: list[int],
     queries: Sequence[Sequence[str]],
     generate: bool = False,
 ) -> dict[str, torch.Tensor]:
     """What the language side needs to be asked `queries[k]` about image `images[k]` of the batch."""
-    texts = [image_inputs["image_texts"][index] for index in images]
-    tokens = processor.query_inputs(queries, texts, generate=generate)
-    vision = {name: image_inputs[name] for name in VISION_INPUTS if name in image_inputs}
-    inputs = {"input_ids": tokens["input_ids"], "branch_ids": tokens["branch_ids"]}
-    inputs |= select_images(vision, torch.tensor(images))
-    return {name: tensor.to(model.device) for name, tensor in inputs.items()}
-
-
-def _logits_at_image_size(
-    processor: CoraProcessor, image_inputs: Mapping[str, Any], index: int, low_res: torch.Tensor
-) -> torch.Tensor:
-    sizes = [image_inputs[name][index].tolist() for name in ("reshaped_input_sizes", "original_sizes")]
-    return resize_mask_logits(low_res, processor.sam_image_processor.pad_size["height"], *sizes)
+    device = vision["pixel_values"].device
+    tokens = processor.query_inputs(queries, [image_texts[index] for index in images], generate=generate)
+    return {
+        "input_ids": tokens["input_ids"].to(device),
+        "branch_ids": tokens["branch_ids"].to(device),
+        **select_images(vision, torch.tensor(images, device=device)),
+    }
 
 
 def _at_image_size(
-    processor: CoraProcessor, image_inputs: Mapping[str, Any], index: int, low_res: torch.Tensor, threshold: float
+    processor: CoraProcessor,
+    image_inputs: Mapping[str, Any],
+    index: int,
+    low_res: torch.Tensor,
+    threshold: float | None,
 ) -> torch.Tensor:
-    """Masks (n, H, W) of one image, on the CPU; one at a time, since logits take four times the room of masks."""
-    masks = [(_logits_at_image_size(processor, image_inputs, index, one[None])[0] > threshold).cpu() for one in low_res]
-    return torch.stack(masks) if masks else torch.zeros(0, *image_inputs["original_sizes"][index], dtype=torch.bool)
+    """`processor.post_process_masks` of one image: (n, H, W) on the CPU."""
+    original, reshaped = (image_inputs[name][index : index + 1] for name in ("original_sizes", "reshaped_input_sizes"))
+    owner = torch.zeros(len(low_res), dtype=torch.long, device=low_res.device)
+    return processor.post_process_masks(low_res, owner, original, reshaped, threshold)[0].cpu()
 
 
 __all__ = ["Segmentation", "answer_batch", "answer_text", "segment", "segment_batch"]

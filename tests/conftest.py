@@ -36,6 +36,15 @@ def tiny():
     return model.eval(), processor
 
 
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory) -> Path:
+    """A folder with a model and its processor, to be read only."""
+    folder = tmp_path_factory.mktemp("model")
+    for part in cora_tiny(TEXTS, seed=0, clip_image_size=28, sam_image_size=128):
+        part.save_pretrained(folder)
+    return folder
+
+
 def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)

@@ -12,10 +12,8 @@ import pytest
 
 from modeling_cora import CoraConfig, CoraForReasoningSegmentation, CoraProcessor, ModelNotFoundError
 from modeling_cora.hub import resolve_name
-from modeling_cora.presets import cora_tiny
 from trainers.loading import load_trained
 
-from .conftest import TEXTS
 from .local_hub import local_hub
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,14 +32,6 @@ except ModelNotFoundError as error:
     said.append(str(error))
 print(json.dumps(said))
 """
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    for part in cora_tiny(TEXTS, seed=0, clip_image_size=28, sam_image_size=128):
-        part.save_pretrained(folder)
-    return folder
 
 
 def test_a_name_is_the_folder_then_the_repository_and_all_else_is_left_alone(tmp_path, monkeypatch):

@@ -17,24 +17,15 @@ from datasets_scripts.instructions.build import build_instructions
 from datasets_scripts.records import DataError, read_image
 from datasets_scripts.scenes import write_scenes
 from metrics.ciou.ciou import intersection_and_union
-from modeling_cora.presets import cora_tiny
 from modeling_cora.segmentation import segment
 from trainers.evaluate import main as evaluate
 from trainers.loading import load_trained
 from trainers.predict import main as predict
 from trainers.summary import summarise_records
 
-from .conftest import TEXTS, noise_image
+from .conftest import noise_image
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    for part in cora_tiny(TEXTS, seed=0, clip_image_size=28, sam_image_size=128):
-        part.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

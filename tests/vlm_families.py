@@ -21,12 +21,11 @@ from transformers import (
     SmolVLMConfig,
 )
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from modeling_cora import SEG_TOKEN, CoraConfig, CoraForReasoningSegmentation, CoraProcessor
+from modeling_cora.image_processors import clip_image_processor, sam_image_processor
 from modeling_cora.processing_cora import VICUNA_CHAT_TEMPLATE
 
 from .conftest import TEXTS
@@ -142,9 +141,7 @@ FAMILIES: dict[str, tuple] = {
     "llava": (
         (["<s>", "</s>", "<image>"], "<s>", "</s>", "<image>", VICUNA_CHAT_TEMPLATE),
         _llava,
-        lambda: LlavaImageProcessorPil(
-            size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, do_pad=True
-        ),
+        lambda: clip_image_processor(28),
     ),
     "idefics3": (_SMOLVLM, _idefics(Idefics3Config), lambda: Idefics3ImageProcessorPil(**_TILE_SIZES)),
     "smolvlm": (_SMOLVLM, _idefics(SmolVLMConfig), lambda: SmolVLMImageProcessorPil(**_TILE_SIZES)),
@@ -187,10 +184,7 @@ def build(family: str) -> tuple[CoraForReasoningSegmentation, CoraProcessor]:
             torch.nn.init.normal_(parameter, std=0.15)
     processor = CoraProcessor(
         image_processor=image_processor(),
-        sam_image_processor=SamImageProcessorPil(
-            size={"longest_edge": 64}, pad_size={"height": 64, "width": 64},
-            mask_size={"longest_edge": 64}, mask_pad_size={"height": 64, "width": 64},
-        ),
+        sam_image_processor=sam_image_processor(64),
         tokenizer=words,
         num_image_tokens=16,
         image_token=image_token,

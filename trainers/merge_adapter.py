@@ -24,7 +24,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def merge_adapter(adapter: str | Path, out: str | Path, dtype: torch.dtype | None = None) -> None:
-    """W + (alpha / r) B A is added in fp32, whatever the type of the result.
+    """W + (alpha / r) B A; peft adds the product, which it has in the adapter's precision, and rounds once.
 
     Args:
         dtype: of the result; the base's own where not given.
@@ -40,12 +40,11 @@ def merge_adapter(adapter: str | Path, out: str | Path, dtype: torch.dtype | Non
     except ValueError as error:
         raise UsageError(f"--adapter {adapter}: holds no adapter ({str(error).splitlines()[0]})") from None
     try:
-        base = CoraForReasoningSegmentation.from_pretrained(config.base_model_name_or_path)
+        base = CoraForReasoningSegmentation.from_pretrained(config.base_model_name_or_path, dtype=dtype or "auto")
         processor = CoraProcessor.from_pretrained(str(adapter))
     except (OSError, ValueError) as error:
         raise UsageError(f"--adapter {adapter}: {str(error).splitlines()[0]}") from None
-    dtype = dtype or base.dtype
-    merged = PeftModel.from_pretrained(base.float(), str(adapter)).merge_and_unload(progressbar=True).to(dtype)
+    merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(progressbar=True).to(base.dtype)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     merged.save_pretrained(partial)
