@@ -1,14 +1,14 @@
 """The one schema of the project: scenes, and instructions about them, joined by `image_id`.
 
 No image is stored once per query: an `Instruction` names the image and says which pixels it is about (a class, or some
-instances of it); the target mask is read off the scene's label and instance maps when it is needed.
+instances); the target mask is read off the scene's label and instance maps when it is needed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -24,6 +24,25 @@ class DataError(ValueError):
     """Bad input, told in one line that names the file, the field, the value and what would be right."""
 
 
+_UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises for files that are damaged or no images. `DataError` is a `ValueError`."""
+
+
+class StoredImage(Protocol):
+    """An image that is no file of its own: a row of an array, a cell of a table. `str()` of it says where it is."""
+
+    def open(self) -> Image.Image:
+        """The image, decoded now or when its pixels are asked for, as with `PIL.Image.open`.
+
+        Raises:
+            OSError, ValueError: what is stored there cannot be read.
+        """
+        ...
+
+
+ImageSource = Path | StoredImage
+
+
 @dataclass(frozen=True)
 class SemanticClass:
     """One class of a data set.
@@ -34,34 +53,46 @@ class SemanticClass:
         attributes: noun phrases that describe the class without naming it ("the vehicle with four wheels");
             attribute queries are made of them.
         noun: what one instance is called without naming the class, where a colour or size can stand before it ("small
-            vehicle with four wheels": "the red small vehicle with four wheels"); empty = no queries about instances.
+            vehicle with four wheels": "the red small vehicle with four wheels"). Empty: its instances are patches of a
+            mass ("vegetation") and not objects that one can count.
+        ground: surfaces that things stand on (road, terrain).
+        stands: its objects touch the ground where their masks end, unless something hides it (car, person).
+        asked: False for pixels that are known to be nothing in particular ("background"): they count as wrong where an
+            answer covers them, and nobody asks for them.
     """
 
     id: int
     name: str
     attributes: tuple[str, ...] = ()
     noun: str = ""
+    ground: bool = False
+    stands: bool = False
+    asked: bool = True
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One image and, where it is labelled, its maps (paths: nothing is read before it is needed).
+    """One image and, where it is labelled, its maps (paths or places: nothing is read before it is needed).
 
     Attributes:
         image_id: unique within a `SceneSet`.
-        image: RGB, grey, palette, RGBA or 16-bit image file.
+        image: RGB, grey, palette, RGBA or 16-bit image.
         label_map: PNG of class ids, same size as the image; None for an unlabelled image.
-        instance_map: PNG (8- or 16-bit) of instance ids, 0 = no instance; None where instances are unknown.
+        instance_map: PNG (8- or 16-bit) of instance ids, 0 = no instance; None where instances are unknown. Where
+            instances overlap it has several planes, one below the other, each of the image's size.
         facts: what is known about instances beyond the pixels, by instance id (drawn scenes know each colour):
             `{7: {"colour": "red"}}`.
+        group: scenes of one group show the same thing (overlapping tiles of a slide, frames of a video) and belong to
+            the same side of any split; empty = the scene alone.
     """
 
     image_id: str
-    image: Path
-    label_map: Path | None = None
-    instance_map: Path | None = None
+    image: ImageSource
+    label_map: ImageSource | None = None
+    instance_map: ImageSource | None = None
     split: Split = "train"
     facts: dict[int, dict[str, str]] = field(default_factory=dict)
+    group: str = ""
 
     @property
     def labelled(self) -> bool:
@@ -96,7 +127,9 @@ class SceneSet:
         raise DataError(f"class {name!r} is not one of {', '.join(c.name for c in self.classes)}")
 
     def read_maps(self, scene: Scene) -> tuple[np.ndarray, np.ndarray | None]:
-        """Label map (uint8, H x W, class ids and 255) and instance map (int32, H x W, 0 = none) or None.
+        """Label map (uint8, H x W, class ids and 255) and instance map (int32, 0 = none) or None.
+
+        The instance map is H x W, or P x H x W where instances overlap; an instance may lie on one plane only.
 
         Raises:
             DataError: a file does not open, sizes differ, or a label is not a class id.
@@ -125,13 +158,31 @@ class SceneSet:
         if scene.instance_map is None:
             return labels, None
         instances = read_map(scene.instance_map)
-        if instances.shape != labels.shape:
+        height, width = labels.shape
+        if instances.shape[1] != width or instances.shape[0] % height or not instances.size:
             raise DataError(
-                f"{scene.instance_map}: size {instances.shape[1]}x{instances.shape[0]} differs from its label map's"
+                f"{scene.instance_map}: size {instances.shape[1]}x{instances.shape[0]} differs from its label map's "
+                f"{width}x{height}"
             )
+        if instances.shape[0] > height:
+            instances = instances.reshape(-1, height, width)
         if self.instance_lookup == "cityscapes":
             instances = np.where(instances >= 1000, instances, 0)
         return labels, instances
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """What a conditional query points at in order to find its target.
+
+    Attributes:
+        instance_ids: None = every pixel of the class.
+        box: (top, left, bottom, right) in pixels, bottom and right excluded.
+    """
+
+    class_name: str
+    instance_ids: tuple[int, ...] | None
+    box: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -145,6 +196,11 @@ class Instruction:
         query: what is asked.
         rephrasings: other queries that mean exactly the same.
         answer: the text to be generated, with one `[SEG]`.
+        claim: what the query says of its target, by name: a relation to the anchors ("left", `relations.py`) or what
+            the target alone has ("largest", "red", `attribute.py`); empty = nothing that masks could decide.
+        anchors: of a conditional query; two for "between".
+        facts: the measured numbers that make the claim true.
+        source: "rules", or the language model that wrote the query.
     """
 
     image_id: str
@@ -154,64 +210,119 @@ class Instruction:
     answer: str
     instance_ids: tuple[int, ...] | None = None
     rephrasings: tuple[str, ...] = ()
+    claim: str = ""
+    anchors: tuple[Anchor, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+    source: str = "rules"
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Instruction:
+        """The inverse of `dataclasses.asdict`, also after JSON, which knows no tuples.
+
+        Raises:
+            KeyError, TypeError: these are not the fields of an instruction.
+        """
+        fields = dict(fields)
+        for name in ("instance_ids", "rephrasings", "anchors"):
+            if fields.get(name) is not None:
+                fields[name] = tuple(fields[name])
+        fields["anchors"] = tuple(
+            Anchor(
+                anchor["class_name"],
+                None if anchor["instance_ids"] is None else tuple(anchor["instance_ids"]),
+                tuple(anchor["box"]),
+            )
+            for anchor in fields.get("anchors", ())
+        )
+        return cls(**fields)
 
     def target_mask(self, class_id: int, labels: np.ndarray, instances: np.ndarray | None = None) -> np.ndarray:
-        """uint8 (H, W): 1 target, 0 other, 255 unknown."""
-        target = labels == class_id
-        if self.instance_ids is not None:
-            if instances is None:
-                raise DataError(f"{self.image_id}: the query {self.query!r} needs an instance map and there is none")
-            target &= np.isin(instances, self.instance_ids)
-        mask = target.astype(np.uint8)
-        mask[labels == IGNORE_INDEX] = IGNORE_INDEX
-        return mask
+        """uint8 (H, W): 1 target, 0 other, 255 unknown.
+
+        Args:
+            class_id: of `class_name`.
+            labels, instances: as from `SceneSet.read_maps`.
+        """
+        return region_mask(class_id, self.instance_ids, labels, instances, of=f"{self.image_id}: {self.query!r}")
 
 
-def read_image(path: str | Path) -> Image.Image:
+def region_mask(
+    class_id: int,
+    instance_ids: tuple[int, ...] | None,
+    labels: np.ndarray,
+    instances: np.ndarray | None,
+    of: str = "a target",
+) -> np.ndarray:
+    """uint8 (H, W): 1 for the pixels of a class, or of instances where ids are given; 0 other; 255 unknown."""
+    if instance_ids is None:
+        mask = (labels == class_id).astype(np.uint8)
+    elif instances is None:
+        raise DataError(f"{of} needs an instance map and there is none")
+    else:
+        mask = np.isin(instances, instance_ids).reshape(-1, *labels.shape).any(0).astype(np.uint8)
+    mask[labels == IGNORE_INDEX] = IGNORE_INDEX
+    return mask
+
+
+def open_image(source: ImageSource | str) -> Image.Image:
+    """As `PIL.Image.open`, of any source.
+
+    Raises:
+        DataError: the file is missing, truncated or no image.
+    """
+    try:
+        return Image.open(source) if isinstance(source, str | Path) else source.open()
+    except FileNotFoundError:
+        raise DataError(f"{source}: no such file") from None
+    except _UNREADABLE as error:
+        raise _not_readable(source, error) from None
+
+
+def read_image(source: ImageSource | str) -> Image.Image:
     """An RGB image from any file Pillow reads; 16-bit greyscale is scaled to 8 bits, EXIF orientation applied.
 
     Raises:
         DataError: the file is missing, truncated or no image.
     """
     try:
-        with Image.open(path) as file:
+        with open_image(source) as file:
             file.load()
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I"):
                 # Pillow clips 16-bit values at 255 instead of scaling them
                 image = Image.fromarray((np.asarray(image).astype(np.float32) / 257.0).round().astype(np.uint8))
             return image.convert("RGB")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a readable image ({error})") from None
+    except _UNREADABLE as error:
+        raise _not_readable(source, error) from None
 
 
-def read_map(path: str | Path) -> np.ndarray:
+def read_map(source: ImageSource | str) -> np.ndarray:
     """The raw ids of a label or instance map as int32 (H, W); a palette PNG gives its indices, not its colours.
 
     Raises:
         DataError: the file is missing, truncated, no image, or has more than one channel.
     """
     try:
-        with Image.open(path) as file:
+        with open_image(source) as file:
             file.load()
             ids = np.asarray(file)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a readable image ({error})") from None
+    except _UNREADABLE as error:
+        raise _not_readable(source, error) from None
     if ids.ndim != 2:
-        raise DataError(f"{path}: has {ids.shape[2]} channels; a map of ids has one (greyscale or palette PNG)")
+        raise DataError(f"{source}: has {ids.shape[2]} channels; a map of ids has one (greyscale or palette PNG)")
     return ids.astype(np.int32)
 
 
-def _image_size(path: Path) -> tuple[int, int]:
+def _image_size(source: ImageSource) -> tuple[int, int]:
     """(height, width) as `read_image` will give it, without decoding the pixels."""
     try:
-        with Image.open(path) as file:
+        with open_image(source) as file:
             width, height = file.size
             rotated = file.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: not a readable image ({error})") from None
+    except _UNREADABLE as error:
+        raise _not_readable(source, error) from None
     return (width, height) if rotated else (height, width)
+
+
+def _not_readable(source: ImageSource | str, error: Exception) -> DataError:
+    return error if isinstance(error, DataError) else DataError(f"{source}: not a readable image ({error})")

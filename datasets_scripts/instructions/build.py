@@ -96,11 +96,8 @@ def read_instructions(path: str | Path) -> list[Instruction]:
         with Path(path).open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 try:
-                    fields = json.loads(line)
-                    for name in ("instance_ids", "rephrasings"):
-                        fields[name] = None if fields[name] is None else tuple(fields[name])
-                    instructions.append(Instruction(**fields))
-                except (json.JSONDecodeError, KeyError, TypeError) as error:
+                    instructions.append(Instruction.from_dict(json.loads(line)))
+                except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
                     raise DataError(f"{path}:{number}: not an instruction ({error})") from None
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
