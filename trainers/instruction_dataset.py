@@ -56,7 +56,7 @@ class InstructionDataset(torch.utils.data.Dataset):
         rng = np.random.default_rng((self.seed, 1, index))
         image, labels, instances = self._read(scene_index)
         chosen = self._draw(self.by_image[self.scenes[scene_index].image_id], rng)
-        if all(instruction.instance_ids is None for instruction in chosen):
+        if all(instruction.instance_ids is None and not instruction.claim for instruction in chosen):
             # Sides, and which instance is the largest or the only red one, would change with the frame.
             image, labels, instances = self._augment(image, labels, instances, rng)
         image = self._jitter(image, rng)
@@ -97,13 +97,13 @@ class InstructionDataset(torch.utils.data.Dataset):
         maps = [labels] if instances is None else [labels, instances]
         if rng.random() < self.arguments.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            maps = [m[:, ::-1] for m in maps]
+            maps = [m[..., ::-1] for m in maps]
         if rng.random() < self.arguments.crop:
             scale = rng.uniform(self.arguments.crop_scale, 1.0)
             top, left = rng.uniform(0, 1 - scale, 2)
             image = image.crop(_box(top, left, scale, image.width, image.height))
             x0, y0, x1, y1 = _box(top, left, scale, labels.shape[1], labels.shape[0])
-            maps = [m[y0:y1, x0:x1] for m in maps]
+            maps = [m[..., y0:y1, x0:x1] for m in maps]
         return image, maps[0], maps[1] if len(maps) > 1 else None
 
     def _jitter(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -132,14 +132,14 @@ class InstructionCollator:
 
 
 def _shrink(ids: np.ndarray, longest: int | None) -> np.ndarray:
-    """A map of ids whose longest side is at most `longest`, by nearest neighbour."""
-    height, width = ids.shape
+    """A map of ids (or planes of them) whose longest side is at most `longest`, by nearest neighbour."""
+    height, width = ids.shape[-2:]
     if longest is None or max(height, width) <= longest:
         return ids
     scale = longest / max(height, width)
     rows = ((np.arange(max(1, round(height * scale))) + 0.5) / scale).astype(int).clip(0, height - 1)
     columns = ((np.arange(max(1, round(width * scale))) + 0.5) / scale).astype(int).clip(0, width - 1)
-    return ids[np.ix_(rows, columns)]
+    return ids[..., rows[:, None], columns]
 
 
 def _box(top: float, left: float, scale: float, width: int, height: int) -> tuple[int, int, int, int]:
