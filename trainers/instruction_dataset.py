@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
-from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, read_image
+from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, read_image, region_mask
 from modeling_cora import CoraProcessor
 
 from .arguments import DataArguments
@@ -23,7 +23,7 @@ class InstructionDataset(torch.utils.data.Dataset):
     scenes follow one another, each in its own order. Read it sequentially.
 
     Items: {"image": PIL RGB, "queries": n str, "answers": n str, "masks": uint8 (n, H, W)}, 1 <= n <=
-    `queries_per_image`.
+    `queries_per_image`; with `anchors`, "anchors": n lists of bool (H, W) of the image's size.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class InstructionDataset(torch.utils.data.Dataset):
         arguments: DataArguments,
         length: int,
         seed: int,
+        anchors: bool = False,
     ):
         by_image: dict[str, list[Instruction]] = {}
         for instruction in instructions:
@@ -42,7 +43,7 @@ class InstructionDataset(torch.utils.data.Dataset):
         if not self.scenes:
             raise DataError("no labelled image has an instruction; are all label maps empty or of ignored pixels?")
         self.scene_set, self.by_image, self.arguments = scene_set, by_image, arguments
-        self.length, self.seed = length, seed
+        self.length, self.seed, self.anchors = length, seed, anchors
         self.class_ids = {c.name: c.id for c in scene_set.classes}
         self._read = lru_cache(maxsize=arguments.cache_scenes)(self._read_scene)
         self._order = lru_cache(maxsize=2)(self._shuffled)
@@ -61,12 +62,15 @@ class InstructionDataset(torch.utils.data.Dataset):
             image, labels, instances = self._augment(image, labels, instances, rng)
         image = self._jitter(image, rng)
         masks = [i.target_mask(self.class_ids[i.class_name], labels, instances) for i in chosen]
-        return {
+        item = {
             "image": image,
             "queries": [rng.choice([i.query, *i.rephrasings]).item() for i in chosen],
             "answers": [i.answer for i in chosen],
             "masks": np.stack(masks),
         }
+        if self.anchors:
+            item["anchors"] = [anchor_masks(i, self.class_ids, labels, instances, image.size) for i in chosen]
+        return item
 
     def _draw(self, candidates: Sequence[Instruction], rng: np.random.Generator) -> list[Instruction]:
         """`queries_per_image` of them; a target comes a second time only when every target has come once, since a
@@ -114,6 +118,21 @@ class InstructionDataset(torch.utils.data.Dataset):
         return image
 
 
+def anchor_masks(
+    instruction: Instruction,
+    class_ids: Mapping[str, int],
+    labels: np.ndarray,
+    instances: np.ndarray | None,
+    size: tuple[int, int],
+) -> list[np.ndarray]:
+    """What a query points at: bool (H, W) for each of its anchors, at an image size (width, height).
+
+    An anchor of which a smaller map shows nothing any more is left out.
+    """
+    masks = [region_mask(class_ids[a.class_name], a.instance_ids, labels, instances) == 1 for a in instruction.anchors]
+    return [np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)) for mask in masks if mask.any()]
+
+
 class InstructionCollator:
     """Items of `InstructionDataset` -> one branch-packed batch."""
 
@@ -127,6 +146,7 @@ class InstructionCollator:
                 [item["queries"] for item in items],
                 answers=[item["answers"] for item in items],
                 mask_labels=[item["masks"] for item in items],
+                anchors=[item["anchors"] for item in items] if "anchors" in items[0] else None,
             )
         )
 
