@@ -8,6 +8,9 @@ import torch
 
 WeightKind = Literal["inverse", "exp", "literal"]
 
+MAX_VARIANCE = 0.25
+"""Of probabilities: half of them 0, half of them 1."""
+
 REPHRASINGS: tuple[str, ...] = (
     "Please segment this: {query}",
     "Give me the mask for the following. {query}",

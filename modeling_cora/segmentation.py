@@ -72,6 +72,20 @@ def segment(
     return Segmentation(masks, scores[: len(queries)], torch.stack(variances) if groups else None)
 
 
+def query_logits(
+    model: CoraForReasoningSegmentation,
+    processor: CoraProcessor,
+    image: Image.Image,
+    queries: Sequence[str],
+    queries_per_pass: int = 32,
+) -> tuple[torch.Tensor, list[int]]:
+    """Low-resolution mask logits (n, 4h, 4w) of all queries about one image, on the model's device, and the (height,
+    width) of the image inside SAM's input, for `masks.resize_mask_logits`."""
+    inputs = processor.image_inputs([image])
+    ((logits, _),) = _ask(model, processor, inputs, [queries], queries_per_pass)
+    return logits, inputs["reshaped_input_sizes"][0].tolist()
+
+
 def segment_batch(
     model: CoraForReasoningSegmentation,
     processor: CoraProcessor,
@@ -213,4 +227,4 @@ def _at_image_size(
     return processor.post_process_masks(low_res, owner, original, reshaped, threshold)[0].cpu()
 
 
-__all__ = ["Segmentation", "answer_batch", "answer_text", "segment", "segment_batch"]
+__all__ = ["Segmentation", "answer_batch", "answer_text", "query_logits", "segment", "segment_batch"]

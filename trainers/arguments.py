@@ -124,6 +124,77 @@ class DataArguments:
 
 
 @dataclass
+class UnlabelledArguments:
+    """Stage 3: what unlabelled images teach, eqs. 6 to 9. Where the paper is open or contradicts itself, the help says
+    what it prints and what the default is."""
+
+    pseudo_labels: str = field(
+        default="", metadata={"help": "Folder of class maps that trainers/pseudo_labels/predict.py wrote."}
+    )
+    pseudo_confidence: float = field(
+        default=0.0,
+        metadata={"help": "Pixels whose confidence is lower are ignored, in [0, 1]. CORA 0; the LISA baseline .95."},
+    )
+    sigma: float | None = field(
+        default=None,
+        metadata={"help": "Eq. 9: weight of both unlabelled losses; 0 leaves them out. Paper .001, the default with "
+                  "`sum`; with `mean` the default is 0.5."},
+    )  # fmt: skip
+    pixel_reduction: str = field(
+        default="mean", metadata={"help": "Over the pixels of a mask in eq. 7: `mean`, or `sum` as printed."}
+    )
+    consistency: str = field(
+        default="ahead",
+        metadata={"help": "Where lambda comes from: `ahead` (a frozen model's, written by "
+                  "trainers/consistency_weights.py), `online` (the current weights), `none` (lambda = 1)."},
+    )  # fmt: skip
+    consistency_weights: str = field(default="", metadata={"help": "Folder for `ahead`."})
+    weight_kind: str = field(
+        default="inverse",
+        metadata={"help": "Eq. 6: `inverse` 1 - 4 var, `exp` exp(-var / temperature), `literal` var as printed, which "
+                  "the paper's prose contradicts."},
+    )  # fmt: skip
+    weight_temperature: float = field(default=0.05, metadata={"help": "Of `exp`."})
+    rephrasings: int = field(default=6, metadata={"help": "k - 1 of eq. 6; paper 6 (K = 7)."})
+    alignment: bool = field(default=True, metadata={"help": "Whether eq. 8 counts (the paper's TFCA)."})
+    alignment_temperature: float = field(default=0.07, metadata={"help": "tau of eq. 8; not given. GLUS: 0.07."})
+    bank_size: int = field(default=512, metadata={"help": "Tokens in the bank of eq. 8; not given. GLUS: 512."})
+    bank_balanced: bool = field(
+        default=True, metadata={"help": "A queue of bank_size / classes for each class; false: one queue (GLUS)."}
+    )
+    bank_negatives: int | None = field(
+        default=128, metadata={"help": "Drawn with one positive (GLUS: 128); null: all negatives, all positives."}
+    )
+    unlabelled_per_labelled: int = field(default=1, metadata={"help": "Unlabelled images for each labelled one."})
+    unlabelled_queries: int = field(default=3, metadata={"help": "Classes asked of an unlabelled image, at most."})
+    unlabelled_kinds: list[str] = field(
+        default_factory=lambda: ["semantic", "attribute"], metadata={"help": "Kinds of their queries."}
+    )
+
+    def __post_init__(self):
+        for name, known in (
+            ("pixel_reduction", ("mean", "sum")),
+            ("consistency", ("ahead", "online", "none")),
+            ("weight_kind", ("inverse", "exp", "literal")),
+        ):
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(known)}")
+        for name, lowest in (("rephrasings", 2), ("bank_size", 1), ("unlabelled_per_labelled", 1),
+                             ("unlabelled_queries", 1)):  # fmt: skip
+            if getattr(self, name) < lowest:
+                raise UsageError(f"{name}: {getattr(self, name)} is less than {lowest}")
+        if not 0 <= self.pseudo_confidence <= 1:
+            raise UsageError(f"pseudo_confidence: {self.pseudo_confidence} is outside of [0, 1]")
+
+    @property
+    def unlabelled_weight(self) -> float:
+        """sigma of eq. 9, tied to the reduction where it is not given."""
+        if self.sigma is not None:
+            return self.sigma
+        return 0.001 if self.pixel_reduction == "sum" else 0.5
+
+
+@dataclass
 class CoraTrainingArguments(TrainingArguments):
     """transformers' arguments with the paper's defaults, and learning rates by part."""
 

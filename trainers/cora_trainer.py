@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
-from transformers.utils import ModelOutput
 
 from .arguments import CoraTrainingArguments
 
@@ -20,57 +19,68 @@ class CoraTrainer(Trainer):
     loss_is_scaled_for_ga = False
     uses_anchors = False
     """Whether the stage's conditional queries come with their anchors."""
+    uses_unlabelled = False
+    """Whether batches are pairs of labelled and unlabelled images, and the trainer takes `UnlabelledArguments`."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._term_sums: dict[str, torch.Tensor] = {}
-        self._term_count = 0
+        self._term_counts: dict[str, int] = {}
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The micro-batches of one optimizer step, and their (answer tokens, masks) over all processes."""
+        """The micro-batches of one optimizer step, and what `counts` says of them over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = torch.stack([_counts(inputs) for inputs in batches]).sum(0) if batches else torch.zeros(2)
-        return batches, self.accelerator.reduce(counts.to(device), "sum")
+        counts = [self.counts(inputs) for inputs in batches]
+        names = sorted(counts[0]) if counts else []
+        totals = torch.tensor([sum(c[name] for c in counts) for name in names], dtype=torch.float64, device=device)
+        totals = self.accelerator.reduce(totals, "sum") if names else totals
+        return batches, dict(zip(names, totals.tolist(), strict=True))
+
+    def counts(self, inputs: dict) -> dict[str, int]:
+        """How many `tokens` (of answers) and `masks` a micro-batch has; what its terms are means over."""
+        return {
+            "tokens": int((inputs["labels"] != -100).sum()),
+            "masks": sum(len(masks) for masks in inputs["mask_labels"]),
+        }
 
     def labelled_loss(
-        self, model: torch.nn.Module, inputs: dict, totals: torch.Tensor | None
-    ) -> tuple[torch.Tensor, ModelOutput]:
+        self, terms: Mapping[str, torch.Tensor], counts: Mapping[str, int], totals: Mapping[str, float] | None
+    ) -> torch.Tensor:
         """Eq. 5: the weighted sum of the loss terms on labelled masks, each of them logged.
 
         Args:
+            terms: `lm_loss`, `bce_loss`, `dice_loss`, `iou_loss`, means over a micro-batch.
+            counts: of the micro-batch.
             totals: `num_items_in_batch` of `compute_loss`.
         """
-        output = model(**inputs)
-        terms = {name: output[name] for name in ("lm_loss", "bce_loss", "dice_loss", "iou_loss")}
-        terms = self.global_means(terms, inputs, totals)
+        terms = {
+            name: self.global_mean(terms[name], counts[items], items, totals)
+            for name, items in (("lm_loss", "tokens"), ("bce_loss", "masks"), ("dice_loss", "masks"),
+                                ("iou_loss", "masks"))
+        }  # fmt: skip
         self.record_terms(terms)
-        return self.accelerator.unwrap_model(model).weighted_sum(terms), output
+        return self.accelerator.unwrap_model(self.model).weighted_sum(terms)
 
-    def global_means(
-        self, terms: Mapping[str, torch.Tensor | None], inputs: dict, totals: torch.Tensor | None
-    ) -> dict[str, torch.Tensor]:
-        """Scales the mean terms of a micro-batch so that their mean over micro-batches and processes is the mean over
-        all tokens (`lm_loss`) or masks (the others) of the optimizer step.
+    def global_mean(
+        self, term: torch.Tensor, count: int, name: str, totals: Mapping[str, float] | None
+    ) -> torch.Tensor:
+        """Scales a micro-batch's mean over `count` items so that the mean over micro-batches and processes is the mean
+        over all items of the optimizer step.
 
         A mean of means would give a mask more weight the fewer others share its micro-batch; so two processes would
         not equal one.
 
         Args:
-            totals: of `get_batch_samples`; None (outside of training) leaves the terms as they are.
+            name: of the items in `counts`.
+            totals: of `get_batch_samples`; None (outside of training) leaves the term as it is.
         """
         if totals is None:
-            shares = torch.ones(2)
-        else:
-            parts = self.current_gradient_accumulation_steps * self.accelerator.num_processes
-            shares = _counts(inputs).to(totals) * parts / totals.clamp(min=1)
-        return {
-            name: term * shares[0 if name == "lm_loss" else 1].to(term)
-            for name, term in terms.items()
-            if term is not None
-        }
+            return term
+        parts = self.current_gradient_accumulation_steps * self.accelerator.num_processes
+        return term * (count * parts / max(1.0, totals[name]))
 
     def create_optimizer(self, model=None):
         """AdamW over the trained parameters: the language side, SAM, and the projection, each at its own rate."""
@@ -98,17 +108,11 @@ class CoraTrainer(Trainer):
         """Sums loss terms until the next log line, which shows their means over steps and processes."""
         for name, term in terms.items():
             self._term_sums[name] = self._term_sums.get(name, 0.0) + term.detach().float()
-        self._term_count += 1
+            self._term_counts[name] = self._term_counts.get(name, 0) + 1
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._term_count:
+        if "loss" in logs:
             for name, total in self._term_sums.items():
-                logs[name] = round(self.accelerator.reduce(total / self._term_count, "mean").item(), 5)
-            self._term_sums, self._term_count = {}, 0
+                logs[name] = round(self.accelerator.reduce(total / self._term_counts[name], "mean").item(), 5)
+            self._term_sums, self._term_counts = {}, {}
         super().log(logs, start_time)
-
-
-def _counts(inputs: dict) -> torch.Tensor:
-    """(answer tokens, masks) of a collated batch."""
-    masks = sum(len(masks) for masks in inputs["mask_labels"])
-    return torch.tensor([(inputs["labels"] != -100).sum().item(), masks], dtype=torch.float64)

@@ -8,12 +8,13 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance
+from PIL import Image
 
 from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, read_image, region_mask
 from modeling_cora import CoraProcessor
 
 from .arguments import DataArguments
+from .augmentation import flip_and_crop, jitter, shrink
 
 
 class InstructionDataset(torch.utils.data.Dataset):
@@ -22,8 +23,8 @@ class InstructionDataset(torch.utils.data.Dataset):
     So the order of the data is the same after a resume, with more workers, and with several processes; passes over the
     scenes follow one another, each in its own order. Read it sequentially.
 
-    Items: {"image": PIL RGB, "queries": n str, "answers": n str, "masks": uint8 (n, H, W)}, 1 <= n <=
-    `queries_per_image`; with `anchors`, "anchors": n lists of bool (H, W) of the image's size.
+    Items: {"image": PIL RGB, "queries": n str, "answers": n str, "masks": uint8 (n, H, W), "classes": n class ids},
+    1 <= n <= `queries_per_image`; with `anchors`, "anchors": n lists of bool (H, W) of the image's size.
     """
 
     def __init__(
@@ -59,14 +60,17 @@ class InstructionDataset(torch.utils.data.Dataset):
         chosen = self._draw(self.by_image[self.scenes[scene_index].image_id], rng)
         if all(instruction.instance_ids is None and not instruction.claim for instruction in chosen):
             # Sides, and which instance is the largest or the only red one, would change with the frame.
-            image, labels, instances = self._augment(image, labels, instances, rng)
-        image = self._jitter(image, rng)
+            maps = [labels] if instances is None else [labels, instances]
+            image, (labels, *rest) = flip_and_crop(image, maps, self.arguments, rng)
+            instances = rest[0] if rest else None
+        image = jitter(image, self.arguments.colour_jitter, rng)
         masks = [i.target_mask(self.class_ids[i.class_name], labels, instances) for i in chosen]
         item = {
             "image": image,
             "queries": [rng.choice([i.query, *i.rephrasings]).item() for i in chosen],
             "answers": [i.answer for i in chosen],
             "masks": np.stack(masks),
+            "classes": [self.class_ids[i.class_name] for i in chosen],
         }
         if self.anchors:
             item["anchors"] = [anchor_masks(i, self.class_ids, labels, instances, image.size) for i in chosen]
@@ -93,29 +97,7 @@ class InstructionDataset(torch.utils.data.Dataset):
         scene = self.scenes[index]
         labels, instances = self.scene_set.read_maps(scene)
         size = self.arguments.max_label_size
-        return read_image(scene.image), _shrink(labels, size), None if instances is None else _shrink(instances, size)
-
-    def _augment(
-        self, image: Image.Image, labels: np.ndarray, instances: np.ndarray | None, rng: np.random.Generator
-    ) -> tuple[Image.Image, np.ndarray, np.ndarray | None]:
-        maps = [labels] if instances is None else [labels, instances]
-        if rng.random() < self.arguments.flip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            maps = [m[..., ::-1] for m in maps]
-        if rng.random() < self.arguments.crop:
-            scale = rng.uniform(self.arguments.crop_scale, 1.0)
-            top, left = rng.uniform(0, 1 - scale, 2)
-            image = image.crop(_box(top, left, scale, image.width, image.height))
-            x0, y0, x1, y1 = _box(top, left, scale, labels.shape[1], labels.shape[0])
-            maps = [m[..., y0:y1, x0:x1] for m in maps]
-        return image, maps[0], maps[1] if len(maps) > 1 else None
-
-    def _jitter(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        width = self.arguments.colour_jitter
-        if width:
-            for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-                image = enhance(image).enhance(rng.uniform(1 - width, 1 + width))
-        return image
+        return read_image(scene.image), shrink(labels, size), None if instances is None else shrink(instances, size)
 
 
 def anchor_masks(
@@ -149,20 +131,3 @@ class InstructionCollator:
                 anchors=[item["anchors"] for item in items] if "anchors" in items[0] else None,
             )
         )
-
-
-def _shrink(ids: np.ndarray, longest: int | None) -> np.ndarray:
-    """A map of ids (or planes of them) whose longest side is at most `longest`, by nearest neighbour."""
-    height, width = ids.shape[-2:]
-    if longest is None or max(height, width) <= longest:
-        return ids
-    scale = longest / max(height, width)
-    rows = ((np.arange(max(1, round(height * scale))) + 0.5) / scale).astype(int).clip(0, height - 1)
-    columns = ((np.arange(max(1, round(width * scale))) + 0.5) / scale).astype(int).clip(0, width - 1)
-    return ids[..., rows[:, None], columns]
-
-
-def _box(top: float, left: float, scale: float, width: int, height: int) -> tuple[int, int, int, int]:
-    """(x0, y0, x1, y1) in pixels, at least one pixel each way."""
-    x0, y0 = round(left * width), round(top * height)
-    return x0, y0, max(x0 + 1, round((left + scale) * width)), max(y0 + 1, round((top + scale) * height))

@@ -29,12 +29,14 @@ from .arguments import (
     ModelArguments,
     QueryPretrainingArguments,
     TrainedPartsArguments,
+    UnlabelledArguments,
     parse_recipe,
 )
 from .cora_trainer import CoraTrainer
 from .instruction_dataset import InstructionCollator, InstructionDataset
 from .query_pretraining import pretrain_queries
 from .trained_parts import parameter_table, select_trained_parts
+from .unlabelled_dataset import PairedCollator, PairedDataset, UnlabelledDataset
 
 CONFIG_FIELDS = (
     "seg_state", "lm_loss_weight", "bce_loss_weight", "dice_loss_weight", "iou_loss_weight", "mask_loss_at",
@@ -92,7 +94,8 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     Raises:
         DataError, UsageError: bad input.
     """
-    model_arguments, parts, data_arguments, pretraining, arguments = parse_recipe(ARGUMENTS, argv)
+    types = (*ARGUMENTS, UnlabelledArguments) if trainer_class.uses_unlabelled else ARGUMENTS
+    model_arguments, parts, data_arguments, pretraining, arguments, *rest = parse_recipe(types, argv)
     set_seed(arguments.seed)
     scene_set, built = load_data(data_arguments)
     scenes = scene_set.split("train", labelled=True)
@@ -121,12 +124,31 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
         seed=arguments.seed,
         anchors=trainer_class.uses_anchors,
     )
+    collator, more = InstructionCollator(processor), {}
+    for unlabelled in rest:
+        ratio = unlabelled.unlabelled_per_labelled
+        others = UnlabelledDataset(
+            scene_set,
+            scene_set.split("train", labelled=False),
+            unlabelled,
+            data_arguments,
+            length=len(dataset) * ratio,
+            seed=arguments.seed,
+        )
+        if others.without and arguments.process_index == 0:
+            print(f"{others.without} unlabelled images have no pseudo-label and are left out", flush=True)
+        dataset, collator = (
+            PairedDataset(dataset, others, ratio),
+            PairedCollator(processor, unlabelled.unlabelled_weight > 0),
+        )
+        more = {"unlabelled": unlabelled, "num_classes": len(scene_set.classes)}
     trainer = trainer_class(
         model=model,
         args=arguments,
         train_dataset=dataset,
-        data_collator=InstructionCollator(processor),
+        data_collator=collator,
         processing_class=processor,
+        **more,
     )
     checkpoint = get_last_checkpoint(arguments.output_dir) if arguments.resume_from_checkpoint else None
     if pretraining.query_pretraining_steps and checkpoint is None:

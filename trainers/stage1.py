@@ -24,7 +24,8 @@ class Stage1Trainer(CoraTrainer):
     """Eq. 5: L = alpha * L_ce + BCE + Dice on labelled masks."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss, output = self.labelled_loss(model, inputs, num_items_in_batch)
+        output = model(**inputs)
+        loss = self.labelled_loss(output, self.counts(inputs), num_items_in_batch)
         return (loss, output) if return_outputs else loss
 
 

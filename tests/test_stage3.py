@@ -1,0 +1,373 @@
+"""Stage 3: eqs. 6 to 9 against slow obvious versions, and as a user runs it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from datasets_scripts.folder import read_folder
+from datasets_scripts.scenes import write_scenes
+from modeling_cora.losses import bce_per_mask, dice_per_mask, token_contrast
+from trainers.arguments import DataArguments, UnlabelledArguments
+from trainers.consistency_weights import ConsistencyArguments, equivalent_queries
+from trainers.consistency_weights import main as consistency_main
+from trainers.loading import load_trained
+from trainers.stage1 import main as stage1
+from trainers.stage2 import main as stage2
+from trainers.stage3 import main as stage3
+from trainers.token_bank import TokenBank
+from trainers.unlabelled_dataset import PseudoLabels, UnlabelledDataset
+
+from .conftest import SHARED
+from .test_stage1 import ROOT, history, largest_difference, options
+from .test_stage2 import RECIPE as STAGE2_RECIPE
+
+RECIPE = str(ROOT / "trainers/recipes/demo_stage3.yaml")
+
+
+def slow_weighted_losses(logits, targets, weights):
+    """Eqs. 4 and 7 pixel by pixel, for one mask."""
+    bce, pixels, both, predicted, wanted = 0.0, 0, 0.0, 0.0, 0.0
+    for row in range(logits.shape[0]):
+        for column in range(logits.shape[1]):
+            target = int(targets[row, column])
+            if target == 255:
+                continue
+            weight, p = float(weights[row, column]), 1 / (1 + np.exp(-float(logits[row, column])))
+            bce -= weight * np.log(p if target == 1 else 1 - p)
+            pixels += 1
+            both += weight * p * target
+            predicted += weight * p
+            wanted += weight * target
+    dice = 1 - (2 * both / 1000 + 1e-6) / (predicted / 1000 + wanted / 1000 + 1e-6)
+    return bce, pixels, dice
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_weighted_losses_equal_the_slow_ones(seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(3, 7, 9, generator=generator) * 3
+    targets = torch.tensor([0, 1, 255])[torch.randint(3, (3, 7, 9), generator=generator)]
+    weights = torch.rand(3, 7, 9, generator=generator)
+    bce, total = bce_per_mask(logits, targets, weights), bce_per_mask(logits, targets, weights, "sum")
+    dice = dice_per_mask(logits, targets, weights=weights)
+    for k in range(3):
+        expected, pixels, expected_dice = slow_weighted_losses(logits[k], targets[k], weights[k])
+        assert total[k].item() == pytest.approx(expected, rel=1e-5)
+        assert bce[k].item() == pytest.approx(expected / pixels, rel=1e-5)
+        assert dice[k].item() == pytest.approx(expected_dice, rel=1e-4)
+
+
+def test_weights_of_one_change_nothing_and_get_no_gradient():
+    logits, targets = torch.randn(2, 6, 6, requires_grad=True), torch.randint(2, (2, 6, 6))
+    weights = torch.ones(2, 6, 6, requires_grad=True)
+    assert torch.equal(bce_per_mask(logits, targets, weights), bce_per_mask(logits, targets))
+    assert torch.equal(dice_per_mask(logits, targets, weights=weights), dice_per_mask(logits, targets))
+    (bce_per_mask(logits, targets, weights) + dice_per_mask(logits, targets, weights=weights)).sum().backward()
+    assert weights.grad is None and logits.grad.abs().sum() > 0
+
+
+def test_a_pixel_of_weight_zero_is_as_good_as_ignored_in_dice():
+    logits, targets = torch.randn(1, 6, 6), torch.randint(2, (1, 6, 6))
+    weights = torch.ones(1, 6, 6)
+    weights[0, :3] = 0
+    ignored = targets.clone()
+    ignored[0, :3] = 255
+    assert torch.allclose(dice_per_mask(logits, targets, weights=weights), dice_per_mask(logits, ignored))
+
+
+def test_mask_losses_take_weights_wherever_they_are_compared(tiny):
+    """Weights of 1 equal none; a sum over pixels is the mean times their number (BCE), or Dice times it."""
+    model, _ = tiny
+    generator = torch.Generator().manual_seed(0)
+    output = {
+        "pred_masks": torch.randn(3, 32, 32, generator=generator),
+        "iou_scores": torch.rand(3, generator=generator),
+        "seg_embeddings": torch.zeros(3, 4),
+        "seg_batch_index": torch.tensor([0, 0, 1]),
+    }
+    labels = [torch.randint(2, (2, 40, 60), generator=generator), torch.randint(2, (1, 30, 30), generator=generator)]
+    sizes = torch.tensor([[85, 128], [128, 128]])
+    ones = [torch.ones(m.shape) for m in labels]
+    halves = [torch.full(m.shape, 0.5) for m in labels]
+    for where in ("labels", "low_res", "points"):
+        model.config.mask_loss_at = where
+        terms = []
+        for weights in (None, ones, halves):
+            torch.manual_seed(0)
+            terms.append(model.mask_losses(output, labels, sizes, weights))
+        assert terms[0]["bce_loss"] == terms[1]["bce_loss"] and terms[0]["dice_loss"] == terms[1]["dice_loss"]
+        torch.testing.assert_close(terms[2]["bce_loss"], terms[0]["bce_loss"] / 2)
+        torch.testing.assert_close(terms[2]["dice_loss"], terms[0]["dice_loss"], atol=1e-3, rtol=0)
+    model.config.mask_loss_at = "labels"
+    summed = model.mask_losses(output, labels, sizes, halves, "sum")
+    pixels = [2400.0, 2400.0, 900.0]
+    each = [model.mask_losses(one_mask(output, k), [(labels[0][k : k + 1] if k < 2 else labels[1])],
+                              sizes[[0 if k < 2 else 1]]) for k in range(3)]  # fmt: skip
+    for name in ("bce_loss", "dice_loss"):
+        expected = sum(0.5 * n * e[name].item() for n, e in zip(pixels, each, strict=True)) / 3
+        assert summed[name].item() == pytest.approx(expected, rel=1e-3)
+
+
+def one_mask(output, k):
+    chosen = {name: tensor[k : k + 1] for name, tensor in output.items()}
+    return {**chosen, "seg_batch_index": torch.zeros(1, dtype=torch.long)}
+
+
+def test_contrast_equals_the_formula_and_the_public_code():
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(2, 5, generator=generator, requires_grad=True)
+    near, far = torch.randn(2, 3, 5, generator=generator), torch.randn(2, 7, 5, generator=generator)
+    losses = token_contrast(tokens, near, far, 0.2)
+
+    def cosine(a, b):
+        return float(a @ b / (a.norm() * b.norm()))
+
+    for n in range(2):
+        v = tokens[n].detach()
+        against = sum(np.exp(cosine(v, k) / 0.2) for k in far[n])
+        each = [np.exp(cosine(v, k) / 0.2) for k in near[n]]
+        assert losses[n].item() == pytest.approx(np.mean([-np.log(e / (e + against)) for e in each]), rel=1e-5)
+
+
+@pytest.mark.skipif(not (SHARED / "golden").is_dir(), reason="../shared/golden is not here")
+def test_contrast_reproduces_glus():
+    golden = load_file(SHARED / "golden/losses/glus_contrastive.safetensors")
+    query = golden["glus.in.query"].clone().requires_grad_()
+    pushed = golden["glus.in.pushed_vectors"]
+    near, far = pushed[golden["glus.sampled.positive_index"]][:, None], pushed[golden["glus.sampled.negative_index"]]
+    losses = token_contrast(query, near, far, 0.07)
+    torch.testing.assert_close(losses, golden["glus.out.loss"], atol=2e-6, rtol=1e-5)
+
+
+def test_the_bank_is_first_in_first_out_for_each_class():
+    balanced, single = TokenBank(6, 3), TokenBank(6, 3, balanced=False)
+    order = [0, 0, 0, 1, 0, 2, 0, 1]
+    for bank in (balanced, single):
+        for number, class_id in enumerate(order):
+            bank.push(torch.full((1, 2), float(number)), torch.tensor([class_id]))
+    assert single.tokens[:, 0].tolist() == [2, 3, 4, 5, 6, 7]
+    kept = {c: balanced.tokens[balanced.classes == c, 0].tolist() for c in (0, 1, 2)}
+    assert kept == {0: [4, 6], 1: [3, 7], 2: [5]}
+
+
+def test_the_bank_skips_what_it_cannot_compare_and_survives_a_checkpoint(tmp_path):
+    bank = TokenBank(10, 2)
+    token, generators = torch.randn(1, 4, requires_grad=True), [torch.Generator().manual_seed(0)]
+    losses, skipped = bank.contrast(token, torch.tensor([0]), 0.07, 4, generators)
+    assert skipped == 1 and losses.tolist() == [0.0]
+    losses.sum().backward()  # a graph, so that several processes agree on what has gradients
+    bank.push(torch.randn(3, 4), torch.tensor([0, 1, 1]))
+    bank.save(tmp_path)
+    again = TokenBank(10, 2)
+    again.load(tmp_path)
+    for chosen in (4, None):
+        first, second = (
+            b.contrast(token, torch.tensor([0]), 0.07, chosen, [torch.Generator().manual_seed(0)])
+            for b in (bank, again)
+        )
+        assert torch.equal(first[0], second[0]) and first[1] == 0 and first[0].item() > 0
+    every = bank.contrast(token, torch.tensor([1]), 0.07, None, generators)[0]
+    near, far = bank.tokens[bank.classes == 1], bank.tokens[bank.classes == 0]
+    torch.testing.assert_close(every, token_contrast(token, near[None], far[None], 0.07))
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("street")
+    write_scenes(folder, labelled=3, unlabelled=4, val=1, size=(48, 64), progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pseudo(street, tmp_path_factory) -> Path:
+    """Pseudo-labels for three of the four unlabelled scenes: blocks of classes."""
+    folder = tmp_path_factory.mktemp("pseudo")
+    for kind in ("labels", "confidence"):
+        (folder / kind).mkdir()
+    for number, scene in enumerate(read_folder(street).split("train", labelled=False)[:3]):
+        labels = np.zeros((48, 64), np.uint8)
+        labels[:20, 32:], labels[20:, 32:], labels[:20, :32] = 3 + number, 9, 255
+        confidence = np.linspace(0, 255, 48 * 64).reshape(48, 64).astype(np.uint8)
+        Image.fromarray(labels).save(folder / "labels" / f"{scene.image_id}.png")
+        Image.fromarray(confidence).save(folder / "confidence" / f"{scene.image_id}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def second_stage(street, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("stage")
+    stage1(options(street, out / "1", max_steps=1))
+    stage2([STAGE2_RECIPE, *without_sizes(options(street, out / "2", model=out / "1", max_steps=1))])
+    return out / "2"
+
+
+@pytest.fixture(scope="module")
+def weights(street, pseudo, second_stage, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("weights")
+    consistency_main(["--model", str(second_stage), "--data", str(street), "--pseudo_labels", str(pseudo),
+                      "--out", str(out)])  # fmt: skip
+    return out
+
+
+def without_sizes(argv):
+    for name in ("--clip_image_size", "--sam_image_size"):  # of cora-tiny's random start alone
+        place = argv.index(name)
+        del argv[place : place + 2]
+    return argv
+
+
+def stage3_options(street, second_stage, out, **changes):
+    changes = {"model": second_stage, "save_total_limit": 9, "flip": 0.5, "crop": 0.5, **changes}
+    return [RECIPE, *without_sizes(options(street, out, **changes))]
+
+
+def test_sigma_zero_is_supervised_training_to_the_bit(street, pseudo, weights, second_stage, tmp_path):
+    kinds = ["--kinds", "conditional"]
+    supervised = without_sizes(options(street, tmp_path / "a", model=second_stage, colour_jitter=0.3))
+    stage2([STAGE2_RECIPE, *supervised, *kinds])
+    argv = stage3_options(street, second_stage, tmp_path / "b", sigma=0, pseudo_labels=pseudo, flip=0, crop=0,
+                          consistency_weights=weights)  # fmt: skip
+    stage3([*argv, *kinds])
+    assert largest_difference(tmp_path / "a", tmp_path / "b") == 0.0
+    argv = stage3_options(street, second_stage, tmp_path / "c", pseudo_labels=pseudo, flip=0, crop=0,
+                          consistency_weights=weights)  # fmt: skip
+    stage3([*argv, *kinds])
+    assert largest_difference(tmp_path / "a", tmp_path / "c") > 1e-5
+
+
+def test_it_resumes_to_the_bit_with_its_bank(street, pseudo, weights, second_stage, tmp_path):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    given = dict(pseudo_labels=pseudo, consistency_weights=weights, save_strategy="steps", save_steps=2)
+    stage3(stage3_options(street, second_stage, whole, **given))
+    shutil.copytree(whole / "checkpoint-2", resumed / "checkpoint-2")
+    stage3(stage3_options(street, second_stage, resumed, resume_from_checkpoint=True, **given))
+    assert largest_difference(whole, resumed) == 0.0
+    logged = [entry for entry in history(whole) if "loss" in entry]
+    names = ("pseudo_bce_loss", "pseudo_dice_loss", "contrast_loss", "contrast_skipped", "mean_weight")
+    assert all(name in logged[-1] for name in names) and 0 < logged[-1]["mean_weight"] <= 1
+    assert logged[0]["contrast_loss"] == 0 and logged[0]["contrast_skipped"] > 0  # the bank starts empty
+    for entry in logged:
+        labelled = entry["lm_loss"] + entry["bce_loss"] + 2 * entry["dice_loss"] + entry["iou_loss"]
+        unlabelled = entry["pseudo_bce_loss"] + entry["pseudo_dice_loss"] + entry["contrast_loss"]
+        assert entry["loss"] == pytest.approx(labelled + 0.5 * unlabelled, rel=2e-3)
+
+
+@pytest.mark.parametrize("consistency", ["ahead", "online"])
+def test_two_processes_equal_one(street, pseudo, weights, second_stage, tmp_path, consistency):
+    base = tmp_path / "base"
+    shutil.copytree(second_stage, base)
+    config = (base / "config.json").read_text()
+    # dropout of anchor tokens is drawn from each process's own random numbers
+    (base / "config.json").write_text(config.replace('"anchor_dropout": 0.5', '"anchor_dropout": 0.0'))
+    given = dict(pseudo_labels=pseudo, consistency_weights=weights, consistency=consistency, queries_per_image=20)
+    stage3(stage3_options(street, base, tmp_path / "one", **given))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--main_process_port", "0"]
+    command += ["--num_cpu_threads_per_process", "1", "--dynamo_backend", "no", "trainers/stage3.py"]
+    command += stage3_options(street, base, tmp_path / "two", per_device_train_batch_size=1, **given)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    for one, two in zip(history(tmp_path / "one")[:4], history(tmp_path / "two")[:4], strict=True):
+        for name in ("loss", "pseudo_bce_loss", "contrast_loss"):
+            assert two[name] == pytest.approx(one[name], rel=5e-3, abs=1e-4), name
+    assert largest_difference(tmp_path / "one", tmp_path / "two") < 3e-4
+
+
+def test_consistency_weights_are_the_variance_over_six_queries(street, pseudo, weights, second_stage, tmp_path):
+    scene_set = read_folder(street)
+    scene = scene_set.split("train", labelled=False)[0]
+    stored = load_file(weights / f"{scene.image_id}.safetensors")
+    assert stored["classes"].tolist() == [0, 3, 9]
+    model, processor = load_trained(str(second_stage))
+    for class_id, plane in zip(stored["classes"].tolist(), stored["variance"], strict=True):
+        queries = equivalent_queries(scene_set, scene.image_id, class_id, ConsistencyArguments())
+        assert len(set(queries)) == 6
+        masks = []
+        for query in queries:  # one by one, and at the image's size
+            inputs = processor([Image.open(scene.image).convert("RGB")], [[query]])
+            with torch.no_grad():
+                output = model(**inputs)
+            sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
+            (logits,) = processor.post_process_masks(output.pred_masks, output.seg_batch_index, *sizes, None)
+            masks.append(logits[0].sigmoid().numpy())
+        expected = np.mean((np.stack(masks) - np.mean(masks, 0)) ** 2, 0)
+        assert np.abs(plane.numpy() / 255 / 4 - expected).max() < 0.6 / 255 / 4 + 1e-5
+    before = {p.name: p.stat().st_mtime_ns for p in weights.glob("*.safetensors")}
+    argv = ["--model", str(second_stage), "--data", str(street), "--pseudo_labels", str(pseudo), "--out", str(weights)]
+    consistency_main(argv)
+    assert {p.name: p.stat().st_mtime_ns for p in weights.glob("*.safetensors")} == before
+    with pytest.raises(SystemExit):  # another seed's queries must not be mixed in
+        consistency_main([*argv, "--seed", "1"])
+
+
+def test_items_travel_together_and_depend_on_their_number_alone(street, pseudo, weights):
+    """Mask, weight and picture are cut and mirrored alike."""
+    scene_set = read_folder(street)
+    arguments = UnlabelledArguments(pseudo_labels=str(pseudo), consistency_weights=str(weights), unlabelled_queries=9)
+    scenes = scene_set.split("train", labelled=False)
+    data = DataArguments(flip=0.5, crop=0.5)
+    items, again = (UnlabelledDataset(scene_set, scenes, arguments, data, 20, seed=1) for _ in range(2))
+    plain = UnlabelledDataset(scene_set, scenes, arguments, DataArguments(), 20, seed=1)
+    assert items.without == 1
+    last = again[7]
+    assert all(np.array_equal(last[k], items[7][k]) for k in ("image", "masks", "weights", "queries"))
+    for number in range(6):
+        whole = plain[number]
+        labels = np.full((48, 64), 254)
+        for class_id, mask in zip(whole["classes"], whole["masks"], strict=True):
+            labels[mask == 1] = class_id
+            assert ((mask == 255) == (whole["masks"][0] == 255)).all()
+        assert sorted(set(whole["classes"])) == sorted(set(labels[labels < 254].tolist()))
+        assert whole["weights"].shape == whole["masks"].shape and whole["weights"].max() <= 1
+        item = items[number]
+        assert item["masks"].shape[1:] == item["image"].size[::-1] == item["weights"].shape[1:]
+
+
+def test_low_confidence_is_ignored(pseudo, street):
+    scene = read_folder(street).split("train", labelled=False)[0]
+    labels = PseudoLabels(pseudo).read(scene.image_id, frozenset(range(20)))
+    confident = PseudoLabels(pseudo, 0.5).read(scene.image_id, frozenset(range(20)))
+    assert (confident[:23] == 255).all() and np.array_equal(confident[25:], labels[25:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "pseudo_labels: not given has no labels/"),
+        ({"pseudo_labels": "PSEUDO"}, "consistency_weights: not given is no folder"),
+        ({"pseudo_labels": "PSEUDO", "consistency": "sometimes"}, "consistency: 'sometimes'"),
+        ({"pseudo_labels": "PSEUDO", "weight_kind": "odd"}, "weight_kind: 'odd'"),
+        ({"pseudo_labels": "PSEUDO", "pseudo_confidence": 2}, "pseudo_confidence: 2.0"),
+        ({"pseudo_labels": "EMPTY", "consistency": "none"}, "has a map for none of the 4"),
+        ({"pseudo_labels": "WRONG", "consistency": "none"}, "77 is not a class id"),
+        ({"pseudo_labels": "SMALL", "consistency": "none"}, "size 9x9 differs from its image's 64x48"),
+    ],
+)
+def test_bad_input_gets_one_line(street, pseudo, second_stage, tmp_path, capsys, changes, message):
+    for name, value in (("EMPTY", None), ("WRONG", np.full((48, 64), 77)), ("SMALL", np.zeros((9, 9)))):
+        (tmp_path / name / "labels").mkdir(parents=True)
+        for scene in read_folder(street).split("train", labelled=False):
+            if value is not None:
+                Image.fromarray(value.astype(np.uint8)).save(tmp_path / name / "labels" / f"{scene.image_id}.png")
+    places = {"PSEUDO": pseudo, **{name: tmp_path / name for name in ("EMPTY", "WRONG", "SMALL")}}
+    changes = {key: places.get(value, value) for key, value in changes.items()}
+    with pytest.raises(SystemExit) as stopped:
+        stage3(stage3_options(street, second_stage, tmp_path / "out", **changes))
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert stopped.value.code == 2 and len(errors) == 1 and message in errors[0]
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_the_recipe_holds_the_papers_values():
+    paper = UnlabelledArguments(pixel_reduction="sum")
+    assert paper.unlabelled_weight == 0.001 and paper.rephrasings == 6
+    assert (paper.alignment_temperature, paper.bank_size, paper.bank_negatives) == (0.07, 512, 128)

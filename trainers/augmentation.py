@@ -1,0 +1,52 @@
+"""Random views of an image and its maps, drawn from the item's own random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from .arguments import DataArguments
+
+
+def flip_and_crop(
+    image: Image.Image, maps: Sequence[np.ndarray], arguments: DataArguments, rng: np.random.Generator
+) -> tuple[Image.Image, list[np.ndarray]]:
+    """Mirrors and crops an image and maps (..., H, W) that cover it, at whatever resolution each has."""
+    maps = list(maps)
+    if rng.random() < arguments.flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        maps = [m[..., ::-1] for m in maps]
+    if rng.random() < arguments.crop:
+        scale = rng.uniform(arguments.crop_scale, 1.0)
+        top, left = rng.uniform(0, 1 - scale, 2)
+        image = image.crop(_box(top, left, scale, image.width, image.height))
+        boxes = [_box(top, left, scale, m.shape[-1], m.shape[-2]) for m in maps]
+        maps = [m[..., y0:y1, x0:x1] for m, (x0, y0, x1, y1) in zip(maps, boxes, strict=True)]
+    return image, maps
+
+
+def jitter(image: Image.Image, width: float, rng: np.random.Generator) -> Image.Image:
+    """Brightness, contrast and saturation times a factor in [1 - width, 1 + width] each."""
+    if width:
+        for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+            image = enhance(image).enhance(rng.uniform(1 - width, 1 + width))
+    return image
+
+
+def shrink(ids: np.ndarray, longest: int | None) -> np.ndarray:
+    """A map (or planes of them) whose longest side is at most `longest`, by nearest neighbour."""
+    height, width = ids.shape[-2:]
+    if longest is None or max(height, width) <= longest:
+        return ids
+    scale = longest / max(height, width)
+    rows = ((np.arange(max(1, round(height * scale))) + 0.5) / scale).astype(int).clip(0, height - 1)
+    columns = ((np.arange(max(1, round(width * scale))) + 0.5) / scale).astype(int).clip(0, width - 1)
+    return ids[..., rows[:, None], columns]
+
+
+def _box(top: float, left: float, scale: float, width: int, height: int) -> tuple[int, int, int, int]:
+    """(x0, y0, x1, y1) in pixels, at least one pixel each way."""
+    x0, y0 = round(left * width), round(top * height)
+    return x0, y0, max(x0 + 1, round((left + scale) * width)), max(y0 + 1, round((top + scale) * height))

@@ -1,0 +1,164 @@
+"""The variances of eq. 6, computed once by a frozen model (that of stage 2), so that a step of stage 3 costs one query.
+
+    python trainers/consistency_weights.py --model runs/stage2 --data DIR --pseudo_labels DIR --out DIR
+    accelerate launch trainers/consistency_weights.py ...
+
+For every unlabelled image and every class that its pseudo-label shows, K - 1 = 6 equivalent queries are asked, all
+classes of an image in one packed pass. Writes OUT/ID.safetensors (see `ConsistencyMaps`) and OUT/meta.json. Images that
+are done are kept: interrupt it and run it again.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # run as a file: `import evaluate` would find trainers/evaluate.py in place of the library
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import hashlib
+import json
+import zlib
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.numpy import save
+from tqdm.auto import tqdm
+
+from datasets_scripts.command_line import UsageError, one_line_errors
+from datasets_scripts.files import write_bytes, write_text
+from datasets_scripts.instructions.build import class_queries
+from datasets_scripts.records import DataError, Scene, SceneSet, read_image
+from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
+from modeling_cora.consistency import MAX_VARIANCE, mask_variance
+from modeling_cora.masks import resize_mask_logits
+from modeling_cora.segmentation import query_logits
+from trainers.arguments import DataArguments, parse_recipe
+from trainers.loading import load_trained
+from trainers.stage import load_data
+from trainers.unlabelled_dataset import PseudoLabels, shown_classes
+
+
+@dataclass
+class ConsistencyArguments:
+    model: str = field(default="", metadata={"help": "Folder or Hub id of the model of stage 2."})
+    data: str = field(default="", metadata={"help": "Folder with the data, as for training."})
+    split_lists: str | None = field(default=None, metadata={"help": "Folder with labeled.txt and unlabeled.txt."})
+    pseudo_labels: str = field(default="", metadata={"help": "Folder of class maps; says which classes are asked for."})
+    out: str = field(default="", metadata={"help": "Folder for the variances."})
+    rephrasings: int = field(default=6, metadata={"help": "k - 1 of eq. 6; paper 6 (K = 7)."})
+    kinds: list[str] = field(
+        default_factory=lambda: ["semantic", "attribute"], metadata={"help": "Kinds of the queries."}
+    )
+    longest_side: int = field(default=256, metadata={"help": "Of the stored maps, in pixels."})
+    queries_per_pass: int = field(default=32, metadata={"help": "Branches in one forward pass."})
+    seed: int = field(default=0, metadata={"help": "Of the choice of queries."})
+
+
+def equivalent_queries(
+    scene_set: SceneSet, image_id: str, class_id: int, arguments: ConsistencyArguments
+) -> list[str] | None:
+    """K - 1 queries for a class; they depend on the seed, the image and the class alone. None where the class has fewer
+    than two."""
+    semantic_class = next(c for c in scene_set.classes if c.id == class_id)
+    queries = [text for kind in arguments.kinds for text in class_queries(semantic_class, kind)]
+    if len(queries) < 2:
+        return None
+    rng = np.random.default_rng((arguments.seed, zlib.crc32(f"{image_id}/{semantic_class.name}".encode())))
+    order = rng.permutation(len(queries))
+    return [queries[order[k % len(order)]] for k in range(arguments.rephrasings)]
+
+
+@torch.no_grad()
+def scene_variances(
+    model: CoraForReasoningSegmentation,
+    processor: CoraProcessor,
+    scene: Scene,
+    asked: dict[int, list[str]],
+    arguments: ConsistencyArguments,
+) -> dict[int, np.ndarray]:
+    """By class id: fp32 (h, w) in [0, 1/4], at most `longest_side` long."""
+    image = read_image(scene.image)
+    scale = min(1.0, arguments.longest_side / max(image.size))
+    size = max(1, round(image.height * scale)), max(1, round(image.width * scale))
+    queries = [text for texts in asked.values() for text in texts]
+    logits, reshaped = query_logits(model, processor, image, queries, arguments.queries_per_pass)
+    input_size = processor.sam_image_processor.pad_size["height"]
+    return {
+        class_id: mask_variance(resize_mask_logits(own, input_size, reshaped, size)).cpu().numpy()
+        for class_id, own in zip(asked, logits.split([len(texts) for texts in asked.values()]), strict=True)
+    }
+
+
+def write_weights(arguments: ConsistencyArguments) -> int:
+    """Writes what is missing; returns the number of images that have weights now."""
+    if not arguments.out:
+        raise UsageError("--out: not given; a folder for the weights")
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    scene_set, _ = load_data(DataArguments(data=arguments.data, split_lists=arguments.split_lists))
+    pseudo_labels = PseudoLabels(arguments.pseudo_labels)
+    scenes = [s for s in scene_set.split("train", labelled=False) if pseudo_labels.exists(s.image_id)]
+    if not scenes:
+        raise DataError(f"{arguments.pseudo_labels}/labels: has a map for no unlabelled image of {arguments.data}")
+    model, processor = load_trained(arguments.model)
+    model.to(accelerator.device)
+    out = Path(arguments.out)
+    _claim(out, {**asdict(arguments), "out": "", "weights": weights_hash(model)}, accelerator)
+    known = frozenset(c.id for c in scene_set.classes)
+    own = scenes[accelerator.process_index :: accelerator.num_processes]
+    for scene in tqdm(own, desc="consistency", unit="image", disable=not accelerator.is_main_process):
+        path = out / f"{scene.image_id}.safetensors"
+        if path.exists():
+            continue
+        shown = shown_classes(pseudo_labels.read(scene.image_id, known), scene_set)
+        asked = {c: q for c in shown if (q := equivalent_queries(scene_set, scene.image_id, c, arguments))}
+        found = scene_variances(model, processor, scene, asked, arguments) if asked else {}
+        write_bytes(path, _packed(found))
+    accelerator.wait_for_everyone()
+    return len(scenes)
+
+
+def _packed(variances: dict[int, np.ndarray]) -> bytes:
+    planes = [np.round(v / MAX_VARIANCE * 255).astype(np.uint8) for v in variances.values()]
+    return save(
+        {
+            "classes": np.array(list(variances), np.int64),
+            "variance": np.stack(planes) if planes else np.zeros((0, 1, 1), np.uint8),
+        }
+    )
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """Of all weights, so that variances of another model are never taken for this one's."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _claim(out: Path, settings: dict, accelerator: Accelerator) -> None:
+    record = out / "meta.json"
+    if record.exists():
+        found = json.loads(record.read_text(encoding="utf-8"))
+        for name, value in settings.items():
+            if found.get(name) != value:
+                raise DataError(f"{record}: was written with {name} {found.get(name)}, not {value}; take another --out")
+    elif accelerator.is_main_process:
+        write_text(record, json.dumps(settings, indent=1) + "\n")
+    accelerator.wait_for_everyone()
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    (arguments,) = parse_recipe((ConsistencyArguments,), argv)
+    count = write_weights(arguments)
+    print(f"{arguments.out}: weights of {count} images")
+
+
+if __name__ == "__main__":
+    torch.set_float32_matmul_precision("high")
+    main()

@@ -1,0 +1,263 @@
+"""Unlabelled images with what stands in for their truth: pseudo-labels, and how far to trust them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from datasets_scripts.instructions.build import MIN_CLASS_AREA, class_queries
+from datasets_scripts.instructions.semantic import ANSWERS
+from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet, read_image, read_map
+from modeling_cora import CoraProcessor
+from modeling_cora.consistency import MAX_VARIANCE, consistency_weight
+
+from .arguments import DataArguments, UnlabelledArguments
+from .augmentation import flip_and_crop, jitter, shrink
+from .instruction_dataset import InstructionCollator
+
+
+class PseudoLabels:
+    """Class maps and confidences of unlabelled images, as `trainers/pseudo_labels/predict.py` writes them.
+
+        DIR/labels/ID.png        uint8 class ids, 255 = none
+        DIR/confidence/ID.png    uint8, 255 = certain; may be missing
+
+    Args:
+        folder: DIR.
+        min_confidence: in [0, 1]; pixels below it become 255.
+    """
+
+    def __init__(self, folder: str | Path, min_confidence: float = 0.0):
+        self.folder, self.min_confidence = Path(folder), min_confidence
+        if not (self.folder / "labels").is_dir():
+            raise DataError(f"pseudo_labels: {folder or 'not given'} has no labels/; see trainers/pseudo_labels")
+
+    def exists(self, image_id: str) -> bool:
+        return (self.folder / "labels" / f"{image_id}.png").exists()
+
+    def read(self, image_id: str, known: frozenset[int]) -> np.ndarray:
+        """uint8 (H, W).
+
+        Args:
+            known: class ids that may occur.
+
+        Raises:
+            DataError: a file is missing or damaged, or holds an unknown class id.
+        """
+        path = self.folder / "labels" / f"{image_id}.png"
+        labels = read_map(path)
+        if unknown := set(np.unique(labels).tolist()) - known - {IGNORE_INDEX}:
+            raise DataError(f"{path}: {min(unknown)} is not a class id of the data set")
+        if self.min_confidence:
+            confidence = read_map(self.folder / "confidence" / f"{image_id}.png")
+            if confidence.shape != labels.shape:
+                raise DataError(f"{self.folder}/confidence/{image_id}.png: its size differs from the label map's")
+            labels = np.where(confidence < 255 * self.min_confidence, IGNORE_INDEX, labels)
+        return labels.astype(np.uint8)
+
+
+class ConsistencyMaps:
+    """The variance of eq. 6, computed ahead by a frozen model (`trainers/consistency_weights.py`).
+
+    DIR/ID.safetensors: `classes` int64 (n,), `variance` uint8 (n, h, w), 255 for the largest variance, 1/4.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        if not folder or not self.folder.is_dir():
+            raise DataError(
+                f"consistency_weights: {folder or 'not given'} is no folder; trainers/consistency_weights.py writes "
+                "one, or take --consistency online"
+            )
+
+    def read(self, image_id: str) -> dict[int, np.ndarray]:
+        """By class id: fp32 (h, w) in [0, 1/4].
+
+        Raises:
+            DataError: the file is missing or damaged.
+        """
+        path = self.folder / f"{image_id}.safetensors"
+        try:
+            stored = load_file(path)
+            return {
+                class_id: variance.astype(np.float32) / 255 * MAX_VARIANCE
+                for class_id, variance in zip(stored["classes"].tolist(), stored["variance"], strict=True)
+            }
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such file; run trainers/consistency_weights.py to the end") from None
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise DataError(f"{path}: not a file of consistency weights ({error})") from None
+
+
+def shown_classes(labels: np.ndarray, scene_set: SceneSet) -> list[int]:
+    """Ids of the classes that are worth a query about a (pseudo-)label map."""
+    least = max(1, MIN_CLASS_AREA * labels.size)
+    return [c.id for c in scene_set.classes if c.asked and (labels == c.id).sum() >= least]
+
+
+class UnlabelledDataset(torch.utils.data.Dataset):
+    """Item k is a function of (seed, k) alone, as in `InstructionDataset`.
+
+    Items: {"image": PIL RGB, "queries": n str, "answers": n str, "masks": uint8 (n, H, W) from the pseudo-label,
+    "weights": fp32 (n, H, W) lambda or None, "classes": n class ids, "rephrasings": n lists of k - 1 str or None,
+    "number": k}, n >= 1: an image whose pseudo-label shows no class gives its turn to the next.
+    """
+
+    def __init__(
+        self,
+        scene_set: SceneSet,
+        scenes: Sequence[Scene],
+        arguments: UnlabelledArguments,
+        data: DataArguments,
+        length: int,
+        seed: int,
+    ):
+        self.pseudo_labels = PseudoLabels(arguments.pseudo_labels, arguments.pseudo_confidence)
+        self.scenes = [scene for scene in scenes if self.pseudo_labels.exists(scene.image_id)]
+        self.without = len(scenes) - len(self.scenes)
+        if not self.scenes:
+            raise DataError(
+                f"{arguments.pseudo_labels}/labels: has a map for none of the {len(scenes)} unlabelled images"
+            )
+        self.consistency = ConsistencyMaps(arguments.consistency_weights) if arguments.consistency == "ahead" else None
+        self.scene_set, self.arguments, self.data = scene_set, arguments, data
+        self.known = frozenset(c.id for c in scene_set.classes)
+        self.by_id = {c.id: c for c in scene_set.classes}
+        self.length, self.seed = length, seed
+        self._read = lru_cache(maxsize=data.cache_scenes)(self._read_scene)
+        self._order = lru_cache(maxsize=2)(self._shuffled)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict:
+        epoch, place = divmod(index, len(self.scenes))
+        rng = np.random.default_rng((self.seed, 4, index))
+        for turn in range(len(self.scenes)):
+            scene_index = self._order(epoch)[(place + turn) % len(self.scenes)]
+            image, labels, variances, shown = self._read(scene_index)
+            if shown:
+                break
+        else:
+            raise DataError(f"{self.pseudo_labels.folder}/labels: no map shows any class that is asked for")
+        classes = [shown[i] for i in rng.permutation(len(shown))[: self.arguments.unlabelled_queries]]
+        maps = [labels] if variances is None else [labels, *(variances[c] for c in classes)]
+        image, (labels, *own) = flip_and_crop(image, maps, self.data, rng)
+        image = jitter(image, self.data.colour_jitter, rng)
+        asked = [self._ask(c, rng) for c in classes]
+        masks = [np.where(labels == IGNORE_INDEX, IGNORE_INDEX, labels == c).astype(np.uint8) for c in classes]
+        weights = None
+        if variances is not None:
+            weights = np.stack([self._weight(v, labels.shape) for v in own])
+        return {
+            "image": image,
+            "queries": [query for query, _ in asked],
+            "answers": [ANSWERS[int(rng.integers(len(ANSWERS)))] for _ in classes],
+            "masks": np.stack(masks),
+            "weights": weights,
+            "classes": classes,
+            "rephrasings": [others for _, others in asked] if self.arguments.consistency == "online" else None,
+            "number": index,
+        }
+
+    def _ask(self, class_id: int, rng: np.random.Generator) -> tuple[str, list[str]]:
+        """A query for the class, and k - 1 others that mean the same (again from the start where there are fewer)."""
+        queries = self._queries(class_id)
+        order = [queries[i] for i in rng.permutation(len(queries))]
+        others = order[1:] or order
+        return order[0], [others[i % len(others)] for i in range(self.arguments.rephrasings)]
+
+    def _queries(self, class_id: int) -> tuple[str, ...]:
+        kinds = self.arguments.unlabelled_kinds
+        return tuple(q for kind in kinds for q in class_queries(self.by_id[class_id], kind))
+
+    def _weight(self, variance: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """lambda at the label map's size."""
+        rows = ((np.arange(shape[0]) + 0.5) * variance.shape[0] / shape[0]).astype(int)
+        columns = ((np.arange(shape[1]) + 0.5) * variance.shape[1] / shape[1]).astype(int)
+        at_size = torch.from_numpy(np.ascontiguousarray(variance[rows[:, None], columns]))
+        return consistency_weight(at_size, self.arguments.weight_kind, self.arguments.weight_temperature).numpy()
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, 3, epoch)).permutation(len(self.scenes))
+
+    def _read_scene(self, index: int):
+        scene = self.scenes[index]
+        image = read_image(scene.image)
+        labels = self.pseudo_labels.read(scene.image_id, self.known)
+        if labels.shape != (image.height, image.width):
+            raise DataError(
+                f"{self.pseudo_labels.folder}/labels/{scene.image_id}.png: size {labels.shape[1]}x{labels.shape[0]} "
+                f"differs from its image's {image.width}x{image.height}"
+            )
+        variances = self.consistency.read(scene.image_id) if self.consistency else None
+        labels = shrink(labels, self.data.max_label_size)
+        shown = [c for c in shown_classes(labels, self.scene_set) if self._queries(c)]
+        return image, labels, variances, [c for c in shown if variances is None or c in variances]
+
+
+class PairedDataset(torch.utils.data.Dataset):
+    """Item k: a labelled item k and `ratio` unlabelled ones."""
+
+    def __init__(self, labelled: torch.utils.data.Dataset, unlabelled: UnlabelledDataset, ratio: int):
+        self.labelled, self.unlabelled, self.ratio = labelled, unlabelled, ratio
+
+    def __len__(self) -> int:
+        return len(self.labelled)
+
+    def __getitem__(self, index: int) -> dict:
+        others = [self.unlabelled[index * self.ratio + k] for k in range(self.ratio)]
+        return {"labelled": self.labelled[index], "unlabelled": others}
+
+
+class PairedCollator:
+    """Items of `PairedDataset` -> one packed batch, the labelled images first.
+
+    One batch and not two, since with several processes a model may run forward only once for each backward.
+
+    Batches: {"inputs": of all images, `labels` only where they are labelled; "masks": a tensor for each image;
+    "classes": (N,) of all masks; "labelled": number of labelled images; "weights": a tensor for each unlabelled image,
+    or None; "rephrasings": inputs of the unlabelled images with all their rephrasings, or None; "numbers": (item,
+    place) of each unlabelled mask}.
+
+    Args:
+        unlabelled: False leaves the unlabelled images out (sigma = 0).
+    """
+
+    def __init__(self, processor: CoraProcessor, unlabelled: bool = True):
+        self.processor, self.unlabelled = processor, unlabelled
+
+    def __call__(self, items: Sequence[dict]) -> dict:
+        labelled = [item["labelled"] for item in items]
+        others = [other for item in items for other in item["unlabelled"]] if self.unlabelled else []
+        every = [*labelled, *({**item, "anchors": [[] for _ in item["queries"]]} for item in others)]
+        inputs = InstructionCollator(self.processor)(every)
+        inputs["labels"][len(labelled) :] = -100
+        weights = None
+        if others and others[0]["weights"] is not None:
+            weights = [torch.from_numpy(np.ascontiguousarray(item["weights"])) for item in others]
+        return {
+            "masks": inputs.pop("mask_labels"),
+            "inputs": inputs,
+            "classes": torch.tensor([c for item in every for c in item["classes"]]),
+            "labelled": len(labelled),
+            "weights": weights,
+            "rephrasings": self._rephrasings(others),
+            "numbers": [(item["number"], place) for item in others for place in range(len(item["classes"]))],
+        }
+
+    def _rephrasings(self, items: Sequence[dict]) -> dict | None:
+        if not items or items[0]["rephrasings"] is None:
+            return None
+        inputs = self.processor(
+            [item["image"] for item in items],
+            [[text for group in item["rephrasings"] for text in group] for item in items],
+        )
+        del inputs["labels"]
+        return dict(inputs)
