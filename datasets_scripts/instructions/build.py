@@ -46,7 +46,8 @@ def build_instructions(
     for scene in scenes:
         labels, instances = scene_set.read_maps(scene)
         for semantic_class in scene_set.classes:
-            if (labels == semantic_class.id).sum() < max(1, MIN_CLASS_AREA * labels.size):
+            pixels = (labels == semantic_class.id).sum()
+            if not semantic_class.asked or pixels < max(1, MIN_CLASS_AREA * labels.size):
                 continue
             for kind in kinds:
                 queries = class_queries(semantic_class, kind)
