@@ -35,7 +35,7 @@ from datasets_scripts.scenes import write_scenes
 from metrics.ciou.ciou import intersection_and_union, summarize
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.modeling_cora import CoraOutput
-from trainers import stage1
+from trainers import stage, stage1
 from trainers.arguments import CoraTrainingArguments, parse_recipe
 from trainers.evaluate import evaluate_scenes
 from trainers.instruction_dataset import InstructionDataset
@@ -142,7 +142,7 @@ def run(argv: list[str]) -> None:
         parser.add_argument(f"--bare_{name}", type=float, default=None)
     parser.add_argument("--seconds", type=float, default=None)
     bare_arguments, argv = parser.parse_known_args(argv)
-    model_arguments, _, data, _, arguments = parse_recipe(stage1.ARGUMENTS, argv)
+    model_arguments, _, data, _, arguments = parse_recipe(stage.ARGUMENTS, argv)
     start = time.monotonic()
     stage1.main(argv)
     seconds = bare_arguments.seconds or time.monotonic() - start
@@ -150,7 +150,7 @@ def run(argv: list[str]) -> None:
     scene_set = read_folder(data.data, data.split_lists)
     scenes = scene_set.split("train", labelled=True)
     instructions = build_instructions(scene_set, scenes, tuple(data.kinds), arguments.seed)
-    model, processor = stage1.load_model(model_arguments, instructions, arguments.seed)
+    model, processor = stage.load_model(model_arguments, instructions, arguments.seed)
     for name in ("bce_loss_weight", "dice_loss_weight"):
         if (value := getattr(bare_arguments, f"bare_{name}")) is not None:
             setattr(model.config, name, value)

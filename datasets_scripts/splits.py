@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -52,33 +53,46 @@ def read_split(folder: str | Path) -> dict[str, list[tuple[str, str]]]:
     return lists
 
 
-def draw_split(classes: Mapping[str, Iterable[int]], fraction: float, seed: int) -> tuple[list[str], list[str]]:
+def draw_split(
+    classes: Mapping[str, Iterable[int | str]],
+    fraction: float | Fraction,
+    seed: int,
+    groups: Mapping[str, str] | None = None,
+) -> tuple[list[str], list[str]]:
     """Draws the labelled images so that they show every class that any image shows.
 
     Images that bring the most missing classes come first (ties by lot), the rest are drawn at random.
 
     Args:
-        classes: image id -> ids of the classes it shows.
-        fraction: of the images, in (0, 1]; `ceil(fraction * n)` are drawn, more only if the classes need more.
+        classes: image id -> the classes it shows.
+        fraction: of the images, in (0, 1]; `ceil(fraction * n)` are drawn, more only for the sake of classes or groups.
         seed: the same seed and images give the same split.
+        groups: image id -> group; images of one group (overlapping tiles, say) are drawn together. Without it every
+            image is drawn alone.
 
     Returns:
         labelled and unlabelled image ids, sorted.
     """
     if not 0 < fraction <= 1:
         raise DataError(f"fraction: {fraction} is outside of (0, 1]")
-    shows = {image_id: frozenset(ids) for image_id, ids in classes.items()}
+    members: dict[str, list[str]] = {}
+    for image_id in sorted(classes):
+        members.setdefault(groups[image_id] if groups else image_id, []).append(image_id)
+    shows = {group: frozenset(c for i in ids for c in classes[i]) for group, ids in members.items()}
     order = sorted(shows)
     np.random.default_rng(seed).shuffle(order)
     missing = frozenset().union(*shows.values()) if shows else frozenset()
-    labelled: list[str] = []
+    drawn: list[str] = []
     while missing:
-        best = max(order, key=lambda image_id: len(shows[image_id] & missing))
-        labelled.append(best)
+        best = max(order, key=lambda group: len(shows[group] & missing))
+        drawn.append(best)
         order.remove(best)
         missing -= shows[best]
-    labelled += order[: max(0, math.ceil(fraction * len(shows)) - len(labelled))]
-    return sorted(labelled), sorted(set(shows) - set(labelled))
+    wanted = math.ceil(fraction * len(classes))
+    while order and sum(len(members[group]) for group in drawn) < wanted:
+        drawn.append(order.pop(0))
+    labelled = {image_id for group in drawn for image_id in members[group]}
+    return sorted(labelled), sorted(set(classes) - labelled)
 
 
 def write_split(folder: str | Path, labelled: Sequence[str], unlabelled: Sequence[str]) -> None:

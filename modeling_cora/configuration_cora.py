@@ -57,6 +57,15 @@ class CoraConfig(FromNamedModel, PreTrainedConfig):
             Points for each mask with `mask_loss_at="points"` (Sa2VA, Mask2Former: 12,544).
         mask_loss_oversampling (`float`, *optional*, defaults to 3.0), mask_loss_importance (`float`, defaults to 0.75):
             Of three times as many uniform points, the least decided ones make up three quarters (Sa2VA, PointRend).
+        anchor_token_id (`int`, *optional*):
+            Token id of `[ANCHOR]`, the placeholder of anchors of conditional queries. None: the model has no anchor
+            encoder; `add_anchors` gives it one (stage 2).
+        anchor_appearance (`"cls"` or `"mean"`, *optional*, defaults to `"cls"`):
+            What the vision tower's states of an anchor become one token by: the class state (SegLLM; CLIP towers), or
+            the mean of the connector's image tokens.
+        anchor_dropout (`float`, *optional*, defaults to 0.5), anchor_dropout_scaling (`"segllm"` or `"inverted"`):
+            Probability with which an anchor's token is dropped in training, and whether evaluation multiplies by what
+            is kept (SegLLM, the default) or training divides by it.
         lm_classes (`int`, *optional*):
             Token ids that the language head chooses from, `0 ... lm_classes - 1`; larger ids are inputs alone, such as
             the `<image>` that a LISA checkpoint has no row for. None: every row of the table.
@@ -83,6 +92,10 @@ class CoraConfig(FromNamedModel, PreTrainedConfig):
     mask_loss_points: int = 12544
     mask_loss_oversampling: float | int = 3.0
     mask_loss_importance: float | int = 0.75
+    anchor_token_id: int | None = None
+    anchor_appearance: Literal["cls", "mean"] = "cls"
+    anchor_dropout: float | int = 0.5
+    anchor_dropout_scaling: Literal["segllm", "inverted"] = "segllm"
     lm_classes: int | None = None
     initializer_range: float | int = 0.02
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, GenerationMixin, PreTraine
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
+from .anchors import AnchorEncoder, added_to_placeholders
 from .branches import PACKED_FAMILIES, PREFIX, SegPositions, branch_attention_mask, branch_position_ids
 from .configuration_cora import CoraConfig
 from .hub import FromNamedModel
@@ -123,6 +124,8 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         if config.sam_encoder == "tiny_vit":
             self.sam.vision_encoder = TinyVitEncoder(config.sam_config.prompt_encoder_config.hidden_size)
         self.seg_projector = CoraSegProjector(config)
+        if config.anchor_token_id is not None:
+            self.anchor_encoder = AnchorEncoder(config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -156,6 +159,8 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         original_sizes: torch.Tensor | None = None,
         pixel_attention_mask: torch.Tensor | None = None,
         image_grid_thw: torch.Tensor | None = None,
+        anchor_pixel_values: torch.Tensor | None = None,
+        anchor_boxes: torch.Tensor | None = None,
         output_logits: bool = False,
     ) -> CoraOutput:
         """
@@ -173,13 +178,15 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
             original_sizes: (B, 2), unused here; the processor needs it afterwards.
             pixel_attention_mask, image_grid_thw: of the VLM's image processor, where it makes them (Idefics3 and
                 SmolVLM, Qwen-VL).
+            anchor_pixel_values, anchor_boxes: (A, 3, s, s) and (A, 4) of the anchors of all queries, in reading order.
             output_logits: run the language head on every position.
 
         Raises:
             ValueError: an image has more or fewer masks than `[SEG]` tokens.
         """
         vision = self._vision_inputs(pixel_values, pixel_attention_mask, image_grid_thw)
-        states = self._hidden_states(input_ids, branch_ids, vision)
+        with self._anchored(anchor_pixel_values, anchor_boxes):
+            states = self._hidden_states(input_ids, branch_ids, vision)
         seg = SegPositions.find(input_ids, branch_ids, self.config.seg_token_id, self.config.seg_state)
         output = self._masks_of(states, seg, sam_pixel_values, sam_image_embeddings)
         if output_logits:
@@ -195,6 +202,28 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
                 output[name] = term
         output.loss = self.weighted_sum(output)
         return output
+
+    @contextmanager
+    def _anchored(self, pixel_values: torch.Tensor | None, boxes: torch.Tensor | None) -> Iterator[None]:
+        """Puts the anchors' tokens where their placeholders are."""
+        if pixel_values is None or boxes is None or not len(boxes):
+            yield
+            return
+        if self.config.anchor_token_id is None:
+            raise ValueError("anchors: this model has no anchor encoder; see add_anchors (stage 2)")
+        tokens = self.anchor_encoder(self.anchor_appearances(pixel_values), boxes)
+        with added_to_placeholders(self.get_input_embeddings(), self.config.anchor_token_id, tokens.flatten(0, 1)):
+            yield
+
+    def anchor_appearances(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """How anchors look: (A, 3, s, s) -> (A, d), by the image's own vision tower and connector."""
+        pixel_values = pixel_values.to(self.vlm.dtype)
+        if self.config.anchor_appearance == "mean":
+            features = self.vlm.get_image_features(pixel_values=pixel_values)
+            return torch.stack([tokens.mean(0) for tokens in getattr(features, "pooler_output", features)])
+        base = self.vlm.base_model
+        states = base.vision_tower(pixel_values, output_hidden_states=True).hidden_states
+        return base.multi_modal_projector(states[self.config.vlm_config.vision_feature_layer][:, 0])
 
     def _vision_inputs(self, pixel_values: torch.Tensor, *others: torch.Tensor | None) -> dict[str, torch.Tensor]:
         """By the names in `VISION_INPUTS`, those that are given."""
@@ -402,6 +431,22 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         given = [getattr(self.config, f"{name}_weight") * terms[name] for name in names if terms.get(name) is not None]
         return torch.stack(given).sum() if given else None
 
+    def add_anchors(self, anchor_token_id: int) -> None:
+        """Gives the model an anchor encoder (stage 2), with initial weights; nothing where it has one.
+
+        Args:
+            anchor_token_id: of `[ANCHOR]` in the tokenizer; `processor.add_anchor_token()` returns it. The embedding
+                table grows where it has no such row.
+        """
+        if self.config.anchor_token_id is not None:
+            return
+        if anchor_token_id >= self.config.get_text_config().vocab_size:
+            self.resize_token_embeddings(anchor_token_id + 1)
+        self.config.anchor_token_id = anchor_token_id
+        reference = self.seg_projector.linear_1.weight
+        self.anchor_encoder = AnchorEncoder(self.config).to(reference)
+        self.anchor_encoder.train(self.training)
+
     @torch.no_grad()
     def generate(
         self,
@@ -412,6 +457,8 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         sam_image_embeddings: torch.Tensor | None = None,
         pixel_attention_mask: torch.Tensor | None = None,
         image_grid_thw: torch.Tensor | None = None,
+        anchor_pixel_values: torch.Tensor | None = None,
+        anchor_boxes: torch.Tensor | None = None,
         reshaped_input_sizes: torch.Tensor | None = None,
         original_sizes: torch.Tensor | None = None,
         **generate_kwargs: Any,
@@ -419,8 +466,9 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         """Free text by `self.vlm.generate` (with its KV cache), and a mask for every `[SEG]` that appears in it.
 
         Args:
-            input_ids, branch_ids, pixel_values, sam_pixel_values, pixel_attention_mask, image_grid_thw: as in
-                `forward`, one branch per row, left-padded (`processor(..., generate=True)`).
+            input_ids, branch_ids, pixel_values, sam_pixel_values, pixel_attention_mask, image_grid_thw,
+            anchor_pixel_values, anchor_boxes: as in `forward`, one branch per row, left-padded
+                (`processor(..., generate=True)`).
             reshaped_input_sizes, original_sizes: unused here; the processor needs them afterwards.
             generate_kwargs: go to `self.vlm.generate`.
 
@@ -436,7 +484,10 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         if classes is not None and classes < rows:
             suppressed = list(generate_kwargs.get("suppress_tokens") or [])
             generate_kwargs["suppress_tokens"] = suppressed + list(range(classes, rows))
-        with self._record_states() as steps:
+        if self.config.anchor_token_id is not None:
+            suppressed = list(generate_kwargs.get("suppress_tokens") or [])
+            generate_kwargs["suppress_tokens"] = [*suppressed, self.config.anchor_token_id]
+        with self._anchored(anchor_pixel_values, anchor_boxes), self._record_states() as steps:
             sequences = self.vlm.generate(
                 input_ids=input_ids,
                 attention_mask=(branch_ids >= PREFIX).long(),

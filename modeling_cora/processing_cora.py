@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
+from .anchors import ANCHOR_TOKEN, TOKENS_PER_ANCHOR, anchor_box, anchor_crop
 from .branches import Branch, pack_branches
 from .configuration_cora import SEG_TOKEN
 from .hub import FromNamedModel
@@ -93,6 +94,8 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
             "sam_pixel_values",
             "original_sizes",
             "reshaped_input_sizes",
+            "anchor_pixel_values",
+            "anchor_boxes",
             "labels",
             "mask_labels",
         ]
@@ -105,6 +108,7 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
         mask_labels: Sequence[np.ndarray] | None = None,
         generate: bool = False,
         padding_side: Literal["left", "right"] | None = None,
+        anchors: Sequence[Sequence[Sequence[np.ndarray]]] | None = None,
     ) -> BatchFeature:
         """Packs the queries of each image into one sequence.
 
@@ -115,20 +119,26 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
             answers: B lists like `queries`; "It is [SEG]." where not given. `[SEG]` in an answer is the token.
             mask_labels: B uint8 arrays (n, H, W), passed on as tensors.
             generate: leave the answers out and pad on the left; one query per image.
+            anchors: B lists like `queries`; for each query the masks, bool (H, W) of the image's size, that it points
+                at ("the car left of this"), most often one or none.
 
         Returns:
             `input_ids`, `branch_ids` (and `labels` unless `generate`) (B, L), `pixel_values` (B, 3, s, s) or what the
             VLM's image processor makes (with `image_grid_thw` or `pixel_attention_mask`), `sam_pixel_values`
-            (B, 3, S, S), `original_sizes` and `reshaped_input_sizes` (B, 2), `mask_labels`.
+            (B, 3, S, S), `original_sizes` and `reshaped_input_sizes` (B, 2), `mask_labels`; for A anchors
+            `anchor_pixel_values` (A, 3, s, s) and `anchor_boxes` (A, 4).
 
         Raises:
             ValueError: no query for an image, a query that is empty or longer than `max_query_tokens`, an image so
-                narrow that nothing of it would be left at SAM's input size.
+                narrow that nothing of it would be left at SAM's input size, an anchor that is empty or of another size.
         """
         images = [images] if isinstance(images, Image.Image) else list(images)
         nested = self._nested(queries, len(images))
         data = self.image_inputs(images)
-        data.update(self.query_inputs(nested, data.pop("image_texts"), answers, generate, padding_side))
+        counts = None if anchors is None else [[len(masks) for masks in of_image] for of_image in anchors]
+        data.update(self.query_inputs(nested, data.pop("image_texts"), answers, generate, padding_side, counts))
+        if anchors is not None:
+            data.update(self.anchor_inputs(images, anchors))
         if mask_labels is not None:
             data["mask_labels"] = [torch.as_tensor(masks) for masks in mask_labels]
         return BatchFeature(data)
@@ -140,6 +150,7 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
         answers: Sequence[Sequence[str]] | None = None,
         generate: bool = False,
         padding_side: Literal["left", "right"] | None = None,
+        anchor_counts: Sequence[Sequence[int]] | None = None,
     ) -> dict[str, torch.Tensor]:
         """The part of the inputs that depends on the queries.
 
@@ -147,15 +158,21 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
             queries: B lists.
             image_texts: of `image_inputs`, one for each list.
             answers, generate, padding_side: as in `__call__`.
+            anchor_counts: B lists, the number of each query's anchors.
         """
         for index, image_queries in enumerate(queries):
             if not image_queries:
                 raise ValueError(f"queries: image {index} has none")
         if answers is None:
             answers = [[DEFAULT_ANSWER] * len(image_queries) for image_queries in queries]
+        if anchor_counts is None:
+            anchor_counts = [[0] * len(image_queries) for image_queries in queries]
         branches = [
-            [self._branch(query, None if generate else answer) for query, answer in zip(*pair, strict=True)]
-            for pair in zip(queries, answers, strict=True)
+            [
+                self._branch(query, None if generate else answer, count)
+                for query, answer, count in zip(*of_image, strict=True)
+            ]
+            for of_image in zip(queries, answers, anchor_counts, strict=True)
         ]
         side = padding_side or ("left" if generate else "right")
         prefixes = {text: self._prefix(text) for text in set(image_texts)}
@@ -183,6 +200,39 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
             "original_sizes": torch.as_tensor(np.asarray(sam["original_sizes"])),
             "reshaped_input_sizes": torch.as_tensor(np.asarray(sam["reshaped_input_sizes"])),
         }
+
+    def anchor_inputs(
+        self, images: Sequence[Image.Image], anchors: Sequence[Sequence[Sequence[np.ndarray]]]
+    ) -> dict[str, torch.Tensor]:
+        """`anchor_pixel_values` (A, 3, s, s) and `anchor_boxes` (A, 4) of all anchors, in reading order; {} for none.
+
+        Args:
+            anchors: as in `__call__`.
+        """
+        pairs = [
+            (image, np.asarray(mask, dtype=bool))
+            for image, of_image in zip(images, anchors, strict=True)
+            for of_query in of_image
+            for mask in of_query
+        ]
+        if not pairs:
+            return {}
+        crops = vision_inputs(self.image_processor, [anchor_crop(image, mask) for image, mask in pairs])
+        if set(crops) & set(VISION_INPUTS) != {"pixel_values"} or crops["pixel_values"].ndim != 4:
+            raise ValueError(f"anchors: not available with a {type(self.image_processor).__name__}")
+        return {
+            "anchor_pixel_values": crops["pixel_values"],
+            "anchor_boxes": torch.tensor([anchor_box(mask) for _, mask in pairs]),
+        }
+
+    def add_anchor_token(self) -> int:
+        """The id of `[ANCHOR]`, which the tokenizer gets where it has none; for `model.add_anchors`."""
+        if ANCHOR_TOKEN not in self.tokenizer.all_special_tokens:
+            self.tokenizer.add_special_tokens(
+                {"additional_special_tokens": [ANCHOR_TOKEN]}, replace_extra_special_tokens=False
+            )
+            self.__dict__.pop("_specials", None)
+        return self.tokenizer.convert_tokens_to_ids(ANCHOR_TOKEN)
 
     def post_process_masks(
         self,
@@ -254,9 +304,9 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
         pad = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if pad is None else pad
 
-    def _branch(self, query: str, answer: str | None) -> Branch:
-        """Tokens behind the prefix. Text is tokenised in one piece up to the next special token, as a tokenizer does
-        with the whole prompt."""
+    def _branch(self, query: str, answer: str | None, anchors: int = 0) -> Branch:
+        """Tokens behind the prefix, the placeholders of its anchors first. Text is tokenised in one piece up to the
+        next special token, as a tokenizer does with the whole prompt."""
         query = query.strip()
         if not query:
             raise ValueError("queries: an empty query asks for nothing")
@@ -265,8 +315,10 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
         if answer is not None:
             gap = frame.after_answer[: len(frame.after_answer) - len(frame.after_answer.lstrip(" "))]
             pieces.append(_Piece(gap + answer + frame.after_answer[len(gap) :], learned=True))
-        ids: list[int] = []
-        labels: list[int] = []
+        if anchors and ANCHOR_TOKEN not in self.tokenizer.all_special_tokens:
+            raise ValueError(f"anchors: the tokenizer has no {ANCHOR_TOKEN}; see add_anchor_token (stage 2)")
+        ids = [self.tokenizer.convert_tokens_to_ids(ANCHOR_TOKEN)] * (TOKENS_PER_ANCHOR * anchors)
+        labels = [-100] * len(ids)
         for run in self._runs(pieces):
             if run[0].text in self._specials and not run[0].is_query:
                 ids.append(self.tokenizer.convert_tokens_to_ids(run[0].text))

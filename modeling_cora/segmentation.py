@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -41,6 +42,7 @@ def segment(
     queries_per_pass: int = 32,
     uncertainty: bool = False,
     rephrasings: Sequence[Sequence[str]] | None = None,
+    anchors: Sequence[Sequence[np.ndarray]] | None = None,
 ) -> Segmentation:
     """Asks all queries about one image; up to `queries_per_pass` of them share one forward pass.
 
@@ -50,6 +52,7 @@ def segment(
         threshold: of the mask logits.
         uncertainty: also ask K - 1 equivalent queries for each, and tell where the answers differ.
         rephrasings: for each query at least 2 others that mean the same; those of `rephrase` where not given.
+        anchors: for each query the masks (H, W) that it points at, most often one or none; see [`CoraProcessor`].
 
     Raises:
         ValueError: see [`CoraProcessor`]; rephrasings that are not one list of at least 2 for each query.
@@ -59,7 +62,10 @@ def segment(
         raise ValueError(f"rephrasings: {[len(g) for g in groups]} for {len(queries)} queries; at least 2 for each")
     inputs = processor.image_inputs([image])
     asked = [*queries, *(text for group in groups for text in group)]
-    ((logits, scores),) = _ask(model, processor, inputs, [asked], queries_per_pass)
+    if anchors is not None:
+        pointed = zip(anchors, groups, strict=True) if groups else ()
+        anchors = [*anchors, *(masks for masks, group in pointed for _ in group)]
+    ((logits, scores),) = _ask(model, processor, inputs, [asked], queries_per_pass, image, anchors)
     masks = _at_image_size(processor, inputs, 0, logits[: len(queries)], threshold)
     others = logits[len(queries) :].split([len(group) for group in groups])
     variances = [mask_variance(_at_image_size(processor, inputs, 0, one, threshold=None)) for one in others]
@@ -116,9 +122,9 @@ def answer_batch(
         output: Any = model.generate(**inputs, sam_image_embeddings=embeddings[owners], **generate_kwargs)
         generated = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
         for row, (index, ids) in enumerate(zip(owners, generated, strict=True)):
-            own = output.seg_batch_index == row
-            masks = _at_image_size(processor, image_inputs, index, output.pred_masks[own], threshold)
-            scores = output.iou_scores[own].float().clamp(0, 1).cpu()
+            owned = output.seg_batch_index == row
+            masks = _at_image_size(processor, image_inputs, index, output.pred_masks[owned], threshold)
+            scores = output.iou_scores[owned].float().clamp(0, 1).cpu()
             answers[index].append(Segmentation(masks, scores, text=answer_text(processor, ids)))
     return answers
 
@@ -137,8 +143,14 @@ def _ask(
     image_inputs: Mapping[str, Any],
     queries: Sequence[Sequence[str]],
     queries_per_pass: int,
+    image: Image.Image | None = None,
+    anchors: Sequence[Sequence[np.ndarray]] | None = None,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """For each image, low-resolution logits (n, h, w) and, on the CPU, scores (n,) of its queries."""
+    """For each image, low-resolution logits (n, h, w) and, on the CPU, scores (n,) of its queries.
+
+    Args:
+        image, anchors: of a batch of one image, where its queries have anchors.
+    """
     embeddings, vision = _on_device(model, image_inputs)
     logits: list[list[torch.Tensor]] = [[] for _ in queries]
     scores: list[list[torch.Tensor]] = [[] for _ in queries]
@@ -146,12 +158,16 @@ def _ask(
         # an image whose queries have all been asked sits out; one without any reaches the processor, which refuses it
         images = [index for index, given in enumerate(queries) if not start or len(given) > start]
         parts = [list(queries[index][start : start + queries_per_pass]) for index in images]
-        inputs = _inputs(processor, image_inputs["image_texts"], vision, images, parts)
+        own = None if anchors is None else [anchors[start : start + queries_per_pass]]
+        inputs = _inputs(processor, image_inputs["image_texts"], vision, images, parts, anchors=own)
+        if image is not None and own is not None:
+            pointed = processor.anchor_inputs([image], own)
+            inputs |= {name: tensor.to(embeddings.device) for name, tensor in pointed.items()}
         output = model(**inputs, sam_image_embeddings=embeddings[images])
         for row, index in enumerate(images):
-            own = output.seg_batch_index == row
-            logits[index].append(output.pred_masks[own])
-            scores[index].append(output.iou_scores[own].float().clamp(0, 1).cpu())
+            owned = output.seg_batch_index == row
+            logits[index].append(output.pred_masks[owned])
+            scores[index].append(output.iou_scores[owned].float().clamp(0, 1).cpu())
     return [(torch.cat(pair[0]), torch.cat(pair[1])) for pair in zip(logits, scores, strict=True)]
 
 
@@ -170,10 +186,13 @@ def _inputs(
     images: list[int],
     queries: Sequence[Sequence[str]],
     generate: bool = False,
+    anchors: Sequence[Sequence[Sequence[np.ndarray]]] | None = None,
 ) -> dict[str, torch.Tensor]:
     """What the language side needs to be asked `queries[k]` about image `images[k]` of the batch."""
     device = vision["pixel_values"].device
-    tokens = processor.query_inputs(queries, [image_texts[index] for index in images], generate=generate)
+    counts = None if anchors is None else [[len(masks) for masks in of_image] for of_image in anchors]
+    texts = [image_texts[index] for index in images]
+    tokens = processor.query_inputs(queries, texts, generate=generate, anchor_counts=counts)
     return {
         "input_ids": tokens["input_ids"].to(device),
         "branch_ids": tokens["branch_ids"].to(device),

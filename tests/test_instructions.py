@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,14 +12,15 @@ from PIL import Image
 
 from datasets_scripts import cityscapes
 from datasets_scripts.instructions.attribute import (
-    LARGEST_MARGIN,
-    MIN_INSTANCE_AREA,
     SIDE_MARGIN,
+    SIZE_MARGIN,
+    attribute_claims,
     attribute_queries,
-    instance_claims,
     names_class,
 )
 from datasets_scripts.instructions.build import build_instructions, class_queries, read_instructions, write_instructions
+from datasets_scripts.instructions.claims import single_out
+from datasets_scripts.instructions.objects import MIN_AREA, SceneObjects
 from datasets_scripts.instructions.semantic import ANSWERS
 from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, SemanticClass
 
@@ -107,7 +107,7 @@ def test_same_seed_same_set_and_other_scenes_do_not_matter(scene_set):
 
 @settings(max_examples=80, deadline=None)
 @given(st.integers(0, 10_000), st.booleans())
-def test_claims_hold_for_exactly_one_instance_and_mirror_with_the_image(seed, known):
+def test_attributes_hold_for_exactly_one_instance_and_mirror_with_the_image(seed, known):
     rng = np.random.default_rng(seed)
     instances = np.zeros((30, 48), np.int32)
     for number in range(1, int(rng.integers(2, 7))):
@@ -115,26 +115,33 @@ def test_claims_hold_for_exactly_one_instance_and_mirror_with_the_image(seed, kn
         instances[y : y + h, x : x + w] = number
     labels = np.where(instances > 0, 2, 0).astype(np.uint8)
     colours = {n: {"colour": str(rng.choice(["red", "blue"]))} for n in range(1, 8)} if known else {}
-    scene = Scene("s", Path("s.png"), facts=colours)
-    claims = instance_claims(scene, 2, labels, instances)
+    claims = attributes_of(labels, instances, colours)
     pixels = {n: np.argwhere(instances == n) for n in np.unique(instances[instances > 0])}
-    for claim in claims:
-        own = pixels[claim.instance_id]
-        others = [p for n, p in pixels.items() if n != claim.instance_id]
-        assert others and len(own) >= MIN_INSTANCE_AREA * instances.size
-        if claim.attribute == "largest":
-            assert all(len(own) >= LARGEST_MARGIN * len(p) for p in others)
-        elif claim.attribute in ("leftmost", "rightmost"):
-            sign = 1 if claim.attribute == "leftmost" else -1
+    for instance_id, attribute in claims:
+        own = pixels[instance_id]
+        others = [p for n, p in pixels.items() if n != instance_id]
+        assert others and len(own) >= MIN_AREA * instances.size
+        if attribute == "largest":
+            assert all(len(own) >= SIZE_MARGIN * len(p) for p in others)
+        elif attribute == "smallest":
+            assert all(len(p) >= SIZE_MARGIN * len(own) for p in others)
+        elif attribute in ("leftmost", "rightmost"):
+            sign = 1 if attribute == "leftmost" else -1
             assert all(sign * (p[:, 1].mean() - own[:, 1].mean()) >= SIDE_MARGIN * 48 - 1e-9 for p in others)
         else:
-            holders = [n for n in pixels if colours[n]["colour"] == claim.attribute]
-            assert holders == [claim.instance_id]
-    mirrored = instance_claims(scene, 2, labels[:, ::-1], instances[:, ::-1])
+            holders = [n for n in pixels if colours[n]["colour"] == attribute]
+            assert holders == [instance_id]
     swap = {"leftmost": "rightmost", "rightmost": "leftmost"}
-    assert {(c.instance_id, swap.get(c.attribute, c.attribute)) for c in claims} == {
-        (c.instance_id, c.attribute) for c in mirrored
-    }
+    assert {(n, swap.get(attribute, attribute)) for n, attribute in claims} == attributes_of(
+        labels[:, ::-1], instances[:, ::-1], colours
+    )
+
+
+def attributes_of(labels, instances, facts):
+    """{(instance id, attribute)} of the cars."""
+    objects = SceneObjects((ROAD, CAR), labels, instances, facts=facts)
+    found = [(c.name, single_out(c, objects.of_class(2), (), objects)) for c in attribute_claims(objects)]
+    return {(picked[0][0].id, name) for name, picked in found if picked}
 
 
 def test_json_lines_round_trip_and_name_the_bad_line(scene_set, tmp_path):

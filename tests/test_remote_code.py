@@ -26,6 +26,7 @@ from .local_hub import COMMIT, local_hub
 
 PACKAGE = Path(modeling_cora.__file__).parent
 CODE = {
+    "anchors.py",
     "branches.py",
     "configuration_cora.py",
     "consistency.py",

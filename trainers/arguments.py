@@ -61,7 +61,8 @@ class TrainedPartsArguments:
         default=None,
         metadata={
             "help": "Trained in full: vision_tower connector embeddings language_model lm_head seg_projector "
-            "sam_encoder prompt_encoder mask_decoder. LISA: embeddings lm_head seg_projector mask_decoder."
+            "anchor_encoder sam_encoder prompt_encoder mask_decoder. LISA: embeddings lm_head seg_projector "
+            "mask_decoder."
         },
     )
     lora_r: int | None = field(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
+from transformers.utils import ModelOutput
 
 from .arguments import CoraTrainingArguments
 
@@ -17,6 +18,8 @@ class CoraTrainer(Trainer):
     args: CoraTrainingArguments
     # `compute_loss` returns means; without this they would be multiplied by accumulation steps.
     loss_is_scaled_for_ga = False
+    uses_anchors = False
+    """Whether the stage's conditional queries come with their anchors."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -31,6 +34,20 @@ class CoraTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = torch.stack([_counts(inputs) for inputs in batches]).sum(0) if batches else torch.zeros(2)
         return batches, self.accelerator.reduce(counts.to(device), "sum")
+
+    def labelled_loss(
+        self, model: torch.nn.Module, inputs: dict, totals: torch.Tensor | None
+    ) -> tuple[torch.Tensor, ModelOutput]:
+        """Eq. 5: the weighted sum of the loss terms on labelled masks, each of them logged.
+
+        Args:
+            totals: `num_items_in_batch` of `compute_loss`.
+        """
+        output = model(**inputs)
+        terms = {name: output[name] for name in ("lm_loss", "bce_loss", "dice_loss", "iou_loss")}
+        terms = self.global_means(terms, inputs, totals)
+        self.record_terms(terms)
+        return self.accelerator.unwrap_model(model).weighted_sum(terms), output
 
     def global_means(
         self, terms: Mapping[str, torch.Tensor | None], inputs: dict, totals: torch.Tensor | None

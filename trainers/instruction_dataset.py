@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
-from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, read_image
+from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, read_image, region_mask
 from modeling_cora import CoraProcessor
 
 from .arguments import DataArguments
@@ -23,7 +23,7 @@ class InstructionDataset(torch.utils.data.Dataset):
     scenes follow one another, each in its own order. Read it sequentially.
 
     Items: {"image": PIL RGB, "queries": n str, "answers": n str, "masks": uint8 (n, H, W)}, 1 <= n <=
-    `queries_per_image`.
+    `queries_per_image`; with `anchors`, "anchors": n lists of bool (H, W) of the image's size.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class InstructionDataset(torch.utils.data.Dataset):
         arguments: DataArguments,
         length: int,
         seed: int,
+        anchors: bool = False,
     ):
         by_image: dict[str, list[Instruction]] = {}
         for instruction in instructions:
@@ -42,7 +43,7 @@ class InstructionDataset(torch.utils.data.Dataset):
         if not self.scenes:
             raise DataError("no labelled image has an instruction; are all label maps empty or of ignored pixels?")
         self.scene_set, self.by_image, self.arguments = scene_set, by_image, arguments
-        self.length, self.seed = length, seed
+        self.length, self.seed, self.anchors = length, seed, anchors
         self.class_ids = {c.name: c.id for c in scene_set.classes}
         self._read = lru_cache(maxsize=arguments.cache_scenes)(self._read_scene)
         self._order = lru_cache(maxsize=2)(self._shuffled)
@@ -56,17 +57,20 @@ class InstructionDataset(torch.utils.data.Dataset):
         rng = np.random.default_rng((self.seed, 1, index))
         image, labels, instances = self._read(scene_index)
         chosen = self._draw(self.by_image[self.scenes[scene_index].image_id], rng)
-        if all(instruction.instance_ids is None for instruction in chosen):
+        if all(instruction.instance_ids is None and not instruction.claim for instruction in chosen):
             # Sides, and which instance is the largest or the only red one, would change with the frame.
             image, labels, instances = self._augment(image, labels, instances, rng)
         image = self._jitter(image, rng)
         masks = [i.target_mask(self.class_ids[i.class_name], labels, instances) for i in chosen]
-        return {
+        item = {
             "image": image,
             "queries": [rng.choice([i.query, *i.rephrasings]).item() for i in chosen],
             "answers": [i.answer for i in chosen],
             "masks": np.stack(masks),
         }
+        if self.anchors:
+            item["anchors"] = [anchor_masks(i, self.class_ids, labels, instances, image.size) for i in chosen]
+        return item
 
     def _draw(self, candidates: Sequence[Instruction], rng: np.random.Generator) -> list[Instruction]:
         """`queries_per_image` of them; a target comes a second time only when every target has come once, since a
@@ -97,13 +101,13 @@ class InstructionDataset(torch.utils.data.Dataset):
         maps = [labels] if instances is None else [labels, instances]
         if rng.random() < self.arguments.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            maps = [m[:, ::-1] for m in maps]
+            maps = [m[..., ::-1] for m in maps]
         if rng.random() < self.arguments.crop:
             scale = rng.uniform(self.arguments.crop_scale, 1.0)
             top, left = rng.uniform(0, 1 - scale, 2)
             image = image.crop(_box(top, left, scale, image.width, image.height))
             x0, y0, x1, y1 = _box(top, left, scale, labels.shape[1], labels.shape[0])
-            maps = [m[y0:y1, x0:x1] for m in maps]
+            maps = [m[..., y0:y1, x0:x1] for m in maps]
         return image, maps[0], maps[1] if len(maps) > 1 else None
 
     def _jitter(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -112,6 +116,21 @@ class InstructionDataset(torch.utils.data.Dataset):
             for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
                 image = enhance(image).enhance(rng.uniform(1 - width, 1 + width))
         return image
+
+
+def anchor_masks(
+    instruction: Instruction,
+    class_ids: Mapping[str, int],
+    labels: np.ndarray,
+    instances: np.ndarray | None,
+    size: tuple[int, int],
+) -> list[np.ndarray]:
+    """What a query points at: bool (H, W) for each of its anchors, at an image size (width, height).
+
+    An anchor of which a smaller map shows nothing any more is left out.
+    """
+    masks = [region_mask(class_ids[a.class_name], a.instance_ids, labels, instances) == 1 for a in instruction.anchors]
+    return [np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)) for mask in masks if mask.any()]
 
 
 class InstructionCollator:
@@ -127,19 +146,20 @@ class InstructionCollator:
                 [item["queries"] for item in items],
                 answers=[item["answers"] for item in items],
                 mask_labels=[item["masks"] for item in items],
+                anchors=[item["anchors"] for item in items] if "anchors" in items[0] else None,
             )
         )
 
 
 def _shrink(ids: np.ndarray, longest: int | None) -> np.ndarray:
-    """A map of ids whose longest side is at most `longest`, by nearest neighbour."""
-    height, width = ids.shape
+    """A map of ids (or planes of them) whose longest side is at most `longest`, by nearest neighbour."""
+    height, width = ids.shape[-2:]
     if longest is None or max(height, width) <= longest:
         return ids
     scale = longest / max(height, width)
     rows = ((np.arange(max(1, round(height * scale))) + 0.5) / scale).astype(int).clip(0, height - 1)
     columns = ((np.arange(max(1, round(width * scale))) + 0.5) / scale).astype(int).clip(0, width - 1)
-    return ids[np.ix_(rows, columns)]
+    return ids[..., rows[:, None], columns]
 
 
 def _box(top: float, left: float, scale: float, width: int, height: int) -> tuple[int, int, int, int]:

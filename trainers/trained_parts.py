@@ -15,10 +15,11 @@ from .arguments import TrainedPartsArguments
 
 PARTS = (
     "vision_tower", "connector", "embeddings", "language_model", "lm_head",
-    "seg_projector", "sam_encoder", "prompt_encoder", "mask_decoder",
+    "seg_projector", "anchor_encoder", "sam_encoder", "prompt_encoder", "mask_decoder",
 )  # fmt: skip
-LISA_PARTS = ("embeddings", "lm_head", "seg_projector", "mask_decoder")
-"""Trained in full by LISA (`train_ds.py`), beside LoRA on the language model's q_proj and v_proj."""
+LISA_PARTS = ("embeddings", "lm_head", "seg_projector", "anchor_encoder", "mask_decoder")
+"""Trained in full by LISA (`train_ds.py`), beside LoRA on the language model's q_proj and v_proj; and the anchor
+encoder, which LISA has not, where the model has one."""
 
 
 def select_trained_parts(
@@ -37,6 +38,8 @@ def select_trained_parts(
     parts = arguments.trained_parts or (PARTS if random_start else LISA_PARTS)
     if unknown := sorted(set(parts) - set(PARTS)):
         raise UsageError(f"trained_parts: {unknown[0]!r} is not one of {', '.join(PARTS)}")
+    if model.config.anchor_token_id is None:
+        parts = tuple(part for part in parts if part != "anchor_encoder")
     if not rank:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(_part_of(model, name) in parts)
@@ -113,6 +116,7 @@ def _prefixes(model: CoraForReasoningSegmentation) -> dict[str, str]:
         "lm_head": _name_of(model, model.get_output_embeddings()),
         "language_model": _name_of(model, model.vlm.get_decoder()),
         "seg_projector": "seg_projector",
+        "anchor_encoder": "anchor_encoder",
         "sam_encoder": "sam.vision_encoder",
         "prompt_encoder": "sam.prompt_encoder",
         "mask_decoder": "sam.mask_decoder",

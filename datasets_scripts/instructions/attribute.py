@@ -1,19 +1,19 @@
 """Attribute queries: they describe their target and never name its class.
 
-Class-level ones come from `SemanticClass.attributes` and ask for every pixel of the class. Instance-level ones single
-out one instance of the class by something read off the scene: its colour, that it is the largest, or the one farthest
-to the left or right. They are made only where exactly one instance of the class fits, with a margin, so that no second
-answer is nearly right; instances too small to see count as rivals, but are never targets.
+Class-level ones come from `SemanticClass.attributes` and ask for every pixel of the class. Those about one instance
+single it out among all instances of its class by what it alone has: `ATTRIBUTES`.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from functools import partial
 
-import numpy as np
-
-from ..records import Scene, SemanticClass
+from ..records import SemanticClass
+from .claims import Claim, Decision, Verdict, verdict
+from .colours import ABSENT, CLEAR, COLOURS
+from .objects import SceneObject, SceneObjects
 
 TEMPLATES: tuple[str, ...] = (
     "{phrase}",
@@ -26,85 +26,117 @@ TEMPLATES: tuple[str, ...] = (
     "Give me a mask of {phrase}, please.",
 )
 
-MIN_INSTANCE_AREA = 1 / 1500
-"""Fraction of the image's pixels below which an instance is no target (52 of a 320x240 image)."""
-LARGEST_MARGIN = 1.5
-"""The largest instance has at least this many times the pixels of the next."""
+SIZE_MARGIN = 1.5
+"""The largest instance has at least this many times the pixels of any other; the smallest as much less."""
 SIDE_MARGIN = 0.05
-"""The outermost instance's centre is this fraction of the image's width beyond the next one's."""
+"""The outermost instance's centre is this fraction of the image's width beyond any other's."""
+DEPTH_MARGIN = 0.03
+"""The nearest instance's ground contact is this fraction of the image's height below any other's."""
 
 
-@dataclass(frozen=True)
-class InstanceClaim:
-    """One instance, and the attribute that it alone has among all instances of its class.
+def _size(
+    target: SceneObject, rivals: Sequence[SceneObject], anchors: Sequence, scene: SceneObjects, largest: bool
+) -> Decision:
+    ratios = [(target.area / r.area) if largest else (r.area / target.area) for r in rivals]
+    return verdict(min(ratios) >= SIZE_MARGIN, min(ratios) <= 1 / SIZE_MARGIN), {"area_ratio": round(min(ratios), 3)}
 
-    Attributes:
-        attribute: "largest", "leftmost", "rightmost", or a colour word.
-    """
 
-    instance_id: int
-    attribute: str
+def _side(
+    target: SceneObject, rivals: Sequence[SceneObject], anchors: Sequence, scene: SceneObjects, sign: int
+) -> Decision:
+    ahead = min(sign * (target.centre[1] - r.centre[1]) for r in rivals) / scene.width
+    return verdict(ahead >= SIDE_MARGIN, ahead <= -SIDE_MARGIN), {"ahead": round(ahead, 4)}
+
+
+def _depth(
+    target: SceneObject, rivals: Sequence[SceneObject], anchors: Sequence, scene: SceneObjects, sign: int
+) -> Decision:
+    contacts = [scene.ground_contact(o) for o in (target, *rivals)]
+    if None in contacts:
+        return Verdict.UNCLEAR, {}
+    ahead = min(sign * (contacts[0] - other) for other in contacts[1:]) / scene.height
+    return verdict(ahead >= DEPTH_MARGIN, ahead <= -DEPTH_MARGIN), {"ahead": round(ahead, 4)}
+
+
+def _colour(
+    target: SceneObject, rivals: Sequence[SceneObject], anchors: Sequence, scene: SceneObjects, colour: str
+) -> Decision:
+    if scene.colours_known:
+        known = scene.facts.get(target.id or 0, {}).get("colour")
+        return verdict(known == colour, known not in (None, colour)), {"colour": known}
+    fraction = scene.colour_fractions(target).get(colour)
+    if fraction is None:
+        return Verdict.UNCLEAR, {}
+    return verdict(fraction >= CLEAR, fraction <= ABSENT), {"fraction": round(fraction, 4)}
+
+
+ATTRIBUTES: dict[str, Claim] = {
+    claim.name: claim
+    for claim in (
+        Claim(
+            "largest",
+            ("the largest {target}", "the {target} that takes up the most space"),
+            partial(_size, largest=True),
+        ),
+        Claim(
+            "smallest",
+            ("the smallest {target}", "the {target} that takes up the least space"),
+            partial(_size, largest=False),
+        ),
+        Claim(
+            "leftmost",
+            ("the leftmost {target}", "the {target} that is farthest to the left"),
+            partial(_side, sign=-1),
+        ),
+        Claim(
+            "rightmost",
+            ("the rightmost {target}", "the {target} that is farthest to the right"),
+            partial(_side, sign=1),
+        ),
+        Claim(
+            "closest",
+            ("the {target} closest to the camera", "the {target} nearest to whoever took the picture"),
+            partial(_depth, sign=1),
+        ),
+        Claim(
+            "farthest",
+            ("the {target} farthest from the camera", "the {target} most distant from whoever took the picture"),
+            partial(_depth, sign=-1),
+        ),
+    )
+}
+"""By name; colours besides (`colour_claim`)."""
+
+
+def colour_claim(colour: str) -> Claim:
+    """The claim that one instance alone is of this colour."""
+    return Claim(
+        colour, (f"the {colour} {{target}}", f"the {{target}} that is {colour}"), partial(_colour, colour=colour)
+    )
+
+
+def attribute_claims(scene: SceneObjects) -> list[Claim]:
+    """What instances of this scene could be singled out by."""
+    known = sorted({fact["colour"] for fact in scene.facts.values() if "colour" in fact})
+    return [*ATTRIBUTES.values(), *map(colour_claim, known or COLOURS)]
 
 
 def attribute_queries(semantic_class: SemanticClass) -> tuple[str, ...]:
     """All phrasings that ask for every pixel of a class without its name; none where it has no attributes."""
-    return tuple(
-        template.format(phrase=phrase)
-        for template in TEMPLATES
-        for phrase in semantic_class.attributes
-        if not names_class(phrase, semantic_class.name)
-    )
+    return _phrasings(phrase for phrase in semantic_class.attributes if not names_class(phrase, semantic_class.name))
 
 
-def instance_queries(semantic_class: SemanticClass, claim: InstanceClaim) -> tuple[str, ...]:
+def instance_queries(semantic_class: SemanticClass, claim: Claim) -> tuple[str, ...]:
     """All phrasings of a claim about one instance; none where the class has no noun to describe it by."""
     noun = semantic_class.noun
     if not noun or names_class(noun, semantic_class.name):
         return ()
-    if claim.attribute in ("leftmost", "rightmost"):
-        side = claim.attribute.removesuffix("most")
-        phrases = (f"the {claim.attribute} {noun}", f"the {noun} that is farthest to the {side}")
-    elif claim.attribute == "largest":
-        phrases = (f"the largest {noun}", f"the {noun} that takes up the most space")
-    else:
-        phrases = (f"the {claim.attribute} {noun}", f"the {noun} that is {claim.attribute}")
+    return _phrasings(phrase.format(target=noun) for phrase in claim.phrases)
+
+
+def _phrasings(phrases: Iterable[str]) -> tuple[str, ...]:
+    phrases = tuple(phrases)
     return tuple(template.format(phrase=phrase) for template in TEMPLATES for phrase in phrases)
-
-
-def instance_claims(scene: Scene, class_id: int, labels: np.ndarray, instances: np.ndarray) -> list[InstanceClaim]:
-    """What singles out instances of a class in a scene.
-
-    Args:
-        labels: class ids (H, W).
-        instances: instance ids (H, W), 0 = none.
-    """
-    ids, areas = np.unique(instances[(labels == class_id) & (instances > 0)], return_counts=True)
-    if len(ids) < 2:
-        return []  # "the largest" of one says nothing
-    columns = np.arange(labels.shape[1])
-    centres = [
-        float((((instances == i) & (labels == class_id)).sum(0) * columns).sum() / area)
-        for i, area in zip(ids.tolist(), areas.tolist(), strict=True)
-    ]
-    visible = set(ids[areas >= MIN_INSTANCE_AREA * labels.size].tolist())
-    claims = []
-    by_area = np.argsort(-areas, kind="stable")
-    if areas[by_area[0]] >= LARGEST_MARGIN * areas[by_area[1]]:
-        claims.append(InstanceClaim(int(ids[by_area[0]]), "largest"))
-    order = np.argsort(centres, kind="stable")
-    for attribute, outer, inner in (("leftmost", order[0], order[1]), ("rightmost", order[-1], order[-2])):
-        if abs(centres[outer] - centres[inner]) >= SIDE_MARGIN * labels.shape[1]:
-            claims.append(InstanceClaim(int(ids[outer]), attribute))
-    claims += _colour_claims(scene, ids.tolist())
-    return [claim for claim in claims if claim.instance_id in visible]
-
-
-def _colour_claims(scene: Scene, ids: list[int]) -> list[InstanceClaim]:
-    """Colours that exactly one instance has; none at all while any instance's colour is unknown."""
-    colours = [scene.facts.get(i, {}).get("colour") for i in ids]
-    if None in colours:
-        return []
-    return [InstanceClaim(i, colour) for i, colour in zip(ids, colours, strict=True) if colours.count(colour) == 1]
 
 
 def names_class(phrase: str, class_name: str) -> bool:

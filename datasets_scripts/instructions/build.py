@@ -6,14 +6,22 @@ import dataclasses
 import json
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..files import write_text
 from ..records import DataError, Instruction, Kind, Scene, SceneSet, SemanticClass
-from .attribute import attribute_queries, instance_claims, instance_queries
+from .attribute import attribute_claims, attribute_queries, instance_queries
+from .claims import single_out
+from .conditional import conditional_claims
+from .objects import SceneObject, SceneObjects
 from .semantic import ANSWERS, semantic_queries
+
+KINDS: tuple[Kind, ...] = ("semantic", "attribute", "conditional")
+"""Kinds that are built from masks; "reasoning" needs people or a language model."""
 
 MIN_CLASS_AREA = 1e-4
 """Fraction of the image's pixels below which a class is not asked for (17 pixels of a 480x360 image)."""
@@ -23,63 +31,96 @@ REPHRASINGS = 11
 
 
 def class_queries(semantic_class: SemanticClass, kind: Kind) -> tuple[str, ...]:
-    """All phrasings that ask for a whole class, e.g. for images without labels."""
+    """All phrasings that ask for a whole class, e.g. for images without labels; none for kinds that have no such."""
     if kind == "semantic":
         return semantic_queries(semantic_class)
     if kind == "attribute":
         return attribute_queries(semantic_class)
-    raise DataError(f"kinds: {kind!r} has no class-level queries; known are semantic, attribute")
+    return ()
 
 
 def build_instructions(
     scene_set: SceneSet, scenes: Sequence[Scene], kinds: Sequence[Kind] = ("semantic", "attribute"), seed: int = 0
 ) -> list[Instruction]:
-    """Instructions for labelled scenes: for each kind one per class that an image shows, and for `attribute` one per
-    claim about a single instance.
+    """Instructions for labelled scenes, each true of its target alone.
 
-    Which phrasing is the query depends on the seed, the image and the class alone.
+    Semantic and attribute: one for each class that an image shows. Attribute: one for each claim that singles out an
+    instance. Conditional: one for each relation that picks its target out of a class. Which phrasing is the query
+    depends on the seed, the image and the claim alone.
 
     Raises:
-        DataError: a scene has no label map, or a map is wrong.
+        DataError: a scene has no label map, or a map is wrong; an unknown kind.
     """
-    instructions = []
-    for scene in scenes:
-        labels, instances = scene_set.read_maps(scene)
-        for semantic_class in scene_set.classes:
-            pixels = (labels == semantic_class.id).sum()
-            if not semantic_class.asked or pixels < max(1, MIN_CLASS_AREA * labels.size):
-                continue
-            for kind in kinds:
-                queries = class_queries(semantic_class, kind)
-                instructions += _instruction(scene, kind, semantic_class, queries, None, seed)
-            if "attribute" in kinds and instances is not None:
-                for claim in instance_claims(scene, semantic_class.id, labels, instances):
-                    queries = instance_queries(semantic_class, claim)
-                    instructions += _instruction(scene, "attribute", semantic_class, queries, claim.instance_id, seed)
-    return instructions
+    for kind in kinds:
+        if kind not in KINDS:
+            raise DataError(f"kinds: {kind!r} is not one that is built; known are {', '.join(KINDS)}")
+    return [instruction for scene in scenes for instruction in scene_instructions(scene_set, scene, kinds, seed)]
+
+
+def scene_instructions(scene_set: SceneSet, scene: Scene, kinds: Sequence[Kind], seed: int = 0) -> list[Instruction]:
+    """The instructions of one labelled scene; see `build_instructions`."""
+    objects = SceneObjects.of_scene(scene_set, scene)
+    made: list[Instruction | None] = []
+    for semantic_class in scene_set.classes:
+        shown = int((objects.labels == semantic_class.id).sum())
+        if not semantic_class.asked or shown < max(1, MIN_CLASS_AREA * objects.labels.size):
+            continue
+        new = partial(_instruction, scene.image_id, semantic_class, seed)
+        made += [new(kind, class_queries(semantic_class, kind)) for kind in kinds]
+        if "attribute" not in kinds or not objects.counted(semantic_class.id):
+            continue
+        candidates = objects.of_class(semantic_class.id)
+        for claim in attribute_claims(objects):
+            if picked := single_out(claim, candidates, (), objects):
+                targets, facts = picked
+                made.append(
+                    new("attribute", instance_queries(semantic_class, claim), targets, claim=claim.name, facts=facts)
+                )
+    if "conditional" in kinds:
+        for found in conditional_claims(objects):
+            semantic_class = objects.classes[found.targets[0].class_id]
+            made.append(
+                _instruction(
+                    scene.image_id,
+                    semantic_class,
+                    seed,
+                    "conditional",
+                    found.queries(semantic_class),
+                    found.targets,
+                    claim=found.relation.name,
+                    anchors=found.records(objects),
+                    facts=found.facts,
+                )
+            )
+    return [instruction for instruction in made if instruction is not None]
 
 
 def _instruction(
-    scene: Scene, kind: Kind, semantic_class: SemanticClass, queries: Sequence[str], instance: int | None, seed: int
-) -> list[Instruction]:
-    """One instruction, or none where there is no query."""
+    image_id: str,
+    semantic_class: SemanticClass,
+    seed: int,
+    kind: Kind,
+    queries: Sequence[str],
+    targets: Sequence[SceneObject] = (),
+    **fields: Any,
+) -> Instruction | None:
+    """One instruction, or none where there is no query; no targets = every pixel of the class."""
     if not queries:
-        return []
+        return None
     # crc32 and not hash(), which differs between processes
-    key = zlib.crc32(f"{scene.image_id}/{kind}/{semantic_class.name}/{queries[0]}".encode())
+    key = zlib.crc32(f"{image_id}/{kind}/{semantic_class.name}/{queries[0]}".encode())
     rng = np.random.default_rng((seed, key))
     chosen = [queries[i] for i in rng.permutation(len(queries))[: 1 + REPHRASINGS]]
-    return [
-        Instruction(
-            image_id=scene.image_id,
-            kind=kind,
-            class_name=semantic_class.name,
-            query=chosen[0],
-            answer=ANSWERS[int(rng.integers(len(ANSWERS)))],
-            instance_ids=None if instance is None else (instance,),
-            rephrasings=tuple(chosen[1:]),
-        )
-    ]
+    return Instruction(
+        image_id=image_id,
+        kind=kind,
+        class_name=semantic_class.name,
+        query=chosen[0],
+        answer=ANSWERS[int(rng.integers(len(ANSWERS)))],
+        instance_ids=tuple(t.id for t in targets if t.id is not None) or None,
+        rephrasings=tuple(chosen[1:]),
+        **fields,
+    )
 
 
 def write_instructions(path: str | Path, instructions: Sequence[Instruction]) -> None:

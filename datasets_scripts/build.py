@@ -1,0 +1,312 @@
+"""Builds a data set: scenes and instructions as Parquet tables, ready to train on, to stream and to push.
+
+    python -m datasets_scripts.build camvid --root DIR --out DIR
+    python -m datasets_scripts.build folder --root DIR --out DIR --fractions 1/30 1/8 --workers 8 --skip-bad
+
+Instances are those of the data set or, where it has none, connected components. Work is done shard by shard, each
+written whole; run again after an interruption it goes on with the shards that are missing, and the result is the same
+to the byte, whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import datasets
+from tqdm import tqdm
+
+from .command_line import ArgumentParser, UsageError, one_line_errors
+from .components import with_components
+from .files import write_text
+from .folder import read_folder
+from .instructions.build import KINDS, class_queries, scene_instructions
+from .records import DataError, Scene, SceneSet
+from .splits import draw_split, write_split
+from .tables import (
+    CARD_CONFIGS,
+    INSTRUCTION_FEATURES,
+    SCENE_FEATURES,
+    SPLITS,
+    instruction_row,
+    scene_row,
+    write_table,
+)
+
+RULES = 1
+"""Raised whenever the same data would give other tables than before; folders of another number are not continued."""
+PROGRESS = ".progress"
+"""Folder in DIR with a file for each finished shard; gone when all is done."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some consecutive scenes of one split, and where their tables go."""
+
+    split: str
+    index: int
+    count: int
+    scenes: tuple[Scene, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}-{self.index:05d}-of-{self.count:05d}"
+
+
+def shards_of(scene_set: SceneSet, size: int) -> Iterator[Shard]:
+    """All scenes in their order, `size` to a shard."""
+    for split in SPLITS:
+        scenes = scene_set.split(split)
+        count = -(-len(scenes) // size)
+        for index in range(count):
+            yield Shard(split, index, count, scenes[index * size : (index + 1) * size])
+
+
+def build_shard(out: Path, scene_set: SceneSet, shard: Shard, kinds: Sequence, seed: int, skip_bad: bool) -> None:
+    """Writes both tables of a shard, and last of all the file that says so.
+
+    Raises:
+        DataError: a scene cannot be read, unless bad ones are to be skipped.
+    """
+    datasets.disable_progress_bars()
+    scenes, instructions, skipped, classes = [], [], [], {}
+    for scene in shard.scenes:
+        try:
+            row = scene_row(scene_set, scene)
+            made = scene_instructions(scene_set, scene, kinds, seed) if scene.labelled else []
+        except DataError as error:
+            if not skip_bad:
+                raise
+            skipped.append({"image_id": scene.image_id, "reason": " ".join(str(error).split())})
+            continue
+        scenes.append(row)
+        instructions += [instruction_row(i) for i in made]
+        if scene.labelled:
+            classes[scene.image_id] = sorted({i.class_name for i in made})
+    write_table(out / "scenes" / f"{shard.name}.parquet", scenes, SCENE_FEATURES)
+    write_table(out / "instructions" / f"{shard.name}.parquet", instructions, INSTRUCTION_FEATURES)
+    done = {"skipped": skipped, "classes": classes, "scenes": len(scenes), "instructions": len(instructions)}
+    write_text(out / PROGRESS / f"{shard.name}.json", json.dumps(done, ensure_ascii=False) + "\n")
+
+
+def build(
+    scene_set: SceneSet,
+    out: Path,
+    kinds: Sequence = KINDS,
+    seed: int = 0,
+    shard_size: int = 64,
+    workers: int = 1,
+    skip_bad: bool = False,
+    fractions: Sequence[str] = (),
+    name: str = "data",
+) -> dict[str, Any]:
+    """Builds, or goes on building, the tables of a scene set.
+
+    Args:
+        fractions: such as "1/30": which of the labelled training scenes a split by `draw_split` shall label.
+        name: of the data set, for its card.
+
+    Returns:
+        numbers of scenes and instructions, and what was skipped.
+
+    Raises:
+        DataError: a scene cannot be read (with `skip_bad`: none can), or `out` holds something else.
+    """
+    shards = list(shards_of(scene_set, shard_size))
+    _claim_folder(out, {"rules": RULES, "name": name, "kinds": list(kinds), "seed": seed, "shard_size": shard_size,
+                        "scenes": len(scene_set.scenes), "skip_bad": skip_bad})  # fmt: skip
+    if (out / "README.md").exists():
+        return json.loads((out / "result.json").read_text(encoding="utf-8"))
+    missing = [shard for shard in shards if not (out / PROGRESS / f"{shard.name}.json").exists()]
+    with tqdm(total=len(scene_set.scenes), desc="building", unit="scene") as progress:
+        progress.update(len(scene_set.scenes) - sum(len(shard.scenes) for shard in missing))
+        for shard in _built(out, scene_set, missing, kinds, seed, workers, skip_bad):
+            progress.update(len(shard.scenes))
+    done = [json.loads((out / PROGRESS / f"{s.name}.json").read_text(encoding="utf-8")) for s in shards]
+    result: dict[str, Any] = {
+        "scenes": sum(d["scenes"] for d in done),
+        "instructions": sum(d["instructions"] for d in done),
+        "skipped": [entry for d in done for entry in d["skipped"]],
+    }
+    if not result["scenes"]:
+        first = result["skipped"][0]["reason"] if result["skipped"] else "it has none"
+        raise DataError(f"{name}: no scene could be read: {first}")
+    _write_extras(out, scene_set, result, done, fractions, seed, name)
+    shutil.rmtree(out / PROGRESS)
+    return result
+
+
+def _built(
+    out: Path, scene_set: SceneSet, shards: Sequence[Shard], kinds: Sequence, seed: int, workers: int, skip_bad: bool
+) -> Iterator[Shard]:
+    """Builds shards and yields each when it is done."""
+    rest = (kinds, seed, skip_bad)
+    if workers <= 1 or len(shards) < 2:
+        for shard in shards:
+            build_shard(out, scene_set, shard, *rest)
+            yield shard
+        return
+    # spawned, not forked: pyarrow runs threads
+    with ProcessPoolExecutor(min(workers, len(shards)), mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(build_shard, out, _only(scene_set, s), s, *rest): s for s in shards}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield futures[future]
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _only(scene_set: SceneSet, shard: Shard) -> SceneSet:
+    """The set with the scenes of one shard: what a worker is sent."""
+    return replace(scene_set, scenes=shard.scenes)
+
+
+def _claim_folder(out: Path, settings: dict[str, Any]) -> None:
+    """Makes the folder ours, or finds that it is, with the same settings."""
+    record = out / "build.json"
+    if record.exists():
+        try:
+            found = json.loads(record.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"{record}: not JSON ({error})") from None
+        for key, value in settings.items():
+            if found.get(key) != value:
+                raise DataError(f"{record}: was built with {key} {found.get(key)}, not {value}; choose another folder")
+        return
+    if out.exists() and any(out.iterdir()):
+        raise DataError(f"{out}: is not empty and holds no build.json; choose another folder")
+    write_text(record, json.dumps(settings, indent=1) + "\n")
+
+
+def _write_extras(
+    out: Path,
+    scene_set: SceneSet,
+    result: dict[str, Any],
+    done: Sequence[dict[str, Any]],
+    fractions: Sequence[str],
+    seed: int,
+    name: str,
+) -> None:
+    """Everything besides the tables; the card comes last and says that the set is complete."""
+    write_text(out / "classes.json", _json({"classes": [asdict(c) for c in scene_set.classes]}))
+    queries = {
+        c.name: {kind: class_queries(c, kind) for kind in ("semantic", "attribute") if class_queries(c, kind)}
+        for c in scene_set.classes
+        if c.asked
+    }
+    write_text(out / "queries.json", _json(queries))
+    shown = {image_id: names for d in done for image_id, names in d["classes"].items()}
+    train = {s.image_id: s for s in scene_set.split("train", labelled=True) if s.image_id in shown}
+    groups = {image_id: scene.group or image_id for image_id, scene in train.items()}
+    for fraction in fractions:
+        lists = draw_split({i: shown[i] for i in train}, Fraction(fraction), seed, groups)
+        lines = [[f"{image_id}.png {image_id}_labelTrainIds.png" for image_id in ids] for ids in lists]
+        write_split(out / "splits" / fraction.replace("/", "_"), *lines)
+    if result["skipped"]:
+        write_text(out / "skipped.jsonl", "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in result["skipped"]))
+    write_text(out / "result.json", _json(result))
+    write_text(out / "README.md", card(name, scene_set, result))
+
+
+def card(name: str, scene_set: SceneSet, result: dict[str, Any]) -> str:
+    """The data set card: front matter that `load_dataset` follows, and what is inside."""
+    configs = []
+    for table, files in CARD_CONFIGS.items():
+        present = [f for f in files if scene_set.split(f["split"])]
+        configs += [f"- config_name: {table}", "  data_files:"]
+        configs += [line for f in present for line in (f"  - split: {f['split']}", f"    path: {f['path']}")]
+    classes = ", ".join(c.name for c in scene_set.classes if c.asked)
+    return "\n".join(
+        [
+            "---",
+            "task_categories: [image-segmentation]",
+            "tags: [reasoning-segmentation, cora]",
+            "configs:",
+            *configs,
+            "---",
+            "",
+            f"# {name}: scenes and instructions",
+            "",
+            f"{result['scenes']} images and {result['instructions']} instructions about {classes}.",
+            "",
+            "`scenes` has a row for each image with its label map (8-bit PNG of class ids, 255 = ignored) and instance",
+            "map (16-bit PNG, 0 = none); `instructions` a row for each instruction, joined by `image_id`: which pixels",
+            "it is about, the query, its rephrasings, what it claims, and the numbers that make the claim true.",
+            "",
+            "Images and masks keep the licence of the data set they come from.",
+            "",
+        ]
+    )
+
+
+def _json(content: object) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = ArgumentParser(prog="python -m datasets_scripts.build", description="Builds a data set as Parquet tables.")
+    parser.add_argument("name", help="what the set is called; its layout is recognised")
+    parser.add_argument("--root", type=Path, required=True, help="folder with the data")
+    parser.add_argument("--out", type=Path, required=True, help="new or empty folder, or one to be continued")
+    parser.add_argument("--split_lists", type=Path, help="folder with labeled.txt and unlabeled.txt")
+    parser.add_argument("--fractions", nargs="*", default=[], metavar="1/N", help="splits to draw, such as 1/30 1/16")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), help=f"of {' '.join(KINDS)} (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of phrasings and drawn splits (default: 0)")
+    parser.add_argument("--shard_size", type=int, default=64, help="scenes in a file (default: 64)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--skip-bad", action="store_true", help="go on without scenes that cannot be read, list them")
+    parser.add_argument("--push_to_hub", metavar="NAME", help="upload the finished folder to this data set repository")
+    given = parser.parse_args(argv)
+    for kind in given.kinds:
+        if kind not in KINDS:
+            raise UsageError(f"--kinds {kind!r}: not one of {', '.join(KINDS)}")
+    for fraction in given.fractions:
+        try:
+            valid = 0 < Fraction(fraction) <= 1
+        except (ValueError, ZeroDivisionError):
+            valid = False
+        if not valid:
+            raise UsageError(f"--fractions {fraction!r}: not a fraction above 0 and up to 1, such as 1/30")
+    if given.shard_size < 1:
+        raise UsageError(f"--shard_size {given.shard_size}: less than 1")
+    scene_set = with_components(read_folder(given.root, given.split_lists))
+    result = build(
+        scene_set,
+        given.out,
+        given.kinds,
+        given.seed,
+        given.shard_size,
+        given.workers,
+        given.skip_bad,
+        given.fractions,
+        given.name,
+    )
+    print(f"{given.out}: {result['scenes']} scenes, {result['instructions']} instructions")
+    for entry in result["skipped"]:
+        print(f"skipped {entry['image_id']}: {entry['reason']}")
+    if given.push_to_hub:
+        push(given.out, given.push_to_hub)
+
+
+def push(folder: Path, repo_id: str) -> None:
+    """Uploads a finished folder; an interrupted upload goes on where it stopped."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo(repo_id, repo_type="dataset", exist_ok=True)
+    api.upload_folder(folder_path=folder, repo_id=repo_id, repo_type="dataset", ignore_patterns=[f"{PROGRESS}/*"])
+
+
+if __name__ == "__main__":
+    main()

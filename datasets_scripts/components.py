@@ -1,0 +1,57 @@
+"""Instances where a data set gives none: the connected components of each class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from .records import IGNORE_INDEX, DataError, Scene, SceneSet
+
+NEIGHBOURS = np.ones((3, 3), bool)
+"""Pixels that touch at a corner belong together."""
+
+
+@dataclass(frozen=True)
+class ComponentMap:
+    """The instance map of a scene's label map, and of its given instances where there are any (a `StoredImage`).
+
+    Pixels of instances that are given keep their ids. Other classes are cut into connected components, numbered on
+    from there class by class; but where a scene has an instance map, a class that one can count has its instances in
+    it, and other pixels of it are crowds. Two objects of a class that touch are one component.
+    """
+
+    scene_set: SceneSet
+    scene: Scene
+
+    def __str__(self) -> str:
+        return f"{self.scene.label_map} (connected components)"
+
+    def open(self) -> Image.Image:
+        labels, instances = self.scene_set.read_maps(self.scene)
+        planes = np.zeros((1, *labels.shape), np.int32) if instances is None else instances.reshape(-1, *labels.shape)
+        given = planes.max(0)
+        result = planes.copy()
+        last = int(given.max(initial=0))
+        counted = {c.id for c in self.scene_set.classes if c.noun} if instances is not None else set()
+        for class_id in np.unique(labels).tolist():
+            own = labels == class_id
+            if class_id == IGNORE_INDEX or class_id in counted or given[own].any():
+                continue
+            components, count = ndimage.label(own, NEIGHBOURS)
+            result[0][own] = components[own] + last
+            last += count
+        if last > np.iinfo(np.uint16).max:
+            raise DataError(f"{self}: {last} instances, more than an instance map can hold (65535)")
+        return Image.fromarray(result.reshape(-1, labels.shape[1]).astype(np.uint16))
+
+
+def with_components(scene_set: SceneSet) -> SceneSet:
+    """The same scenes, each labelled one with an instance map."""
+    scenes = [
+        replace(scene, instance_map=ComponentMap(scene_set, scene)) if scene.labelled else scene
+        for scene in scene_set.scenes
+    ]
+    return replace(scene_set, scenes=tuple(scenes), instance_lookup="as_is")

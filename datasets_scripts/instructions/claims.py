@@ -1,0 +1,80 @@
+"""A claim is what a query says of its target and what the masks must bear out.
+
+Every claim is decided three ways: true, false, or unclear. Between true and false lies a margin, so that no answer
+is nearly right: a query is made only where the claim is true of its target and clearly false of every rival.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from .objects import SceneObject, SceneObjects
+
+MAX_UNCLEAR = 0.02
+"""Of a mass (vegetation, cut into patches), patches of this fraction of the target's area may be unclear; of things
+that one can count, none."""
+
+
+class Verdict(Enum):
+    TRUE = "true"
+    FALSE = "false"
+    UNCLEAR = "unclear"
+
+
+def verdict(true: bool, false: bool) -> Verdict:
+    return Verdict.TRUE if true else Verdict.FALSE if false else Verdict.UNCLEAR
+
+
+Decision = tuple[Verdict, dict[str, Any]]
+"""With the numbers it rests on: fractions of the image's width or height, or ratios."""
+
+Decide = Callable[[SceneObject, Sequence[SceneObject], Sequence[SceneObject], SceneObjects], Decision]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """
+    Attributes:
+        name: as in `Instruction.claim`.
+        phrases: ways to say it, with the places {target}, {anchor} and, for two anchors, {other}: nouns that bring no
+            article of their own.
+        decide: (target, rivals, anchors, scene) -> decision. Rivals are the other objects that "the {target}" could
+            mean; the anchors are not among them.
+        anchors: how many it needs.
+    """
+
+    name: str
+    phrases: tuple[str, ...]
+    decide: Decide
+    anchors: int = 0
+
+
+def single_out(
+    claim: Claim, candidates: Sequence[SceneObject], anchors: Sequence[SceneObject], scene: SceneObjects
+) -> tuple[tuple[SceneObject, ...], dict[str, Any]] | None:
+    """What the claim picks from the candidates, which are of one class; None where that is not clear, or nothing.
+
+    Of things that one can count that is a single one; of a mass it is all patches for which the claim is true. It must
+    be false of something, unless it has anchors: "the largest" of one says nothing.
+    """
+    rivals = [c for c in candidates if not any(c is a for a in anchors)]
+    if not rivals or (not claim.anchors and len(rivals) < 2):
+        return None
+    true, unclear, facts = [], 0, {}
+    for candidate in rivals:
+        decision, numbers = claim.decide(candidate, [r for r in rivals if r is not candidate], anchors, scene)
+        if decision is Verdict.UNCLEAR:
+            unclear += candidate.area
+        elif decision is Verdict.TRUE:
+            facts = facts or numbers
+            true.append(candidate)
+    area = sum(target.area for target in true)
+    if scene.counted(rivals[0].class_id):
+        if len(true) != 1 or unclear or not scene.visible(true[0]):
+            return None
+    elif not any(scene.visible(target) for target in true) or unclear > MAX_UNCLEAR * area:
+        return None
+    return tuple(true), facts

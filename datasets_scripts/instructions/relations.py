@@ -1,0 +1,358 @@
+"""Relations between a target and its anchors, decided from the masks in the image plane, the camera's own frame of
+reference (arXiv 2511.17755, section on conditional instructions).
+
+`left` and `right`, `higher` and `lower`, `above` and `below`, `front` and `behind` are opposites; a mirrored photo
+swaps the first two and changes none of the others. On the ground, higher in the picture means farther away: so things
+that stand there, and the ground itself, are `higher` or `behind` but never `above`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .claims import Claim, Decide, Decision, Verdict, verdict
+from .objects import SceneObject, SceneObjects
+
+GAP = 0.01
+"""`left`, `right`, `above`, `below`, `higher`, `lower`: at least this fraction of the image's width (height) lies
+between the edges."""
+OVERLAP = 0.5
+"""`above`, `below`, `front`, `behind`: at least this fraction of the narrower one's columns is shared."""
+DEPTH = 0.03
+"""`front`, `behind`: the ground contacts are this fraction of the image's height apart."""
+NEARER, NEARER_GAP = 1.3, 0.01
+"""`nearest`, `farthest`: the next one is this many times as far (near) and this fraction of the image's diagonal
+farther (nearer)."""
+LARGER = 1.5
+"""`larger`, `smaller`: ratio of the areas."""
+BETWEEN = (0.15, 0.25, 0.5)
+"""`between`: the centroid's foot on the line between the anchors' centroids keeps this fraction of its length from
+both ends, and the centroid this fraction from the line; beyond the third fraction it is false."""
+SURROUNDED = (0.9, 0.6)
+"""`inside`: at least the first fraction of the pixels around the target are the anchor's; below the second: false."""
+TOUCHING = (0.1, 0.02)
+"""`touching`: at least the first fraction of the pixels around the target are the anchor's; false where the two are
+farther apart than the second fraction of the image's diagonal."""
+
+
+def _shared_columns(one: SceneObject, other: SceneObject) -> float:
+    """Of the narrower one."""
+    shared = min(one.right, other.right) - max(one.left, other.left) + 1
+    return shared / min(one.right - one.left + 1, other.right - other.left + 1)
+
+
+def _left(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
+    (anchor,) = anchors
+    gap = (anchor.left - target.right - 1) / scene.width
+    facts = {"target_right": round(target.right / scene.width, 4), "anchor_left": round(anchor.left / scene.width, 4)}
+    return verdict(gap >= GAP, target.centre[1] >= anchor.centre[1]), facts
+
+
+def _right(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
+    (anchor,) = anchors
+    gap = (target.left - anchor.right - 1) / scene.width
+    facts = {"target_left": round(target.left / scene.width, 4), "anchor_right": round(anchor.right / scene.width, 4)}
+    return verdict(gap >= GAP, target.centre[1] <= anchor.centre[1]), facts
+
+
+def _higher(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
+    (anchor,) = anchors
+    gap = (anchor.top - target.bottom - 1) / scene.height
+    facts = {"target_bottom": round(target.bottom / scene.height, 4), "anchor_top": round(anchor.top / scene.height, 4)}
+    return verdict(gap >= GAP, target.centre[0] >= anchor.centre[0]), facts
+
+
+def _lower(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
+    (anchor,) = anchors
+    gap = (target.top - anchor.bottom - 1) / scene.height
+    facts = {"target_top": round(target.top / scene.height, 4), "anchor_bottom": round(anchor.bottom / scene.height, 4)}
+    return verdict(gap >= GAP, target.centre[0] <= anchor.centre[0]), facts
+
+
+def _upright(decide: Decide) -> Decide:
+    """`higher` and right above, `lower` and right below; not where the difference could be one of depth."""
+
+    def decided(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
+        one, other = scene.classes[target.class_id], scene.classes[anchors[0].class_id]
+        if (one.stands and other.stands) or one.ground or other.ground:
+            return Verdict.UNCLEAR, {}
+        decision, facts = decide(target, rivals, anchors, scene)
+        shared = _shared_columns(target, anchors[0])
+        facts = {**facts, "shared_columns": round(shared, 4)}
+        return (Verdict.UNCLEAR if decision is Verdict.TRUE and shared < OVERLAP else decision), facts
+
+    return decided
+
+
+def _depth(target: SceneObject, anchor: SceneObject, scene: SceneObjects, nearer: bool) -> Decision:
+    contacts = scene.ground_contact(target), scene.ground_contact(anchor)
+    if contacts[0] is None or contacts[1] is None:
+        return Verdict.UNCLEAR, {}
+    ahead = (contacts[0] - contacts[1]) / scene.height * (1 if nearer else -1)
+    facts = {"target_foot": round(contacts[0] / scene.height, 4), "anchor_foot": round(contacts[1] / scene.height, 4)}
+    return verdict(ahead >= DEPTH and _shared_columns(target, anchor) >= OVERLAP, ahead <= 0), facts
+
+
+def _front(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
+    return _depth(target, anchors[0], scene, nearer=True)
+
+
+def _behind(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
+    return _depth(target, anchors[0], scene, nearer=False)
+
+
+def _distances(
+    target: SceneObject, rivals: Sequence[SceneObject], anchor: SceneObject, scene: SceneObjects
+) -> tuple[float, list[float]]:
+    """From the target and from each rival to the anchor, as fractions of the image's diagonal."""
+    diagonal = float(np.hypot(scene.height, scene.width))
+    own, *others = (scene.distance(o, anchor) / diagonal for o in (target, *rivals))
+    return own, others
+
+
+def _clearly(near: float, far: float) -> bool:
+    return far >= NEARER * near and far - near >= NEARER_GAP
+
+
+def _nearest(
+    target: SceneObject, rivals: Sequence[SceneObject], anchors: Sequence[SceneObject], scene: SceneObjects
+) -> Decision:
+    if not rivals:
+        return Verdict.UNCLEAR, {}
+    own, others = _distances(target, rivals, anchors[0], scene)
+    facts = {"distance": round(own, 4), "next_distance": round(min(others), 4)}
+    return verdict(_clearly(own, min(others)), _clearly(min(others), own)), facts
+
+
+def _farthest(
+    target: SceneObject, rivals: Sequence[SceneObject], anchors: Sequence[SceneObject], scene: SceneObjects
+) -> Decision:
+    if not rivals:
+        return Verdict.UNCLEAR, {}
+    own, others = _distances(target, rivals, anchors[0], scene)
+    facts = {"distance": round(own, 4), "next_distance": round(max(others), 4)}
+    return verdict(_clearly(max(others), own), _clearly(own, max(others))), facts
+
+
+def _larger(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
+    ratio = target.area / anchors[0].area
+    return verdict(ratio >= LARGER, ratio <= 1), {"area_ratio": round(ratio, 3)}
+
+
+def _smaller(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
+    ratio = target.area / anchors[0].area
+    return verdict(ratio <= 1 / LARGER, ratio >= 1), {"area_ratio": round(ratio, 3)}
+
+
+def _between(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
+    start, end, point = (np.array(o.centre) for o in (*anchors, target))
+    axis = end - start
+    length = float(np.hypot(*axis))
+    if length < 2 * BETWEEN[0] * np.hypot(scene.height, scene.width):
+        return Verdict.UNCLEAR, {}  # too close together for anything to be between them
+    along = float((point - start) @ axis) / length**2
+    aside = abs(float((point - start)[0] * axis[1] - (point - start)[1] * axis[0])) / length**2
+    true = BETWEEN[0] <= along <= 1 - BETWEEN[0] and aside <= BETWEEN[1]
+    return verdict(true, not 0 <= along <= 1 or aside >= BETWEEN[2]), {
+        "along": round(along, 4),
+        "aside": round(aside, 4),
+    }
+
+
+def _surrounded(target: SceneObject, anchor: SceneObject, scene: SceneObjects) -> float:
+    """Fraction of the pixels around the target that are the anchor's."""
+    around = scene.full_mask(anchor)[scene.surroundings(target)]
+    return float(around.mean()) if len(around) else 0.0
+
+
+def _at_border(target: SceneObject, scene: SceneObjects) -> bool:
+    top, left, bottom, right = target.box
+    return top == 0 or left == 0 or bottom == scene.height or right == scene.width
+
+
+def _inside(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
+    around = _surrounded(target, anchors[0], scene)
+    true = around >= SURROUNDED[0] and not _at_border(target, scene)
+    return verdict(true, around < SURROUNDED[1]), {"surrounded": round(around, 4)}
+
+
+def _touching(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
+    around = _surrounded(target, anchors[0], scene)
+    apart = scene.distance(target, anchors[0]) / float(np.hypot(scene.height, scene.width))
+    facts = {"contact": round(around, 4), "distance": round(apart, 4)}
+    return verdict(around >= TOUCHING[0], apart > TOUCHING[1]), facts
+
+
+RELATIONS: dict[str, Claim] = {
+    claim.name: claim
+    for claim in (
+        Claim(
+            "left",
+            (
+                "the {target} to the left of the {anchor}",
+                "the {target} left of the {anchor}",
+                "the {target} that is on the left-hand side of the {anchor}",
+                "the {target} farther left in the picture than the {anchor}",
+            ),
+            _left,
+            1,
+        ),
+        Claim(
+            "right",
+            (
+                "the {target} to the right of the {anchor}",
+                "the {target} right of the {anchor}",
+                "the {target} that is on the right-hand side of the {anchor}",
+                "the {target} farther right in the picture than the {anchor}",
+            ),
+            _right,
+            1,
+        ),
+        Claim(
+            "above",
+            (
+                "the {target} above the {anchor}",
+                "the {target} that is over the {anchor}",
+                "the {target} right above the {anchor} in the picture",
+                "the {target} located above the {anchor}",
+            ),
+            _upright(_higher),
+            1,
+        ),
+        Claim(
+            "below",
+            (
+                "the {target} below the {anchor}",
+                "the {target} that is under the {anchor}",
+                "the {target} right below the {anchor} in the picture",
+                "the {target} located below the {anchor}",
+            ),
+            _upright(_lower),
+            1,
+        ),
+        Claim(
+            "higher",
+            (
+                "the {target} higher up in the picture than the {anchor}",
+                "the {target} that appears higher in the image than the {anchor}",
+                "the {target} closer to the top of the picture than the {anchor}",
+                "the {target} shown farther up in the image than the {anchor}",
+            ),
+            _higher,
+            1,
+        ),
+        Claim(
+            "lower",
+            (
+                "the {target} lower down in the picture than the {anchor}",
+                "the {target} that appears lower in the image than the {anchor}",
+                "the {target} closer to the bottom of the picture than the {anchor}",
+                "the {target} shown farther down in the image than the {anchor}",
+            ),
+            _lower,
+            1,
+        ),
+        Claim(
+            "front",
+            (
+                "the {target} in front of the {anchor}",
+                "the {target} that stands in front of the {anchor}",
+                "the {target} before the {anchor}, closer to the camera",
+                "the {target} between the camera and the {anchor}",
+            ),
+            _front,
+            1,
+        ),
+        Claim(
+            "behind",
+            (
+                "the {target} behind the {anchor}",
+                "the {target} that stands behind the {anchor}",
+                "the {target} beyond the {anchor}, farther from the camera",
+                "the {target} at the back of the {anchor}",
+            ),
+            _behind,
+            1,
+        ),
+        Claim(
+            "nearest",
+            (
+                "the {target} closest to the {anchor}",
+                "the {target} nearest to the {anchor} in the picture",
+                "the {target} with the smallest distance to the {anchor}",
+                "the {target} that is nearest the {anchor}",
+            ),
+            _nearest,
+            1,
+        ),
+        Claim(
+            "farthest",
+            (
+                "the {target} farthest from the {anchor}",
+                "the {target} most distant from the {anchor} in the picture",
+                "the {target} with the largest distance to the {anchor}",
+                "the {target} that is farthest away from the {anchor}",
+            ),
+            _farthest,
+            1,
+        ),
+        Claim(
+            "larger",
+            (
+                "the {target} that looks larger than the {anchor}",
+                "the {target} that takes up more of the picture than the {anchor}",
+                "the {target} that covers a larger area than the {anchor}",
+                "the {target} that appears bigger than the {anchor}",
+            ),
+            _larger,
+            1,
+        ),
+        Claim(
+            "smaller",
+            (
+                "the {target} that looks smaller than the {anchor}",
+                "the {target} that takes up less of the picture than the {anchor}",
+                "the {target} that covers a smaller area than the {anchor}",
+                "the {target} that appears less big than the {anchor}",
+            ),
+            _smaller,
+            1,
+        ),
+        Claim(
+            "between",
+            (
+                "the {target} between the {anchor} and the {other}",
+                "the {target} that is in between the {anchor} and the {other}",
+                "the {target} with the {anchor} on one side and the {other} on the other",
+                "the {target} flanked by the {anchor} and the {other}",
+            ),
+            _between,
+            2,
+        ),
+        Claim(
+            "inside",
+            (
+                "the {target} surrounded by the {anchor}",
+                "the {target} enclosed by the {anchor}",
+                "the {target} with the {anchor} all around it",
+                "the {target} that has the {anchor} on every side",
+            ),
+            _inside,
+            1,
+        ),
+        Claim(
+            "touching",
+            (
+                "the {target} that touches the {anchor}",
+                "the {target} adjoining the {anchor}",
+                "the {target} right against the {anchor} in the picture",
+                "the {target} that borders on the {anchor}",
+            ),
+            _touching,
+            1,
+        ),
+    )
+}
+"""By name."""

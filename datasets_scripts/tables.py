@@ -1,0 +1,225 @@
+"""Scenes and instructions as Parquet tables: a folder that `datasets.load_dataset` reads, streams and pushes.
+
+DIR/README.md                           data set card; its front matter names the two tables
+DIR/classes.json                        as for own data, see `folder.py`
+DIR/scenes/{split}-00000-of-00008.parquet          a row for each image, with its maps
+DIR/instructions/{split}-00000-of-00008.parquet    a row for each instruction, joined by `image_id`
+DIR/queries.json                        {"car": {"semantic": [...], "attribute": [...]}}: queries for images
+                                        without labels
+DIR/splits/1_30/{labeled,unlabeled}.txt            which training images are labelled, see `splits.py`
+
+load_dataset(DIR, "scenes", streaming=True), load_dataset(DIR, "instructions", split="train")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from .cityscapes import relabelled
+from .files import write_bytes
+from .folder import read_classes
+from .records import DataError, ImageSource, Instruction, Scene, SceneSet, open_image
+
+SPLITS = ("train", "val", "test")
+
+SCENE_FEATURES = datasets.Features(
+    {
+        "image_id": datasets.Value("string"),
+        "image": datasets.Image(),
+        "label_map": datasets.Image(),
+        "instance_map": datasets.Image(),
+        "labelled": datasets.Value("bool"),
+        "group": datasets.Value("string"),
+        "facts": datasets.Value("string"),
+    }
+)
+"""`label_map`: 8-bit PNG of class ids, 255 = ignored; `instance_map`: 16-bit PNG, planes one below the other; both null
+for an unlabelled image. `facts`: JSON, by instance id."""
+
+_IDS = datasets.List(datasets.Value("int32"))
+INSTRUCTION_FEATURES = datasets.Features(
+    {
+        "image_id": datasets.Value("string"),
+        "kind": datasets.Value("string"),
+        "class_name": datasets.Value("string"),
+        "query": datasets.Value("string"),
+        "answer": datasets.Value("string"),
+        "instance_ids": _IDS,
+        "rephrasings": datasets.List(datasets.Value("string")),
+        "claim": datasets.Value("string"),
+        "anchors": datasets.List(
+            {
+                "class_name": datasets.Value("string"),
+                "instance_ids": _IDS,
+                "box": datasets.List(datasets.Value("int32"), length=4),
+            }
+        ),
+        "facts": datasets.Value("string"),
+        "source": datasets.Value("string"),
+    }
+)
+"""The fields of `Instruction`; `facts` is JSON."""
+
+CARD_CONFIGS = {
+    table: [{"split": split, "path": f"{table}/{split}-*.parquet"} for split in SPLITS]
+    for table in ("scenes", "instructions")
+}
+
+
+@dataclass(frozen=True)
+class TableImage:
+    """An image in a cell of a table (a `StoredImage`); the table is mapped from disk, not held in memory."""
+
+    table: datasets.Dataset
+    row: int
+    column: str
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    def open(self) -> Image.Image:
+        return Image.open(io.BytesIO(self.table[self.row][self.column]["bytes"]))
+
+
+def scene_row(scene_set: SceneSet, scene: Scene) -> dict[str, Any]:
+    """A row of the scenes table. Image files are taken over byte by byte; maps are checked and written as PNG.
+
+    Raises:
+        DataError: the image or a map does not open, or they do not belong together.
+    """
+    row: dict[str, Any] = {
+        "image_id": scene.image_id,
+        "image": {"bytes": _image_bytes(scene.image), "path": None},
+        "label_map": None,
+        "instance_map": None,
+        "labelled": scene.labelled,
+        "group": scene.group,
+        "facts": json.dumps({str(key): value for key, value in scene.facts.items()}, ensure_ascii=False),
+    }
+    if scene.labelled:
+        labels, instances = scene_set.read_maps(scene)
+        row["label_map"] = {"bytes": _png(labels), "path": None}
+        if instances is not None:
+            if instances.max(initial=0) > np.iinfo(np.uint16).max:
+                raise DataError(f"{scene.instance_map}: instance id {instances.max()} is above 65535")
+            row["instance_map"] = {
+                "bytes": _png(instances.reshape(-1, labels.shape[1]).astype(np.uint16)),
+                "path": None,
+            }
+    return row
+
+
+def _image_bytes(source: ImageSource) -> bytes:
+    """As the file has it; pixels that are stored in no file become a PNG."""
+    with open_image(source) as image:
+        try:
+            image.load()
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"{source}: not a readable image ({error})") from None
+        if isinstance(source, Path):
+            return source.read_bytes()
+        if isinstance(source, TableImage):
+            return source.table[source.row][source.column]["bytes"]
+        content = io.BytesIO()
+        image.save(content, "PNG")
+    return content.getvalue()
+
+
+def _png(ids: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(ids).save(content, "PNG", compress_level=6)
+    return content.getvalue()
+
+
+def instruction_row(instruction: Instruction) -> dict[str, Any]:
+    """A row of the instructions table."""
+    row = dataclasses.asdict(instruction)
+    return {**row, "facts": json.dumps(row["facts"], ensure_ascii=False)}
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]], features: datasets.Features) -> None:
+    """One Parquet file, whole or not there; the same rows give the same bytes."""
+    columns = {name: [row[name] for row in rows] for name in features}
+    table = datasets.Dataset.from_dict(columns, features=features)
+    content = io.BytesIO()
+    table.to_parquet(content)
+    write_bytes(path, content.getvalue())
+
+
+def is_built(root: str | Path) -> bool:
+    """Whether a folder holds such tables."""
+    return (Path(root) / "scenes").is_dir() and (Path(root) / "instructions").is_dir()
+
+
+def read_tables(root: str | Path, split_lists: str | Path | None = None) -> tuple[SceneSet, list[Instruction]]:
+    """A folder of tables as scenes and the instructions about them.
+
+    Args:
+        split_lists: as for `read_folder`; training images that are not listed as labelled lose their maps and their
+            instructions.
+
+    Raises:
+        DataError: a table or `classes.json` is missing or damaged, or has other columns.
+    """
+    root = Path(root)
+    scenes = [scene for split in SPLITS for scene in _read_scenes(root, split)]
+    if split_lists is not None:
+        scenes = relabelled(scenes, split_lists)
+    scene_set = SceneSet(read_classes(root / "classes.json"), tuple(scenes))
+    labelled = {scene.image_id for scene in scenes if scene.labelled}
+    instructions = [i for split in SPLITS for i in _read_instructions(root, split) if i.image_id in labelled]
+    return scene_set, instructions
+
+
+def _load(root: Path, table: str, split: str, features: datasets.Features) -> datasets.Dataset | None:
+    files = sorted(str(path) for path in (root / table).glob(f"{split}-*.parquet"))
+    if not files:
+        return None
+    try:
+        loaded = datasets.load_dataset("parquet", data_files=files, split="train")
+    except Exception as error:  # pyarrow and datasets raise many kinds for damaged files
+        raise DataError(f"{root / table}/{split}-*.parquet: not readable ({error.__cause__ or error})") from None
+    if missing := set(features) - set(loaded.column_names):
+        raise DataError(f"{root / table}/{split}-*.parquet: has no column {min(missing)!r}")
+    return loaded
+
+
+def _read_scenes(root: Path, split: str) -> Iterable[Scene]:
+    table = _load(root, "scenes", split, SCENE_FEATURES)
+    if table is None:
+        return
+    plain = table.select_columns(["image_id", "labelled", "group", "facts"])
+    with_instances = table.data.column("instance_map").is_valid().to_pylist()
+    for column in ("image", "label_map", "instance_map"):
+        table = table.cast_column(column, datasets.Image(decode=False))
+    for row, known in enumerate(plain):
+        label, instances = (
+            TableImage(table, row, column, f"{root / 'scenes'}/{split}: {known['image_id']} ({column})")
+            for column in ("label_map", "instance_map")
+        )
+        yield Scene(
+            known["image_id"],
+            TableImage(table, row, "image", f"{root / 'scenes'}/{split}: {known['image_id']}"),
+            label if known["labelled"] else None,
+            instances if with_instances[row] else None,
+            split,
+            {int(key): value for key, value in json.loads(known["facts"]).items()},
+            known["group"],
+        )
+
+
+def _read_instructions(root: Path, split: str) -> Iterable[Instruction]:
+    table = _load(root, "instructions", split, INSTRUCTION_FEATURES)
+    for row in table or ():
+        yield Instruction.from_dict({**row, "facts": json.loads(row["facts"])})

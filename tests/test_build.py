@@ -1,0 +1,191 @@
+"""Built tables: what goes in comes out, to the byte, whatever interrupts or shares the work."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets_scripts.build import build, main
+from datasets_scripts.builders import CoraTables
+from datasets_scripts.components import with_components
+from datasets_scripts.folder import read_folder
+from datasets_scripts.instructions.build import build_instructions
+from datasets_scripts.records import DataError, read_image
+from datasets_scripts.scenes import write_scenes
+from datasets_scripts.splits import draw_split, read_split
+from datasets_scripts.tables import read_tables
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A folder with 5 labelled, 2 unlabelled and 2 validation scenes."""
+    folder = tmp_path_factory.mktemp("drawn")
+    write_scenes(folder, 5, 2, 2, seed=3, size=(64, 96))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def build_in_process(root, out, *more):
+    return subprocess.run(
+        [sys.executable, "-m", "datasets_scripts.build", "drawn", "--root", root, "--out", out, *map(str, more)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_tables_hold_what_the_folder_holds(drawn, tmp_path):
+    result = build(with_components(read_folder(drawn)), tmp_path / "built", shard_size=2, fractions=["1/2"])
+    source, (built, instructions) = read_folder(drawn), read_tables(tmp_path / "built")
+    assert result["scenes"] == len(source.scenes) == len(built.scenes) == 9 and not result["skipped"]
+    assert built.classes == source.classes
+    completed = with_components(source)
+    for old, new in zip(completed.scenes, built.scenes, strict=True):
+        assert (old.image_id, old.split, old.labelled, old.facts) == (new.image_id, new.split, new.labelled, new.facts)
+        assert np.array_equal(read_image(old.image), read_image(new.image))
+        if old.labelled:
+            for before, after in zip(completed.read_maps(old), built.read_maps(new), strict=True):
+                assert np.array_equal(before, after)
+    labelled = [s for s in completed.scenes if s.labelled]
+    assert instructions == build_instructions(completed, labelled, ("semantic", "attribute", "conditional"))
+    assert {i.kind for i in instructions} == {"semantic", "attribute", "conditional"}
+    lists = read_split(tmp_path / "built" / "splits" / "1_2")
+    chosen, of_chosen = read_tables(tmp_path / "built", tmp_path / "built" / "splits" / "1_2")
+    ids = {image_id for image_id, _ in lists["labeled.txt"]}
+    assert {s.image_id for s in chosen.split("train", labelled=True)} == ids
+    val = {s.image_id for s in chosen.split("val")}
+    assert {i.image_id for i in of_chosen} == ids | val and len(of_chosen) < len(instructions)
+
+
+def test_the_folder_is_a_data_set_for_the_library(drawn, tmp_path):
+    build(with_components(read_folder(drawn)), tmp_path / "built", shard_size=2)
+    scenes = datasets.load_dataset(str(tmp_path / "built"), "scenes")
+    assert {split: len(table) for split, table in scenes.items()} == {"train": 7, "val": 2}
+    assert scenes["train"][0]["label_map"].size == scenes["train"][0]["image"].size == (96, 64)
+    whole = datasets.load_dataset(str(tmp_path / "built"), "instructions", split="val")
+    stream = datasets.load_dataset(str(tmp_path / "built"), "instructions", split="val", streaming=True)
+    assert list(stream) == list(whole) and len(whole) > 20
+
+
+def test_interrupted_repeated_and_shared_work_give_the_same_bytes(drawn, tmp_path):
+    """Killed while it writes; run again with another number of processes; run again when all is done."""
+    assert build_in_process(drawn, tmp_path / "whole", "--shard_size", 1, "--workers", 1).returncode == 0
+    command = [sys.executable, "-m", "datasets_scripts.build", "drawn", "--root", drawn, "--out", tmp_path / "killed"]
+    command += ["--shard_size", "1", "--workers", "1"]
+    process = subprocess.Popen(list(map(str, command)), cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL)
+    progress = tmp_path / "killed" / ".progress"
+    while not list(progress.glob("train-*.json")) and process.poll() is None:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    done = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "killed" / "scenes").glob("train-00000*")}
+    assert done and len(list(progress.iterdir())) < 9 and not (tmp_path / "killed" / "README.md").exists()
+    assert build_in_process(drawn, tmp_path / "killed", "--shard_size", 1, "--workers", 2).returncode == 0
+    assert {name: (tmp_path / "killed" / "scenes" / name).stat().st_mtime_ns for name in done} == done
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+    again = build_in_process(drawn, tmp_path / "whole", "--shard_size", 1, "--workers", 1)
+    assert again.returncode == 0 and content(tmp_path / "killed") == content(tmp_path / "whole")
+
+
+def test_builder_classes_give_the_same_rows(drawn, tmp_path):
+    build(with_components(read_folder(drawn)), tmp_path / "built")
+    builder = CoraTables(config_name="instructions", data_dir=str(drawn), cache_dir=str(tmp_path / "cache"))
+    builder.download_and_prepare()
+    table = datasets.load_dataset(str(tmp_path / "built"), "instructions", split="train")
+    assert list(builder.as_dataset(split="train")) == list(table)
+    assert next(iter(builder.as_streaming_dataset(split="train"))) == table[0]
+    scenes = CoraTables(config_name="scenes", data_dir=str(drawn), cache_dir=str(tmp_path / "cache"))
+    scenes.download_and_prepare(num_proc=2)
+    ids = [row["image_id"] for row in datasets.load_dataset(str(tmp_path / "built"), "scenes", split="train")]
+    assert sorted(scenes.as_dataset(split="train")["image_id"]) == sorted(ids)
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Three labelled scenes, of which one mask has another size, and one is a truncated PNG."""
+    write_scenes(tmp_path / "data", 3, 0, 1, seed=0, size=(64, 96))
+    masks = sorted((tmp_path / "data" / "masks").glob("*.png"))
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(masks[0])
+    masks[1].write_bytes(masks[1].read_bytes()[:80])
+    return tmp_path / "data", masks
+
+
+def test_a_bad_scene_stops_or_is_skipped_and_listed(damaged, tmp_path, capsys):
+    root, masks = damaged
+    arguments = ["own", "--root", str(root), "--workers", "1", "--out"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, str(tmp_path / "strict")])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and str(masks[0]) in error and "size 9x9" in error
+    assert not (tmp_path / "strict" / "README.md").exists()
+    main([*arguments, str(tmp_path / "lenient"), "--skip-bad"])
+    told = capsys.readouterr().out
+    listed = [json.loads(line) for line in (tmp_path / "lenient" / "skipped.jsonl").read_text().splitlines()]
+    assert [entry["image_id"] for entry in listed] == [m.stem for m in masks[:2]]
+    assert str(masks[1]) in listed[1]["reason"] and all(entry["reason"] in told for entry in listed)
+    assert len(read_tables(tmp_path / "lenient")[0].scenes) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--kinds", "funny"], "--kinds 'funny'"),
+        (["--fractions", "1/0"], "--fractions '1/0'"),
+        (["--fractions", "2"], "--fractions '2'"),
+        (["--shard_size", "0"], "--shard_size 0"),
+        (["--root", "/nowhere"], "/nowhere: no such folder"),
+        (["--seed", "1", "--out", "OTHER"], "was built with seed 0, not 1"),
+        (["--out", "FULL"], "is not empty"),
+    ],
+)
+def test_wrong_arguments_get_one_line(drawn, tmp_path, capsys, arguments, message):
+    (tmp_path / "FULL").mkdir()
+    (tmp_path / "FULL" / "mine.txt").write_text("mine")
+    if "OTHER" in arguments:
+        build(with_components(read_folder(drawn)), tmp_path / "OTHER", name="x")
+    arguments = [str(tmp_path / a) if a in ("FULL", "OTHER") else a for a in arguments]
+    with pytest.raises(SystemExit) as stopped:
+        main(["x", "--root", str(drawn), "--out", str(tmp_path / "out"), *arguments])
+    lines = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and message in lines[-1] and not (tmp_path / "out" / "README.md").exists()
+    assert (tmp_path / "FULL" / "mine.txt").read_text() == "mine" and len(list((tmp_path / "FULL").iterdir())) == 1
+
+
+def test_damaged_tables_are_named(drawn, tmp_path):
+    build(with_components(read_folder(drawn)), tmp_path / "built")
+    (shard,) = (tmp_path / "built" / "instructions").glob("val-*.parquet")
+    shard.write_bytes(shard.read_bytes()[:1000])
+    with pytest.raises(DataError, match="instructions/val") as error:
+        read_tables(tmp_path / "built")
+    assert "\n" not in str(error.value)
+
+
+def test_groups_stay_on_one_side_and_every_class_is_drawn():
+    rng = np.random.default_rng(0)
+    for seed in range(30):
+        groups = {f"i{k}": f"g{rng.integers(12)}" for k in range(60)}
+        classes = {image_id: rng.integers(0, 9, rng.integers(1, 4)).tolist() for image_id in groups}
+        labelled, unlabelled = draw_split(classes, Fraction(1, 4), seed, groups)
+        assert sorted([*labelled, *unlabelled]) == sorted(groups)
+        assert not {groups[i] for i in labelled} & {groups[i] for i in unlabelled}
+        assert {c for i in labelled for c in classes[i]} == {c for ids in classes.values() for c in ids}
+        assert (labelled, unlabelled) == draw_split(classes, Fraction(1, 4), seed, groups)

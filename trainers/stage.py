@@ -1,0 +1,140 @@
+"""From a recipe to a trained folder: what the programs of all stages share.
+
+Writes the model, the processor and `instructions.jsonl` to `output_dir`. Run again after an interruption with
+`--resume_from_checkpoint true`: it goes on from the last checkpoint and ends at the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from peft import PeftModel
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
+from transformers.trainer_utils import get_last_checkpoint, set_seed
+
+from datasets_scripts.command_line import UsageError
+from datasets_scripts.components import with_components
+from datasets_scripts.folder import read_folder
+from datasets_scripts.instructions.build import KINDS, build_instructions, write_instructions
+from datasets_scripts.records import Instruction, Scene, SceneSet
+from datasets_scripts.tables import is_built, read_tables
+from modeling_cora import CoraConfig, CoraForReasoningSegmentation, CoraProcessor
+from modeling_cora.presets import cora_tiny
+
+from .arguments import (
+    CoraTrainingArguments,
+    DataArguments,
+    ModelArguments,
+    QueryPretrainingArguments,
+    TrainedPartsArguments,
+    parse_recipe,
+)
+from .cora_trainer import CoraTrainer
+from .instruction_dataset import InstructionCollator, InstructionDataset
+from .query_pretraining import pretrain_queries
+from .trained_parts import parameter_table, select_trained_parts
+
+CONFIG_FIELDS = (
+    "seg_state", "lm_loss_weight", "bce_loss_weight", "dice_loss_weight", "iou_loss_weight", "mask_loss_at",
+)  # fmt: skip
+"""Of `ModelArguments`, what overrides the model's configuration."""
+ARGUMENTS = (ModelArguments, TrainedPartsArguments, DataArguments, QueryPretrainingArguments, CoraTrainingArguments)
+
+
+def load_data(arguments: DataArguments) -> tuple[SceneSet, list[Instruction] | None]:
+    """The scenes, with connected components where instances are not given; and the instructions that a built data set
+    brings along."""
+    if arguments.data and is_built(arguments.data):
+        return read_tables(arguments.data, arguments.split_lists)
+    return with_components(read_folder(arguments.data, arguments.split_lists)), None
+
+
+def labelled_instructions(
+    scene_set: SceneSet, scenes: Sequence[Scene], built: list[Instruction] | None, seed: int
+) -> list[Instruction]:
+    """Instructions of all kinds about labelled scenes: those that were built before, or new ones."""
+    if built is None:
+        return build_instructions(scene_set, scenes, KINDS, seed)
+    wanted = {scene.image_id for scene in scenes}
+    return [instruction for instruction in built if instruction.image_id in wanted]
+
+
+def load_model(
+    arguments: ModelArguments, instructions: list[Instruction], seed: int
+) -> tuple[CoraForReasoningSegmentation, CoraProcessor]:
+    """The model to start from; options that the recipe leaves open stay as the model has them."""
+    if arguments.model == "cora-tiny":
+        texts = [text for i in instructions for text in (i.query, *i.rephrasings, i.answer)]
+        model, processor = cora_tiny(texts, seed, arguments.clip_image_size, arguments.sam_image_size)
+    else:
+        if (Path(arguments.model) / ADAPTER_CONFIG).exists():
+            raise UsageError(f"model {arguments.model}: is an adapter; merge it first (trainers/merge_adapter.py)")
+        model = CoraForReasoningSegmentation.from_pretrained(arguments.model)
+        processor = CoraProcessor.from_pretrained(arguments.model)
+    for name in CONFIG_FIELDS:
+        if (value := getattr(arguments, name)) is not None:
+            try:
+                setattr(model.config, name, value)
+            except StrictDataclassFieldValidationError as error:
+                raise UsageError(str(error.__cause__)) from None
+    return model, processor
+
+
+def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = None) -> None:
+    """Trains one stage.
+
+    Args:
+        trainer_class: of the stage; `uses_anchors` says whether its conditional queries come with their anchors.
+        argv: `[recipe.yaml] [--field value ...]`.
+
+    Raises:
+        DataError, UsageError: bad input.
+    """
+    model_arguments, parts, data_arguments, pretraining, arguments = parse_recipe(ARGUMENTS, argv)
+    set_seed(arguments.seed)
+    scene_set, built = load_data(data_arguments)
+    scenes = scene_set.split("train", labelled=True)
+    every_kind = labelled_instructions(scene_set, scenes, built, arguments.seed)
+    if unknown := set(data_arguments.kinds) - {*KINDS, "reasoning"}:
+        raise UsageError(f"kinds: {min(unknown)!r} is not one of {', '.join(KINDS)}, reasoning")
+    instructions = [i for i in every_kind if i.kind in data_arguments.kinds]
+    # the words of later stages, too, belong to a vocabulary that is made now
+    model, processor = load_model(model_arguments, every_kind, arguments.seed)
+    if trainer_class.uses_anchors:
+        model.add_anchors(processor.add_anchor_token())
+    model = select_trained_parts(model, parts, random_start=model_arguments.model == "cora-tiny")
+    if arguments.process_index == 0:
+        print(parameter_table(model), flush=True)
+    if isinstance(model, PeftModel):
+        base = CoraConfig.from_pretrained(model_arguments.model)
+        if base.seg_state != model.config.seg_state:
+            raise UsageError(f"seg_state {model.config.seg_state}: an adapter uses its base's, {base.seg_state}")
+    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    dataset = InstructionDataset(
+        scene_set,
+        scenes,
+        instructions,
+        data_arguments,
+        length=arguments.max_steps * batch,
+        seed=arguments.seed,
+        anchors=trainer_class.uses_anchors,
+    )
+    trainer = trainer_class(
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=InstructionCollator(processor),
+        processing_class=processor,
+    )
+    checkpoint = get_last_checkpoint(arguments.output_dir) if arguments.resume_from_checkpoint else None
+    if pretraining.query_pretraining_steps and checkpoint is None:
+        pretrain_queries(
+            model, processor, scenes, instructions, pretraining, arguments.seed, trainer.is_world_process_zero()
+        )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        write_instructions(Path(arguments.output_dir) / "instructions.jsonl", instructions)

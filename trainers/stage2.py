@@ -1,0 +1,42 @@
+"""Stage 2: labelled images with conditional queries, "the car to the left of the bus", and their anchors.
+
+    accelerate launch trainers/stage2.py trainers/recipes/demo_stage2.yaml --model runs/stage1
+    accelerate launch trainers/stage2.py RECIPE --model DIR --data DIR --output_dir DIR
+
+An anchor enters its query's branch as two tokens, how it looks and where it is (`modeling_cora/anchors.py`).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # run as a file: `import evaluate` would find trainers/evaluate.py in place of the library
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+
+from datasets_scripts.command_line import one_line_errors
+from trainers.cora_trainer import CoraTrainer
+from trainers.stage import train_stage
+
+
+class Stage2Trainer(CoraTrainer):
+    """Eq. 5 on conditional queries."""
+
+    uses_anchors = True
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, output = self.labelled_loss(model, inputs, num_items_in_batch)
+        return (loss, output) if return_outputs else loss
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    train_stage(Stage2Trainer, argv)
+
+
+if __name__ == "__main__":
+    torch.set_float32_matmul_precision("high")
+    main()
