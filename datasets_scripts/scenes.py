@@ -2,9 +2,9 @@
 
     python -m datasets_scripts.scenes --out DIR --labelled 8 --unlabelled 64 --val 40 --seed 0 --height 192 --width 256
 
-Written in the own-folder layout of `folder.py`; `street` draws. The number in a file name decides the scene (with the
-seed): 0... labelled, 100000... unlabelled, 200000... val, so the parts never share a scene, and a smaller set is the
-beginning of a larger one.
+Written in the layout of `own_folder.py`; `street` draws. The number in a file name decides the scene (with the seed):
+0... labelled, 100000... unlabelled, 200000... val, so the parts never share a scene, and a smaller set is the beginning
+of a larger one.
 """
 
 from __future__ import annotations
