@@ -191,8 +191,13 @@ _NOUNS = {
     "bicycle": "two-wheeler with pedals",
 }
 
+_GROUND = frozenset({"road", "sidewalk", "terrain"})
+# Their masks end where they touch the ground. A rider's ends on the bicycle; poles, signs and lights have no instances
+# here, and the lowest point of several says nothing about any one of them.
+_STANDS = frozenset({"person", "car", "truck", "bus", "train", "motorcycle", "bicycle"})
+
 CLASSES = tuple(
-    SemanticClass(index, name, attributes, _NOUNS.get(name, ""))
+    SemanticClass(index, name, attributes, _NOUNS.get(name, ""), ground=name in _GROUND, stands=name in _STANDS)
     for index, (name, attributes) in enumerate(_ATTRIBUTES.items())
 )
 

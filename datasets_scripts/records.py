@@ -81,7 +81,7 @@ class Scene:
         instance_map: PNG (8- or 16-bit) of instance ids, 0 = no instance; None where instances are unknown. Where
             instances overlap it has several planes, one below the other, each of the image's size.
         facts: what is known about instances beyond the pixels, by instance id (drawn scenes know each colour):
-            `{7: {"colour": "red"}}`.
+            `{7: {"colour": "red"}}`. Under 0 stands what is known about the whole scene: `{0: {"tissue": "Colon"}}`.
         group: scenes of one group show the same thing (overlapping tiles of a slide, frames of a video) and belong to
             the same side of any split; empty = the scene alone.
     """
@@ -137,7 +137,7 @@ class SceneSet:
         if scene.label_map is None:
             raise DataError(f"{scene.image}: has no label map, so it has no target masks")
         labels = read_map(scene.label_map)
-        if labels.shape != (size := _image_size(scene.image)):
+        if labels.shape != (size := image_size(scene.image)):
             raise DataError(
                 f"{scene.label_map}: size {labels.shape[1]}x{labels.shape[0]} differs from its image's "
                 f"{size[1]}x{size[0]} ({scene.image})"
@@ -200,7 +200,7 @@ class Instruction:
             the target alone has ("largest", "red", `attribute.py`); empty = nothing that masks could decide.
         anchors: of a conditional query; two for "between".
         facts: the measured numbers that make the claim true.
-        source: "rules", or the language model that wrote the query.
+        source: "rules", "people" (the data set's annotators), or the language model that wrote the query.
     """
 
     image_id: str
@@ -313,8 +313,12 @@ def read_map(source: ImageSource | str) -> np.ndarray:
     return ids.astype(np.int32)
 
 
-def _image_size(source: ImageSource) -> tuple[int, int]:
-    """(height, width) as `read_image` will give it, without decoding the pixels."""
+def image_size(source: ImageSource) -> tuple[int, int]:
+    """(height, width) as `read_image` will give it, without decoding the pixels of a file.
+
+    Raises:
+        DataError: the file is missing or no image.
+    """
     try:
         with open_image(source) as file:
             width, height = file.size

@@ -2,9 +2,9 @@
 
     python -m datasets_scripts.scenes --out DIR --labelled 8 --unlabelled 64 --val 40 --seed 0 --height 192 --width 256
 
-Written in the own-folder layout of `folder.py`; `street` draws. The number in a file name decides the scene (with the
-seed): 0... labelled, 100000... unlabelled, 200000... val, so the parts never share a scene, and a smaller set is the
-beginning of a larger one.
+Written in the layout of `own_folder.py`; `street` draws. The number in a file name decides the scene (with the seed):
+0... labelled, 100000... unlabelled, 200000... val, so the parts never share a scene, and a smaller set is the beginning
+of a larger one.
 """
 
 from __future__ import annotations
@@ -142,8 +142,12 @@ _NOUNS = {
     "truck": "lorry",
 }
 
+_GROUND = frozenset({"road", "sidewalk"})
+# Drawn down to the ground. Not so signs and signals, which are plates and boxes on poles.
+_STANDS = frozenset({"building", "pole", "tree", "person", "car", "bicycle", "bus", "truck"})
+
 CLASSES: tuple[SemanticClass, ...] = tuple(
-    SemanticClass(index, name, attributes, _NOUNS.get(name, ""))
+    SemanticClass(index, name, attributes, _NOUNS.get(name, ""), ground=name in _GROUND, stands=name in _STANDS)
     for index, (name, attributes) in enumerate(_ATTRIBUTES.items())
 )
 _CLASS_IDS = {semantic_class.name: semantic_class.id for semantic_class in CLASSES}
@@ -287,7 +291,10 @@ def _write_json(path: Path, content: object) -> None:
 def _class_entry(semantic_class: SemanticClass) -> dict[str, object]:
     entry: dict[str, object] = {"id": semantic_class.id, "name": semantic_class.name}
     entry["attributes"] = list(semantic_class.attributes)
-    return {**entry, "noun": semantic_class.noun} if semantic_class.noun else entry
+    if semantic_class.noun:
+        entry["noun"] = semantic_class.noun
+    # what differs from the usual only
+    return entry | {name: True for name in ("ground", "stands") if getattr(semantic_class, name)}
 
 
 @one_line_errors

@@ -1,7 +1,7 @@
 """Scenes and instructions as Parquet tables: a folder that `datasets.load_dataset` reads, streams and pushes.
 
 DIR/README.md                           data set card; its front matter names the two tables
-DIR/classes.json                        as for own data, see `folder.py`
+DIR/classes.json                        as for own data, see `own_folder.py`
 DIR/scenes/{split}-00000-of-00008.parquet          a row for each image, with its maps
 DIR/instructions/{split}-00000-of-00008.parquet    a row for each instruction, joined by `image_id`
 DIR/queries.json                        {"car": {"semantic": [...], "attribute": [...]}}: queries for images
@@ -27,7 +27,7 @@ from PIL import Image
 
 from .cityscapes import relabelled
 from .files import write_bytes
-from .folder import read_classes
+from .own_folder import read_classes
 from .records import DataError, ImageSource, Instruction, Scene, SceneSet, open_image
 
 SPLITS = ("train", "val", "test")

@@ -1,15 +1,16 @@
-"""Own folders and the Cityscapes layout: what is read, and that every mistake gets one line naming file and reason."""
+"""Own folders, the Cityscapes layout, the table of readers; every mistake gets one line naming file and reason."""
 
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from datasets_scripts.cityscapes import CLASSES, TRAIN_IDS, read_cityscapes
-from datasets_scripts.folder import read_folder
+from datasets_scripts.folder import READERS, read_data, read_folder
 from datasets_scripts.instructions.build import build_instructions
 from datasets_scripts.records import DataError
 from datasets_scripts.splits import draw_split, read_split, write_split
@@ -85,6 +86,9 @@ def test_short_classes_json(folder):
         ('{"0": ""}', "name '' is no text"),
         ('{"classes": [{"id": 0}]}', "no id and name"),
         ('{"classes": [{"id": 0, "name": "a", "attributes": "b"}]}', "not a list of texts"),
+        ('{"classes": [{"id": 0, "name": "a", "ground": 1}]}', "class 0: ground 1 is not true or false"),
+        ('{"classes": [{"id": 0, "name": "a", "asked": "no"}]}', 'class 0: asked "no" is not true or false'),
+        ('{"classes": [{"id": 0, "name": "a", "stand": true}]}', "'stand' is no field of a class; those are id, name"),
     ],
 )
 def test_bad_classes_json(folder, content, message):
@@ -95,11 +99,19 @@ def test_bad_classes_json(folder, content, message):
     assert one_line(error) and "classes.json" in str(error.value)
 
 
+def test_what_classes_are_good_for_is_read(folder):
+    entries = [{"id": 0, "name": "road", "ground": True}, {"id": 3, "name": "car", "stands": True, "asked": False}]
+    (folder / "classes.json").write_text(json.dumps(entries))
+    road, car = read_folder(folder).classes
+    assert (road.ground, road.stands, road.asked) == (True, False, True)
+    assert (car.ground, car.stands, car.asked) == (False, True, False)
+
+
 def test_missing_and_empty_folders(folder, tmp_path):
     for data, message in (
         ("", "not given"),
         (tmp_path / "nowhere", "no such folder"),
-        (folder / "masks", "no images/"),
+        (folder / "masks", r"masks: of no known layout: has no leftImg8bit/, .* no images/"),
     ):
         with pytest.raises(DataError, match=message) as error:
             read_folder(data)
@@ -137,6 +149,174 @@ def test_unknown_label_and_wrong_size(folder):
     assert one_line(error)
 
 
+@pytest.fixture
+def binary(folder):
+    """As `folder`, with masks of a road and a car on it instead; their files are named in the two possible ways."""
+    shutil.rmtree(folder / "masks")
+    shutil.rmtree(folder / "val")
+    road, car = np.zeros((8, 12)), np.zeros((8, 12))
+    road[4:], car[3:6, 2:5] = 255, 1
+    save_mask(folder / "masks/a/road.png", road)
+    save_mask(folder / "masks/a/car.png", car)
+    save_mask(folder / "masks/car/b.png", car)
+    return folder
+
+
+def test_binary_masks_of_classes(binary):
+    scene_set = read_folder(binary)
+    assert [(c.id, c.name, c.asked) for c in scene_set.classes] == [
+        (0, "road", True),
+        (3, "car", True),
+        (1, "background", False),
+    ]
+    a, b = scene_set.split("train", labelled=True)
+    assert [s.image_id for s in scene_set.split("train", labelled=False)] == ["c", "d"]
+    expected = np.ones((8, 12))
+    expected[3:6, 2:5] = 3
+    assert np.array_equal(scene_set.read_maps(b)[0], expected)
+    expected[4:] = 0
+    expected[3:6, 2:5] = 3  # the class that comes later in classes.json lies on top
+    assert np.array_equal(scene_set.read_maps(a)[0], expected)
+    asked = {i.class_name for i in build_instructions(scene_set, [a])}
+    assert asked == {"road", "car"}  # nobody asks for the background
+    (binary / "classes.json").write_text('{"3": "car", "7": "background", "0": "road"}')
+    scene_set = read_folder(binary)
+    labels = scene_set.read_maps(scene_set.scenes[0])[0]
+    assert labels[0, 0] == 7 and (labels[4:] == 0).all() and len(scene_set.classes) == 3
+
+
+def test_wrong_binary_masks(binary):
+    scene = read_folder(binary).scenes[0]
+    save_mask(binary / "masks/a/car.png", np.zeros((8, 11)))
+    with pytest.raises(DataError, match=r"car\.png: size 11x8 differs from the 12x8 of .*road\.png") as error:
+        read_folder(binary).read_maps(scene)
+    assert one_line(error)
+    path = binary / "masks/a/car.png"
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(DataError, match=r"car\.png: not a readable image") as error:
+        read_folder(binary).read_maps(scene)
+    assert one_line(error)
+    for name, message in (
+        ("masks/a/cat.png", r"a/cat\.png: neither 'a' nor 'cat' is a class of road, car"),
+        ("masks/car/a.png", r"car/a\.png: .*a/car\.png is the same class of the same image|a/car\.png: .*car/a\.png"),
+        ("masks/z/car.png", r"z/car\.png: .*images has no image of this stem"),
+        ("masks/a.png", r"a/road\.png: .*masks/a\.png is a mask of the same image"),
+    ):
+        save_mask(binary / name, np.zeros((8, 12)))
+        with pytest.raises(DataError, match=message) as error:
+            read_folder(binary)
+        assert one_line(error)
+        (binary / name).unlink()
+        if not any((binary / name).parent.iterdir()):
+            (binary / name).parent.rmdir()
+
+
+def coco_json(**changes):
+    """A table (5) with a cup (2) on it in a.jpg, nothing in b.png."""
+    boxes = {31: (5, 0, 2, 12, 8), 32: (2, 3, 1, 6, 5)}  # category, left, top, right, bottom
+    return {
+        "images": [{"id": k, "file_name": name, "height": 8, "width": 12} for k, name in enumerate(("a.jpg", "b.png"))],
+        "categories": [{"id": 5, "name": "table"}, {"id": 2, "name": "cup"}],
+        "annotations": [
+            {"id": i, "image_id": 0, "category_id": c, "segmentation": [[x, y, r, y, r, b, x, b]]}
+            for i, (c, x, y, r, b) in boxes.items()
+        ],
+    } | changes
+
+
+@pytest.fixture
+def coco(folder):
+    for name in ("masks", "val"):
+        shutil.rmtree(folder / name)
+    (folder / "classes.json").unlink()
+    (folder / "annotations.json").write_text(json.dumps(coco_json()))
+    return folder
+
+
+def test_coco_json_beside_the_images(coco):
+    scene_set = read_folder(coco)
+    assert [(c.id, c.name, c.asked) for c in scene_set.classes] == [
+        (2, "cup", True),
+        (5, "table", True),
+        (0, "background", False),
+    ]
+    a, b = scene_set.split("train", labelled=True)
+    table, cup = np.zeros((8, 12), bool), np.zeros((8, 12), bool)
+    table[2:8], cup[1:5, 3:6] = True, True
+    labels, planes = scene_set.read_maps(a)
+    assert np.array_equal(labels, np.where(cup, 2, np.where(table, 5, 0)))
+    assert np.array_equal(planes, [table * 1, cup * 2])
+    labels, planes = scene_set.read_maps(b)
+    assert not labels.any() and not planes.any() and planes.shape == (8, 12)
+    (coco / "classes.json").write_text('{"0": "table", "1": "cup", "2": "background"}')
+    scene_set = read_folder(coco)
+    labels, _ = scene_set.read_maps(scene_set.scenes[0])
+    assert np.array_equal(labels, np.where(cup, 1, np.where(table, 0, 2))) and len(scene_set.classes) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": []}, r"images \[\] is not a list with entries"),
+        ({"categories": None}, r"categories null is not a list with entries"),
+        ({"annotations": {}}, r"annotations {} is not a list"),
+        ({"annotations": [{"id": 1, "image_id": 7}]}, r"annotations: id 1: image_id 7 is none of the 2 images"),
+        (
+            {"annotations": [{"id": 1, "image_id": 0, "category_id": 7}]},
+            r"annotations: id 1: category_id 7 is none of the 2 categories",
+        ),
+        ({"images": [{"id": 0, "file_name": "q.jpg", "height": 8, "width": 12}]}, r"images: id 0: .* has no q\.jpg"),
+        (
+            {"images": [{"id": k, "file_name": "a.jpg", "height": 8, "width": 12} for k in (0, 1)]},
+            r"images: id 1: a\.jpg stands twice",
+        ),
+    ],
+)
+def test_wrong_coco_json(coco, changes, message):
+    (coco / "annotations.json").write_text(json.dumps(coco_json(**changes)))
+    with pytest.raises(DataError, match=message) as error:
+        read_folder(coco)
+    assert one_line(error) and "annotations.json" in str(error.value)
+
+
+def test_coco_json_that_contradicts_other_files(coco):
+    (coco / "classes.json").write_text('{"0": "table"}')
+    with pytest.raises(DataError, match=r"annotations\.json: category 'cup' is not one of the classes table"):
+        read_folder(coco)
+    (coco / "classes.json").unlink()
+    shutil.copytree(coco / "images", coco / "val/images")
+    (coco / "val/annotations.json").write_text(
+        json.dumps(coco_json(categories=[{"id": 5, "name": "x"}], annotations=[]))
+    )
+    with pytest.raises(DataError, match=r"val/annotations\.json: its categories differ from .*annotations\.json"):
+        read_folder(coco)
+    shutil.rmtree(coco / "val")
+    save_mask(coco / "masks/a.png", np.zeros((8, 12)))
+    with pytest.raises(DataError, match=r"annotations\.json: .*masks is there too"):
+        read_folder(coco)
+    shutil.rmtree(coco / "masks")
+    content = (coco / "annotations.json").read_text().replace("table", "caf\u00e9")
+    (coco / "annotations.json").write_bytes(content.encode("cp1252"))
+    with pytest.raises(DataError, match=r"annotations\.json: not JSON in utf-8") as error:
+        read_folder(coco)
+    assert one_line(error)
+
+
+def test_readers_by_name(folder):
+    assert set(READERS) >= {"cityscapes", "camvid", "pannuke", "consep", "reasonseg", "refcoco", "folder"}
+    assert read_data(folder, name="folder") == (read_folder(folder), [])
+    with pytest.raises(DataError, match="data set 'kitti' is not one of cityscapes, camvid"):
+        read_data(folder, name="kitti")
+    with pytest.raises(DataError, match=r"no leftImg8bit/SPLIT"):
+        read_data(folder, name="camvid")
+
+
+def test_split_lists_choose_among_the_images_of_any_layout(folder):
+    write_split(folder / "lists", ["images/b.png masks/b.png"], ["images/a.jpg"])
+    train = read_folder(folder, folder / "lists").split("train")
+    assert [(s.image_id, s.labelled) for s in train] == [("b", True), ("a", False)]
+
+
 def make_cityscapes(root, label=7, names=("aachen_000000_000019", "aachen_000001_000019")):
     for image_id in names:
         image = root / "leftImg8bit/train/aachen" / f"{image_id}_leftImg8bit.png"
@@ -157,6 +337,7 @@ def test_cityscapes_label_ids_become_train_ids(tmp_path):
     assert labels[0].tolist() == [13] * 8 and labels[3].tolist() == [0] * 8 and labels[1, 0] == 255
     assert instances[0].tolist() == [26001] * 8 and not instances[1:].any()
     assert [c.name for c in scene_set.classes][13] == "car" and len(TRAIN_IDS) == len(CLASSES) == 19
+    assert {c.name for c in CLASSES if c.ground} == {"road", "sidewalk", "terrain"}
     make_cityscapes(tmp_path, label=77)
     with pytest.raises(DataError, match="label 77 is not a known"):
         scene_set.read_maps(scene_set.scenes[0])

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from datasets_scripts.command_line import ArgumentParser, UsageError, one_line_errors
 from datasets_scripts.files import write_image
-from datasets_scripts.folder import IMAGE_SUFFIXES
+from datasets_scripts.own_folder import IMAGE_SUFFIXES
 from datasets_scripts.records import read_image
 from modeling_cora.segmentation import Segmentation, segment
 from trainers.loading import load_trained

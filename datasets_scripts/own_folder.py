@@ -1,0 +1,262 @@
+"""Own data: a folder with images, their masks in one of four forms, and a list of classes.
+
+    DIR/classes.json            {"classes": [{"id": 0, "name": "car", "attributes": ["the vehicle with four wheels"],
+                                "noun": "vehicle with four wheels", "stands": true}, ...]}: the fields of
+                                `SemanticClass`, all but id and name may be left out; or, shorter, {"0": "road"}
+    DIR/images/STEM.jpg         labelled training images (any format that Pillow reads)
+    DIR/unlabelled/STEM.jpg     optional: images without masks (an image of images/ without a mask counts as one too)
+    DIR/facts/STEM.json         optional: {"7": {"class": "car", "colour": "red"}}, by instance id
+    DIR/val/, DIR/test/         optional: the same folders again
+
+Masks, in one of these forms:
+
+    masks/STEM.png              class ids, 255 = ignored; greyscale or palette PNG of the image's size
+    masks/STEM/CLASS.png        one mask for each class that the image shows, not zero = the class
+    masks/CLASS/STEM.png        the same, the other way round
+    annotations.json            COCO's objects (`coco.py`); its categories are the classes if there is no classes.json
+
+With the first three, `instances/STEM.png` may give instance ids (8 or 16 bits, 0 = none); COCO's objects are instances.
+Where binary masks overlap, the class that comes later in classes.json wins; where COCO's objects do, the smaller one.
+Pixels in no mask and no object are "background", a class that is added if need be and that nobody asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .coco import CocoFile, CocoMap, category_classes, classes_with_background, read_coco
+from .json_files import excerpt, read_json
+from .records import IGNORE_INDEX, DataError, ImageSource, Scene, SceneSet, SemanticClass, Split, read_map
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+
+PARTS: dict[Split, str] = {"train": ".", "val": "val", "test": "test"}
+
+FLAGS = ("ground", "stands", "asked")
+CLASS_FIELDS = ("id", "name", "attributes", "noun", *FLAGS)
+
+
+def read_own_folder(root: str | Path) -> SceneSet:
+    """Scenes of own data; nothing is decoded.
+
+    Raises:
+        DataError: images, masks or classes are missing or wrong; no training image is labelled.
+    """
+    root = Path(root)
+    if not (root / "images").is_dir():
+        raise DataError(f"{root}: has no images/")
+    folders = {split: root / name for split, name in PARTS.items() if (root / name).is_dir()}
+    coco = {split: read_coco(path) for split, f in folders.items() if (path := f / "annotations.json").exists()}
+    path = root / "classes.json"
+    if coco and not path.exists():
+        classes = _same_categories(list(coco.values()))
+        path = next(iter(coco.values())).path
+    else:
+        classes = read_classes(path)
+    binary = any(_binary_masks(folder / "masks") for folder in folders.values())
+    background = None
+    if coco or binary:
+        classes, background = classes_with_background(classes, path)
+    scenes = [
+        scene
+        for split, folder in folders.items()
+        for scene in _read_split(folder, split, classes, background, coco.get(split))
+    ]
+    scene_set = SceneSet(classes, tuple(scenes))
+    if not scene_set.split("train"):
+        raise DataError(f"{root / 'images'}: no image ({' '.join(sorted(IMAGE_SUFFIXES))})")
+    if not scene_set.split("train", labelled=True):
+        raise DataError(f"{root / 'masks'}: no training image has a mask of the same stem")
+    return scene_set
+
+
+def read_classes(path: Path) -> tuple[SemanticClass, ...]:
+    """The classes of a `classes.json`.
+
+    Raises:
+        DataError: not there, not JSON, an id outside of 0..254, an id or name twice, or a field that is unknown or of
+            another type.
+    """
+    content = read_json(path)
+    entries = content.get("classes") if isinstance(content, dict) and "classes" in content else content
+    if isinstance(entries, dict):
+        entries = [{"id": key, "name": name} for key, name in entries.items()]
+    if not isinstance(entries, list) or not entries:
+        raise DataError(f'{path}: lists no classes; {{"0": "road", "1": "car"}} would')
+    classes = tuple(_read_class(path, index, entry) for index, entry in enumerate(entries))
+    for field in ("id", "name"):
+        values = [getattr(c, field) for c in classes]
+        for value in values:
+            if values.count(value) > 1:
+                raise DataError(f"{path}: {field} {value!r} stands for two classes")
+    return classes
+
+
+def _read_class(path: Path, index: int, entry: Any) -> SemanticClass:
+    where = f"{path}: class {index}"
+    if not isinstance(entry, dict) or "id" not in entry or "name" not in entry:
+        raise DataError(f"{where}: {excerpt(entry)} has no id and name")
+    for field in entry:
+        if field not in CLASS_FIELDS:
+            raise DataError(f"{where}: {field!r} is no field of a class; those are {', '.join(CLASS_FIELDS)}")
+    try:
+        class_id = int(entry["id"])
+    except (TypeError, ValueError):
+        class_id = -1
+    if not 0 <= class_id < IGNORE_INDEX:
+        raise DataError(f"{where}: id {entry['id']!r} is not a whole number of 0..254 (255 means ignored)")
+    name, attributes = entry["name"], entry.get("attributes", [])
+    if not isinstance(name, str) or not name.strip():
+        raise DataError(f"{where}: name {name!r} is no text")
+    if not isinstance(attributes, list) or not all(isinstance(a, str) and a.strip() for a in attributes):
+        raise DataError(f"{where}: attributes {excerpt(attributes)} is not a list of texts")
+    noun = entry.get("noun", "")
+    if not isinstance(noun, str):
+        raise DataError(f"{where}: noun {noun!r} is no text")
+    flags = {field: entry[field] for field in FLAGS if field in entry}
+    for field, value in flags.items():
+        if not isinstance(value, bool):
+            raise DataError(f"{where}: {field} {excerpt(value)} is not true or false")
+    return SemanticClass(class_id, name.strip(), tuple(a.strip() for a in attributes), noun.strip(), **flags)
+
+
+@dataclass(frozen=True)
+class BinaryMasks:
+    """A label map of binary masks, put together when it is opened.
+
+    Attributes:
+        masks: class id and file; later ones lie on top.
+        background: class id of the pixels that are in none.
+    """
+
+    masks: tuple[tuple[int, Path], ...]
+    background: int
+
+    def __str__(self) -> str:
+        return str(self.masks[0][1])
+
+    def open(self) -> Image.Image:
+        labels: np.ndarray | None = None
+        for class_id, path in self.masks:
+            mask = read_map(path)
+            if labels is None:
+                labels = np.full(mask.shape, self.background, np.uint8)
+            if mask.shape != labels.shape:
+                size, other = (f"{array.shape[1]}x{array.shape[0]}" for array in (mask, labels))
+                raise DataError(f"{path}: size {size} differs from the {other} of {self.masks[0][1]}")
+            labels[mask != 0] = class_id
+        return Image.fromarray(labels)
+
+
+def _read_split(
+    folder: Path, split: Split, classes: tuple[SemanticClass, ...], background: int | None, coco: CocoFile | None
+) -> list[Scene]:
+    images, unlabelled = _by_stem(folder / "images"), _by_stem(folder / "unlabelled")
+    for stem in images.keys() & unlabelled.keys():
+        raise DataError(f"{unlabelled[stem]}: {images[stem]} has the same stem")
+    labels: dict[str, ImageSource]
+    instances: dict[str, ImageSource]
+    if coco is not None:
+        labels, instances = _coco_maps(folder, coco, images, classes, background)
+    else:
+        labels, instances = dict(_by_stem(folder / "masks")), dict(_by_stem(folder / "instances"))
+        for stem, masks in _class_masks(folder / "masks", classes, background).items():
+            if stem in labels:
+                raise DataError(f"{masks}: {labels[stem]} is a mask of the same image; one of the two would be right")
+            labels[stem] = masks
+    for stem, mask in labels.items():
+        if stem not in images:
+            raise DataError(f"{mask}: {folder / 'images'} has no image of this stem")
+    facts = {path.stem: _read_facts(path) for path in (folder / "facts").glob("*.json") if path.stem in images}
+    return [
+        *(
+            Scene(stem, image, labels.get(stem), instances.get(stem), split, facts.get(stem, {}))
+            for stem, image in images.items()
+        ),
+        *(Scene(stem, image, split=split) for stem, image in unlabelled.items()),
+    ]
+
+
+def _binary_masks(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [mask for inner in sorted(folder.iterdir()) if inner.is_dir() for mask in _images(inner)]
+
+
+def _class_masks(folder: Path, classes: tuple[SemanticClass, ...], background: int | None) -> dict[str, BinaryMasks]:
+    """The binary masks of each image's stem. A folder that is called like a class holds masks of that class."""
+    order = {c.name: (index, c.id) for index, c in enumerate(classes)}
+    found: dict[str, dict[str, Path]] = {}
+    for path in _binary_masks(folder):
+        stem, name = (path.stem, path.parent.name) if path.parent.name in order else (path.parent.name, path.stem)
+        if name not in order:
+            raise DataError(f"{path}: neither {path.parent.name!r} nor {path.stem!r} is a class of {', '.join(order)}")
+        if name in found.setdefault(stem, {}):
+            raise DataError(f"{path}: {found[stem][name]} is the same class of the same image")
+        found[stem][name] = path
+    class_masks = {}
+    for stem, masks in found.items():
+        in_order = sorted(masks, key=lambda name: order[name])
+        class_masks[stem] = BinaryMasks(tuple((order[name][1], masks[name]) for name in in_order), background)
+    return class_masks
+
+
+def _same_categories(files: list[CocoFile]) -> tuple[SemanticClass, ...]:
+    first, *others = files
+    for other in others:
+        if other.categories != first.categories:
+            raise DataError(f"{other.path}: its categories differ from {first.path}; equal ones would be right")
+    return category_classes(first)
+
+
+def _coco_maps(
+    folder: Path, coco: CocoFile, images: dict[str, Path], classes: tuple[SemanticClass, ...], background: int
+) -> tuple[dict[str, ImageSource], dict[str, ImageSource]]:
+    for name in ("masks", "instances"):
+        if (folder / name).is_dir():
+            raise DataError(f"{coco.path}: {folder / name} is there too; one of the two would be right")
+    by_name = {c.name: c.id for c in classes}
+    for name in coco.categories.values():
+        if name not in by_name:
+            raise DataError(f"{coco.path}: category {name!r} is not one of the classes {', '.join(by_name)}")
+    class_ids = {category_id: by_name[name] for category_id, name in coco.categories.items()}
+    labels: dict[str, ImageSource] = {}
+    instances: dict[str, ImageSource] = {}
+    for image in coco.images.values():
+        stem = Path(image.file_name).stem
+        if stem not in images:
+            raise DataError(f"{coco.path}: images: id {image.id}: {folder / 'images'} has no {image.file_name}")
+        if stem in labels:
+            raise DataError(f"{coco.path}: images: id {image.id}: {image.file_name} stands twice")
+        labels[stem] = CocoMap(coco.path, image, class_ids, background, "label map")
+        instances[stem] = CocoMap(coco.path, image, class_ids, background, "instance map")
+    return labels, instances
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for path in _images(folder):
+        if path.stem in files:
+            raise DataError(f"{path}: {files[path.stem].name} has the same stem")
+        files[path.stem] = path
+    return files
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    if folder.is_dir():
+        yield from sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
+
+
+def _read_facts(path: Path) -> dict[int, dict[str, str]]:
+    try:
+        return {int(key): dict(value) for key, value in read_json(path).items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f'{path}: is not of the form {{"7": {{"class": "car", "colour": "red"}}}}') from None
