@@ -28,7 +28,7 @@ import torch
 from tqdm.auto import tqdm
 
 from datasets_scripts.command_line import one_line_errors
-from datasets_scripts.folder import read_folder
+from datasets_scripts.folder import read_data
 from datasets_scripts.instructions.build import MIN_CLASS_AREA, build_instructions
 from datasets_scripts.records import Instruction, SceneSet, read_image
 from datasets_scripts.scenes import write_scenes
@@ -147,10 +147,11 @@ def run(argv: list[str]) -> None:
     stage1.main(argv)
     seconds = bare_arguments.seconds or time.monotonic() - start
 
-    scene_set = read_folder(data.data, data.split_lists)
+    scene_set, built = read_data(data.data, data.split_lists, components=True)
     scenes = scene_set.split("train", labelled=True)
-    instructions = build_instructions(scene_set, scenes, tuple(data.kinds), arguments.seed)
-    model, processor = stage.load_model(model_arguments, instructions, arguments.seed)
+    every_kind = stage.labelled_instructions(scene_set, scenes, built, arguments.seed)
+    instructions = [i for i in every_kind if i.kind in data.kinds]
+    model, processor = stage.load_model(model_arguments, every_kind, arguments.seed)
     for name in ("bce_loss_weight", "dice_loss_weight"):
         if (value := getattr(bare_arguments, f"bare_{name}")) is not None:
             setattr(model.config, name, value)

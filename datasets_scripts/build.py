@@ -25,11 +25,10 @@ import datasets
 from tqdm import tqdm
 
 from .command_line import ArgumentParser, UsageError, one_line_errors
-from .components import with_components
 from .files import write_text
-from .folder import read_folder
+from .folder import READERS, read_data
 from .instructions.build import KINDS, class_queries, scene_instructions
-from .records import DataError, Scene, SceneSet
+from .records import DataError, Instruction, Scene, SceneSet
 from .splits import draw_split, write_split
 from .tables import (
     CARD_CONFIGS,
@@ -49,25 +48,34 @@ PROGRESS = ".progress"
 
 @dataclass(frozen=True)
 class Shard:
-    """Some consecutive scenes of one split, and where their tables go."""
+    """Some consecutive scenes of one split with the instructions that were brought along, and where their tables go.
+
+    `instructions` None: they are to be made.
+    """
 
     split: str
     index: int
     count: int
     scenes: tuple[Scene, ...]
+    instructions: tuple[Instruction, ...] | None = None
 
     @property
     def name(self) -> str:
         return f"{self.split}-{self.index:05d}-of-{self.count:05d}"
 
 
-def shards_of(scene_set: SceneSet, size: int) -> Iterator[Shard]:
+def shards_of(scene_set: SceneSet, size: int, brought: Sequence[Instruction] = ()) -> Iterator[Shard]:
     """All scenes in their order, `size` to a shard."""
+    about: dict[str, list[Instruction]] = {}
+    for instruction in brought:
+        about.setdefault(instruction.image_id, []).append(instruction)
     for split in SPLITS:
         scenes = scene_set.split(split)
         count = -(-len(scenes) // size)
         for index in range(count):
-            yield Shard(split, index, count, scenes[index * size : (index + 1) * size])
+            chosen = scenes[index * size : (index + 1) * size]
+            own = tuple(i for scene in chosen for i in about.get(scene.image_id, ()))
+            yield Shard(split, index, count, chosen, own if brought else None)
 
 
 def build_shard(out: Path, scene_set: SceneSet, shard: Shard, kinds: Sequence, seed: int, skip_bad: bool) -> None:
@@ -81,7 +89,10 @@ def build_shard(out: Path, scene_set: SceneSet, shard: Shard, kinds: Sequence, s
     for scene in shard.scenes:
         try:
             row = scene_row(scene_set, scene)
-            made = scene_instructions(scene_set, scene, kinds, seed) if scene.labelled else []
+            if shard.instructions is None:
+                made = scene_instructions(scene_set, scene, kinds, seed) if scene.labelled else []
+            else:
+                made = [i for i in shard.instructions if i.image_id == scene.image_id]
         except DataError as error:
             if not skip_bad:
                 raise
@@ -107,12 +118,14 @@ def build(
     skip_bad: bool = False,
     fractions: Sequence[str] = (),
     name: str = "data",
+    brought: Sequence[Instruction] = (),
 ) -> dict[str, Any]:
     """Builds, or goes on building, the tables of a scene set.
 
     Args:
         fractions: such as "1/30": which of the labelled training scenes a split by `draw_split` shall label.
         name: of the data set, for its card.
+        brought: instructions that the data set brings; where there are any, they take the place of ours.
 
     Returns:
         numbers of scenes and instructions, and what was skipped.
@@ -120,7 +133,7 @@ def build(
     Raises:
         DataError: a scene cannot be read (with `skip_bad`: none can), or `out` holds something else.
     """
-    shards = list(shards_of(scene_set, shard_size))
+    shards = list(shards_of(scene_set, shard_size, brought))
     _claim_folder(out, {"rules": RULES, "name": name, "kinds": list(kinds), "seed": seed, "shard_size": shard_size,
                         "scenes": len(scene_set.scenes), "skip_bad": skip_bad})  # fmt: skip
     if (out / "README.md").exists():
@@ -256,7 +269,7 @@ def _json(content: object) -> str:
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(prog="python -m datasets_scripts.build", description="Builds a data set as Parquet tables.")
-    parser.add_argument("name", help="what the set is called; its layout is recognised")
+    parser.add_argument("name", help=f"one of {' '.join(READERS)}; any other name: the layout is recognised")
     parser.add_argument("--root", type=Path, required=True, help="folder with the data")
     parser.add_argument("--out", type=Path, required=True, help="new or empty folder, or one to be continued")
     parser.add_argument("--split_lists", type=Path, help="folder with labeled.txt and unlabeled.txt")
@@ -280,7 +293,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UsageError(f"--fractions {fraction!r}: not a fraction above 0 and up to 1, such as 1/30")
     if given.shard_size < 1:
         raise UsageError(f"--shard_size {given.shard_size}: less than 1")
-    scene_set = with_components(read_folder(given.root, given.split_lists))
+    layout = given.name if given.name in READERS else None
+    scene_set, brought = read_data(given.root, given.split_lists, layout, components=True)
     result = build(
         scene_set,
         given.out,
@@ -291,6 +305,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         given.skip_bad,
         given.fractions,
         given.name,
+        brought,
     )
     print(f"{given.out}: {result['scenes']} scenes, {result['instructions']} instructions")
     for entry in result["skipped"]:

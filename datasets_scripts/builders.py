@@ -18,10 +18,9 @@ from typing import Any
 
 import datasets
 
-from .components import with_components
-from .folder import read_folder
+from .folder import read_data
 from .instructions.build import KINDS, scene_instructions
-from .records import Scene, SceneSet
+from .records import Instruction, Scene, SceneSet
 from .tables import INSTRUCTION_FEATURES, SCENE_FEATURES, SPLITS, instruction_row, scene_row
 
 
@@ -53,20 +52,26 @@ class CoraTables(datasets.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        scene_set = with_components(read_folder(self.config.data_dir, self.config.split_lists))
+        scene_set, brought = read_data(self.config.data_dir, self.config.split_lists, components=True)
         empty = replace(scene_set, scenes=())
         return [
             # a list is what `datasets` divides among processes
-            datasets.SplitGenerator(split, {"scenes": list(scene_set.split(split)), "scene_set": empty})
+            datasets.SplitGenerator(
+                split, {"scenes": list(scene_set.split(split)), "scene_set": empty, "brought": tuple(brought)}
+            )
             for split in SPLITS
             if scene_set.split(split)
         ]
 
-    def _generate_examples(self, scenes: list[Scene], scene_set: SceneSet) -> Iterator[tuple[Any, dict[str, Any]]]:
+    def _generate_examples(
+        self, scenes: list[Scene], scene_set: SceneSet, brought: tuple[Instruction, ...]
+    ) -> Iterator[tuple[Any, dict[str, Any]]]:
         for scene in scenes:
             if self.config.name == "scenes":
                 yield scene.image_id, scene_row(scene_set, scene)
             elif scene.labelled:
-                made = scene_instructions(scene_set, scene, self.config.kinds, self.config.seed)
+                made = [i for i in brought if i.image_id == scene.image_id] if brought else None
+                if made is None:
+                    made = scene_instructions(scene_set, scene, self.config.kinds, self.config.seed)
                 for number, instruction in enumerate(made):
                     yield f"{scene.image_id}/{number}", instruction_row(instruction)

@@ -10,12 +10,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .cityscapes import read_cityscapes, relabelled
+from .components import with_components
 from .consep import ARRAYS, read_consep
 from .own_folder import read_own_folder
 from .pannuke import FOLDS, fold_files, read_pannuke
 from .reasonseg import read_reasonseg
 from .records import DataError, Instruction, SceneSet
 from .refcoco import read_refcoco
+
+
+def _read_tables(root: Path) -> tuple[SceneSet, list[Instruction]]:
+    from .tables import read_tables  # here, since it brings the library `datasets` along
+
+    return read_tables(root)
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class Reader:
 
 # The first one that recognises a folder reads it.
 READERS: dict[str, Reader] = {
+    "tables": Reader("scenes/*.parquet (built)", lambda root: any(root.glob("scenes/*.parquet")), _read_tables),
     "cityscapes": Reader("leftImg8bit/", lambda root: (root / "leftImg8bit").is_dir(), read_cityscapes),
     "camvid": Reader("leftImg8bit/", lambda root: (root / "leftImg8bit").is_dir(), read_cityscapes),
     "pannuke": Reader("'Fold 1/' or fold1/", lambda root: any(fold_files(root, fold) for fold in FOLDS), read_pannuke),
@@ -48,14 +56,18 @@ READERS: dict[str, Reader] = {
 
 
 def read_data(
-    root: str | Path, split_lists: str | Path | None = None, name: str | None = None
+    root: str | Path,
+    split_lists: str | Path | None = None,
+    name: str | None = None,
+    components: bool = False,
 ) -> tuple[SceneSet, list[Instruction]]:
-    """The scenes of a folder, and the instructions that the data set brings (most bring none).
+    """The scenes of a folder, and the instructions about labelled ones that the data set brings (most bring none).
 
     Args:
         root: the folder.
         split_lists: folder with `labeled.txt` and `unlabeled.txt` that choose the training scenes; see `splits.py`.
         name: which of `READERS`; None = the first one that recognises the folder.
+        components: complete the instances, see `with_components`; built tables are complete.
 
     Raises:
         DataError: the folder is missing or of no known layout, or what its reader says.
@@ -67,14 +79,18 @@ def read_data(
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
-    reader = READERS[name] if name else next((r for r in READERS.values() if r.recognises(root)), None)
-    if reader is None:
+    name = name or next((known for known, reader in READERS.items() if reader.recognises(root)), None)
+    if name is None:
         layouts = dict.fromkeys(reader.layout for reader in READERS.values())
         raise DataError(f"{root}: of no known layout: has no {', no '.join(layouts)}")
-    result = reader.read(root)
+    result = READERS[name].read(root)
     scene_set, instructions = (result, []) if isinstance(result, SceneSet) else result
     if split_lists is not None:
         scene_set = replace(scene_set, scenes=tuple(relabelled(list(scene_set.scenes), split_lists)))
+        labelled = {scene.image_id for scene in scene_set.scenes if scene.labelled}
+        instructions = [instruction for instruction in instructions if instruction.image_id in labelled]
+    if components and name != "tables":
+        scene_set = with_components(scene_set)
     return scene_set, instructions
 
 

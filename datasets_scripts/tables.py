@@ -25,7 +25,6 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from .cityscapes import relabelled
 from .files import write_bytes
 from .own_folder import read_classes
 from .records import DataError, ImageSource, Instruction, Scene, SceneSet, open_image
@@ -157,29 +156,16 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]], features: datasets.F
     write_bytes(path, content.getvalue())
 
 
-def is_built(root: str | Path) -> bool:
-    """Whether a folder holds such tables."""
-    return (Path(root) / "scenes").is_dir() and (Path(root) / "instructions").is_dir()
-
-
-def read_tables(root: str | Path, split_lists: str | Path | None = None) -> tuple[SceneSet, list[Instruction]]:
+def read_tables(root: str | Path) -> tuple[SceneSet, list[Instruction]]:
     """A folder of tables as scenes and the instructions about them.
-
-    Args:
-        split_lists: as for `read_folder`; training images that are not listed as labelled lose their maps and their
-            instructions.
 
     Raises:
         DataError: a table or `classes.json` is missing or damaged, or has other columns.
     """
     root = Path(root)
     scenes = [scene for split in SPLITS for scene in _read_scenes(root, split)]
-    if split_lists is not None:
-        scenes = relabelled(scenes, split_lists)
     scene_set = SceneSet(read_classes(root / "classes.json"), tuple(scenes))
-    labelled = {scene.image_id for scene in scenes if scene.labelled}
-    instructions = [i for split in SPLITS for i in _read_instructions(root, split) if i.image_id in labelled]
-    return scene_set, instructions
+    return scene_set, [i for split in SPLITS for i in _read_instructions(root, split)]
 
 
 def _load(root: Path, table: str, split: str, features: datasets.Features) -> datasets.Dataset | None:

@@ -18,8 +18,8 @@ from .branches import PACKED_FAMILIES, PREFIX, SegPositions, branch_attention_ma
 from .configuration_cora import CoraConfig
 from .hub import FromNamedModel
 from .image_layouts import VISION_INPUTS, select_images
-from .losses import IGNORE_INDEX, bce_per_mask, dice_per_mask, iou_per_mask, next_token_loss
-from .masks import resize_mask_logits, shrink_mask_labels, uncertain_points, values_at_points
+from .losses import next_token_loss
+from .mask_losses import mask_losses
 from .tiny_vit import TinyVitEncoder
 
 logger = logging.get_logger(__name__)
@@ -377,79 +377,8 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         mask_weights: list[torch.Tensor] | None = None,
         reduction: Literal["mean", "sum"] = "mean",
     ) -> dict[str, torch.Tensor]:
-        """Means over all masks of the batch (LISA: summed, divided by their number).
-
-        Args:
-            mask_weights: lambda of eq. 7 for each pixel of `mask_labels`.
-            reduction: over the pixels of a mask. `sum` is eq. 7 as printed: cross-entropies are summed, and the Dice
-                loss, which no single pixel has, counts once for each pixel.
-        """
-        low_res_masks, iou_scores = output["pred_masks"], output["iou_scores"]
-        counts = torch.bincount(output["seg_batch_index"], minlength=len(mask_labels)).tolist()
-        if counts != [len(masks) for masks in mask_labels]:
-            raise ValueError(f"mask_labels: {[len(m) for m in mask_labels]} masks for {counts} [SEG] tokens per image")
-        if not sum(counts):
-            # 0 with a graph: with several processes, every one must reach the same parameters
-            zero = output["seg_embeddings"].float().sum()
-            return {"bce_loss": zero, "dice_loss": zero, "iou_loss": zero}
-        bce, dice, iou = [], [], []
-        for index, (logits, target) in enumerate(zip(low_res_masks.split(counts), mask_labels, strict=True)):
-            if not len(target):
-                continue
-            reshaped_size = reshaped_input_sizes[index].tolist()
-            given = None if mask_weights is None else mask_weights[index]
-            compared, labels, weights = self._where_compared(logits, target, reshaped_size, given)
-            bce.append(bce_per_mask(compared, labels, weights, reduction))
-            own = dice_per_mask(compared, labels, weights=weights)
-            if reduction == "sum":
-                counted = (labels != IGNORE_INDEX).float()
-                own = own * (counted if weights is None else counted * weights).sum((1, 2))
-            dice.append(own)
-            iou.append(self._iou(logits, target, reshaped_size, compared, labels))
-        return {
-            "bce_loss": torch.cat(bce).mean(),
-            "dice_loss": torch.cat(dice).mean(),
-            "iou_loss": nn.functional.mse_loss(iou_scores.float(), torch.cat(iou)),
-        }
-
-    def _where_compared(
-        self, logits: torch.Tensor, target: torch.Tensor, reshaped_size: list[int], weights: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Logits, targets and weights (n, ., .) of one image, where `config.mask_loss_at` says."""
-        config, input_size = self.config, self.config.sam_config.vision_config.image_size
-        if config.mask_loss_at == "labels":
-            return resize_mask_logits(logits, input_size, reshaped_size, target.shape[-2:]), target, weights
-        if config.mask_loss_at == "low_res":
-            grid = logits.shape[-2:], input_size, reshaped_size
-            return (
-                logits,
-                shrink_mask_labels(target, *grid),
-                None if weights is None else shrink_mask_labels(weights, *grid),
-            )
-        height, width = reshaped_size
-        extent = torch.tensor([width / input_size, height / input_size], device=logits.device)
-        points = uncertain_points(
-            logits, config.mask_loss_points, extent, config.mask_loss_oversampling, config.mask_loss_importance
-        )
-        values = values_at_points(logits, points * extent, "bilinear")
-        return (
-            values[:, None],
-            values_at_points(target, points, "nearest")[:, None],
-            None if weights is None else values_at_points(weights, points, "nearest")[:, None],
-        )
-
-    def _iou(
-        self,
-        logits: torch.Tensor,
-        target: torch.Tensor,
-        reshaped_size: list[int],
-        compared: torch.Tensor,
-        labels: torch.Tensor,
-    ) -> torch.Tensor:
-        if self.config.mask_loss_at == "points":  # which are not a fair sample of the mask
-            input_size = self.config.sam_config.vision_config.image_size
-            compared, labels = logits, shrink_mask_labels(target, logits.shape[-2:], input_size, reshaped_size)
-        return iou_per_mask(compared, labels)
+        """`bce_loss`, `dice_loss` and `iou_loss`; see `mask_losses.py`."""
+        return mask_losses(self.config, output, mask_labels, reshaped_input_sizes, mask_weights, reduction)
 
     def weighted_sum(self, terms: Mapping[str, torch.Tensor | None]) -> torch.Tensor | None:
         """Eq. 5 from its terms (`lm_loss`, `bce_loss`, `dice_loss`, `iou_loss`); None where none is given."""

@@ -19,7 +19,7 @@ from PIL import Image
 from datasets_scripts.build import build, main
 from datasets_scripts.builders import CoraTables
 from datasets_scripts.components import with_components
-from datasets_scripts.folder import read_folder
+from datasets_scripts.folder import read_data, read_folder
 from datasets_scripts.instructions.build import build_instructions
 from datasets_scripts.records import DataError, read_image
 from datasets_scripts.scenes import write_scenes
@@ -69,7 +69,7 @@ def test_tables_hold_what_the_folder_holds(drawn, tmp_path):
     assert instructions == build_instructions(completed, labelled, ("semantic", "attribute", "conditional"))
     assert {i.kind for i in instructions} == {"semantic", "attribute", "conditional"}
     lists = read_split(tmp_path / "built" / "splits" / "1_2")
-    chosen, of_chosen = read_tables(tmp_path / "built", tmp_path / "built" / "splits" / "1_2")
+    chosen, of_chosen = read_data(tmp_path / "built", tmp_path / "built" / "splits" / "1_2", components=True)
     ids = {image_id for image_id, _ in lists["labeled.txt"]}
     assert {s.image_id for s in chosen.split("train", labelled=True)} == ids
     val = {s.image_id for s in chosen.split("val")}

@@ -34,6 +34,7 @@ CODE = {
     "image_layouts.py",
     "images.py",
     "losses.py",
+    "mask_losses.py",
     "masks.py",
     "modeling_cora.py",
     "pipeline.py",

@@ -30,15 +30,15 @@ from tqdm.auto import tqdm
 
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import write_bytes, write_text
+from datasets_scripts.folder import read_data
 from datasets_scripts.instructions.build import class_queries
 from datasets_scripts.records import DataError, Scene, SceneSet, read_image
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.consistency import MAX_VARIANCE, mask_variance
 from modeling_cora.masks import resize_mask_logits
 from modeling_cora.segmentation import query_logits
-from trainers.arguments import DataArguments, parse_recipe
+from trainers.arguments import parse_recipe
 from trainers.loading import load_trained
-from trainers.stage import load_data
 from trainers.unlabelled_dataset import PseudoLabels, shown_classes
 
 
@@ -98,7 +98,7 @@ def write_weights(arguments: ConsistencyArguments) -> int:
     if not arguments.out:
         raise UsageError("--out: not given; a folder for the weights")
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    scene_set, _ = load_data(DataArguments(data=arguments.data, split_lists=arguments.split_lists))
+    scene_set, _ = read_data(arguments.data, arguments.split_lists)
     pseudo_labels = PseudoLabels(arguments.pseudo_labels)
     scenes = [s for s in scene_set.split("train", labelled=False) if pseudo_labels.exists(s.image_id)]
     if not scenes:

@@ -31,8 +31,7 @@ from tqdm.auto import tqdm
 
 from datasets_scripts.command_line import one_line_errors
 from datasets_scripts.files import write_image, write_text
-from datasets_scripts.folder import read_folder
-from datasets_scripts.instructions.build import build_instructions
+from datasets_scripts.folder import read_data
 from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, read_image
 from metrics.ciou.ciou import intersection_and_union
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
@@ -41,6 +40,7 @@ from trainers.arguments import parse_recipe
 from trainers.baselines import MeanMask, trivial_counts
 from trainers.loading import load_trained
 from trainers.pictures import captioned, comparison, grid
+from trainers.stage import labelled_instructions
 from trainers.summary import markdown_table, summarise_records
 
 
@@ -165,13 +165,14 @@ def _captioned_comparison(image: Image.Image, target, mask, query: str) -> Image
 def run_evaluation(arguments: EvaluationArguments) -> dict:
     """Evaluates and writes the results; returns the summary."""
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    scene_set = read_folder(arguments.data, arguments.split_lists)
+    scene_set, built = read_data(arguments.data, arguments.split_lists, components=True)
     scenes = scene_set.split(arguments.split, labelled=True)[: arguments.limit]
     if not scenes:
         raise DataError(f"{arguments.data}: split {arguments.split!r} has no labelled image")
     model, processor = load_trained(arguments.model)
     model.to(accelerator.device)
-    instructions = build_instructions(scene_set, scenes, tuple(arguments.kinds), seed=0)
+    every_kind = labelled_instructions(scene_set, scenes, built, seed=0)
+    instructions = [i for i in every_kind if i.kind in arguments.kinds]
     mean_mask = MeanMask(scene_set, scene_set.split("train", labelled=True))
     records = evaluate_scenes(model, processor, scene_set, scenes, instructions, mean_mask, accelerator)
     summary = summarise_records(records)

@@ -15,11 +15,9 @@ from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 
 from datasets_scripts.command_line import UsageError
-from datasets_scripts.components import with_components
-from datasets_scripts.folder import read_folder
+from datasets_scripts.folder import read_data
 from datasets_scripts.instructions.build import KINDS, build_instructions, write_instructions
 from datasets_scripts.records import Instruction, Scene, SceneSet
-from datasets_scripts.tables import is_built, read_tables
 from modeling_cora import CoraConfig, CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.presets import cora_tiny
 
@@ -45,19 +43,11 @@ CONFIG_FIELDS = (
 ARGUMENTS = (ModelArguments, TrainedPartsArguments, DataArguments, QueryPretrainingArguments, CoraTrainingArguments)
 
 
-def load_data(arguments: DataArguments) -> tuple[SceneSet, list[Instruction] | None]:
-    """The scenes, with connected components where instances are not given; and the instructions that a built data set
-    brings along."""
-    if arguments.data and is_built(arguments.data):
-        return read_tables(arguments.data, arguments.split_lists)
-    return with_components(read_folder(arguments.data, arguments.split_lists)), None
-
-
 def labelled_instructions(
-    scene_set: SceneSet, scenes: Sequence[Scene], built: list[Instruction] | None, seed: int
+    scene_set: SceneSet, scenes: Sequence[Scene], built: Sequence[Instruction], seed: int
 ) -> list[Instruction]:
-    """Instructions of all kinds about labelled scenes: those that were built before, or new ones."""
-    if built is None:
+    """Instructions of all kinds about labelled scenes: those that the data brings, or new ones where it brings none."""
+    if not built:
         return build_instructions(scene_set, scenes, KINDS, seed)
     wanted = {scene.image_id for scene in scenes}
     return [instruction for instruction in built if instruction.image_id in wanted]
@@ -97,7 +87,7 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     types = (*ARGUMENTS, UnlabelledArguments) if trainer_class.uses_unlabelled else ARGUMENTS
     model_arguments, parts, data_arguments, pretraining, arguments, *rest = parse_recipe(types, argv)
     set_seed(arguments.seed)
-    scene_set, built = load_data(data_arguments)
+    scene_set, built = read_data(data_arguments.data, data_arguments.split_lists, components=True)
     scenes = scene_set.split("train", labelled=True)
     every_kind = labelled_instructions(scene_set, scenes, built, arguments.seed)
     if unknown := set(data_arguments.kinds) - {*KINDS, "reasoning"}:
