@@ -184,6 +184,8 @@ class Handler(BaseHTTPRequestHandler):
         try:
             # not all the same, so that replies come back in another order
             time.sleep(STATE["delay"] * (0.5 + int(key[:2], 16) / 255))
+            with LOCK:
+                STATE["running"] -= 1  # before the reply, which the next request may follow at once
             if fault and self.fail(fault, json.loads(content)):
                 return
             self.complete(answer(json.loads(content)))
@@ -191,9 +193,6 @@ class Handler(BaseHTTPRequestHandler):
                 STATE["answered"].append(key)
         except OSError:
             pass  # the other side has gone
-        finally:
-            with LOCK:
-                STATE["running"] -= 1
 
     def complete(self, content: str | None, finish: str = "stop", **message: Any) -> None:
         choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": content, **message}}

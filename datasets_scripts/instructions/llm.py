@@ -272,6 +272,7 @@ def add_rephrasings(
         keys: of the requests, one for each instruction.
     """
     result = Made([], list(made.rejected))
+    targets = _targets_of_queries(made.instructions, keys, replies)
     for instruction, key in zip(made.instructions, keys, strict=True):
         reply = replies[key]
         if isinstance(reply, Unanswered) or reply.content is None:
@@ -279,7 +280,7 @@ def add_rephrasings(
             result.reject(instruction.image_id, "rephrasings", reason, instruction.query)
             result.instructions.append(instruction)
             continue
-        kept = _usable_rephrasings(instruction, reply.content["rephrasings"], result)
+        kept = _usable_rephrasings(instruction, reply.content["rephrasings"], targets, result)
         changed = replace(instruction, rephrasings=(*instruction.rephrasings, *kept))
         if len(changed.rephrasings) < LEAST_REPHRASINGS:
             count = f"fewer than {1 + LEAST_REPHRASINGS} ways to ask: {1 + len(changed.rephrasings)}"
@@ -288,7 +289,24 @@ def add_rephrasings(
     return result
 
 
-def _usable_rephrasings(instruction: Instruction, proposed: Sequence[str], made: Made) -> list[str]:
+_Targets = dict[tuple[str, str], set[tuple[str, tuple[int, ...] | None]]]
+"""(image_id, words of a query) -> what it asks for."""
+
+
+def _targets_of_queries(
+    instructions: Sequence[Instruction], keys: Sequence[str], replies: Mapping[str, Reply | Unanswered]
+) -> _Targets:
+    targets: _Targets = {}
+    for instruction, key in zip(instructions, keys, strict=True):
+        reply = replies[key]
+        proposed = reply.content["rephrasings"] if isinstance(reply, Reply) and reply.content else ()
+        for query in (instruction.query, *instruction.rephrasings, *proposed):
+            asked = targets.setdefault((instruction.image_id, words(query)), set())
+            asked.add((instruction.class_name, instruction.instance_ids))
+    return targets
+
+
+def _usable_rephrasings(instruction: Instruction, proposed: Sequence[str], targets: _Targets, made: Made) -> list[str]:
     kept: list[str] = []
     seen = {words(query) for query in (instruction.query, *instruction.rephrasings)}
     for query in map(str.strip, proposed):
@@ -297,8 +315,10 @@ def _usable_rephrasings(instruction: Instruction, proposed: Sequence[str], made:
             problem = f"names its class: {instruction.class_name}"
         if not problem and words(query) in seen:
             problem = "same query again"
+        if not problem and len(targets[instruction.image_id, words(query)]) > 1:
+            problem = "same query for different targets"
         if problem:
-            made.reject(instruction.image_id, "rephrasings", problem, query)
+            made.reject(instruction.image_id, "rephrasings", problem, {"query": instruction.query, "rephrasing": query})
         else:
             kept.append(query)
             seen.add(words(query))

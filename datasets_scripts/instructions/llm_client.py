@@ -114,7 +114,8 @@ class Endpoint:
             text = self.scrub(str(message.get("content") or ""))
             try:
                 content = json.loads(_without_fence(text))
-            except ValueError:
+                json.dumps(content, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+            except (ValueError, RecursionError):
                 problem = f"reply is no JSON: {' '.join(text.split())[:80]!r}"
                 continue
             if wrong := schema_problem(content, request.schema):
@@ -124,7 +125,8 @@ class Endpoint:
         raise Unanswered(problem)
 
     def scrub(self, text: str) -> str:
-        return text.replace(self._key, "***")
+        """Text as it may be written down: without the key, and valid Unicode."""
+        return text.replace(self._key, "***").encode("utf-8", "replace").decode()
 
     def _message(self, body: dict[str, Any]) -> tuple[dict[str, Any] | Reply, str]:
         """The message of the first choice, with "usage" (tokens in, tokens out), and its finish reason."""

@@ -16,10 +16,15 @@ IMAGE_TOKENS = {"gpt-4o-mini": (2833, 5667), "gpt-5": (70, 140), "o1": (75, 150)
 """Beginning of a model's name -> tokens of an image, and of each of its tiles, as OpenAI's guide to vision has them."""
 OTHER_MODELS = (85, 170)
 """gpt-4o's. Open models count by patches; at the sizes sent here that comes to the same order of magnitude."""
+PATCH_TOKENS = {"gpt-4.1-mini": 1.62, "gpt-4.1-nano": 2.46, "gpt-5-mini": 1.62, "gpt-5-nano": 2.46, "o4-mini": 1.72}
+"""Models that count patches of 32 pixels, at most 1536 of them, and the tokens of a patch (from the same guide)."""
 
 
 def image_tokens(model: str, width: int, height: int) -> int:
     """OpenAI's rule for high detail: into a square of 2048, shortest side to 768 at most, then tiles of 512 pixels."""
+    per_patch = next((tokens for name, tokens in PATCH_TOKENS.items() if model.startswith(name)), None)
+    if per_patch is not None:
+        return round(min(1536, math.ceil(width / 32) * math.ceil(height / 32)) * per_patch)
     scale = min(1.0, 2048 / max(width, height))
     scale *= min(1.0, 768 / (min(width, height) * scale))
     # rounded first, so that 512.0000001 is no second tile

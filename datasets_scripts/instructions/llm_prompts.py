@@ -33,20 +33,20 @@ SYSTEM = (
     "or phrases without markup. Reply in JSON of the given form and with nothing else."
 )
 
-_MEANINGS = {
-    "left": "entirely left of the anchor",
-    "right": "entirely right of the anchor",
-    "above": "entirely higher in the picture and over the anchor; not for things that both stand on the ground",
-    "below": "entirely lower in the picture and under the anchor; not for things that both stand on the ground",
-    "higher": "entirely higher in the picture",
-    "lower": "entirely lower in the picture",
+RELATION_MEANINGS = {
+    "left": "lies entirely left of the anchor",
+    "right": "lies entirely right of the anchor",
+    "above": "lies entirely higher in the picture and over the anchor; not for things that both stand on the ground",
+    "below": "lies entirely lower in the picture and under the anchor; not for things that both stand on the ground",
+    "higher": "lies entirely higher in the picture than the anchor",
+    "lower": "lies entirely lower in the picture than the anchor",
     "front": "stands in front of the anchor, closer to the camera",
     "behind": "stands behind the anchor, farther from the camera",
-    "nearest": "of its class the one nearest to the anchor",
-    "farthest": "of its class the one farthest from the anchor",
+    "nearest": "is of its class the one nearest to the anchor",
+    "farthest": "is of its class the one farthest from the anchor",
     "larger": "covers at least 1.5 times the anchor's area in the picture",
     "smaller": "covers at most two thirds of the anchor's area in the picture",
-    "inside": "surrounded by the anchor on every side",
+    "inside": "is surrounded by the anchor on every side",
     "touching": "borders on the anchor in the picture",
 }
 """What `relations.RELATIONS` decides by, in words."""
@@ -76,7 +76,7 @@ def conditional_request(
             "First describe the target and the anchor by what the picture shows. Then write "
             f"{QUERIES} question-answer pairs. Each question asks for the target by exactly one spatial relation to "
             "the anchor, names both, and fits no other object of the target's class. State the relation:",
-            *(f"- {name}: the target is {_MEANINGS[name]}" for name in PAIR_RELATIONS),
+            *(f"- {name}: the target {RELATION_MEANINGS[name]}" for name in PAIR_RELATIONS),
             "The relations under measured_relations are known to be true; prefer them, and use another only where it "
             "is beyond doubt.",
         ]
