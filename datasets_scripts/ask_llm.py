@@ -152,6 +152,8 @@ _positive.__name__, _not_negative.__name__, _positive_float.__name__ = "positive
 
 
 def _check(given: Namespace) -> None:
+    if given.out.is_dir():
+        raise UsageError(f"out {given.out}: is a folder; the name of a file would be right")
     if (given.price_in is None) != (given.price_out is None):
         raise UsageError("price_in and price_out: either both or none")
     if given.budget is not None and given.price_in is None:

@@ -95,6 +95,9 @@ def test_a_further_check_decides_what_is_accepted(tmp_path):
     assert len(made.instructions) == 1 and not made.rejected
     made = read_replies(questions[:1], replies, scene_set, lambda each: "too dull: really")
     assert not made.instructions and [line["reason"] for line in made.rejected] == ["too dull"]
+    replies[questions[0].key] = Reply({"target": "t", "queries": []})
+    assert [line["reason"] for line in read_replies(questions[:1], replies, scene_set).rejected] == ["no query"]
+    replies[questions[0].key] = Reply(said)
     # the same words for every target of a scene: nobody can know which one is meant
     made = read_replies(questions, replies, scene_set)
     assert not made.instructions and {line["reason"] for line in made.rejected} == {"same query for different targets"}

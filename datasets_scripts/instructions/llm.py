@@ -174,7 +174,10 @@ def _instructions(
         made.reject(image_id, kind, reason)
         return
     content = reply.content
-    for said in content["pairs" if conditional else "queries"]:
+    proposed = content["pairs" if conditional else "queries"]
+    if not proposed:
+        made.reject(image_id, kind, "no query", content)
+    for said in proposed:
         query, answer = (said["question" if conditional else "query"].strip(), said["answer"].strip())
         problem, fields = query_problem(query) or answer_problem(answer), {}
         if not problem:
