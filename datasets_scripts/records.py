@@ -199,7 +199,7 @@ class Instruction:
         claim: what the query says of its target, by name: a relation to the anchors ("left", `relations.py`) or what
             the target alone has ("largest", "red", `attribute.py`); empty = nothing that masks could decide.
         anchors: of a conditional query; two for "between".
-        facts: the measured numbers that make the claim true.
+        facts: the measured numbers that make the claim true; under "said" what a language model said of it.
         source: "rules", "people" (the data set's annotators), or the language model that wrote the query.
     """
 

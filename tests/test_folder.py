@@ -305,7 +305,7 @@ def test_coco_json_that_contradicts_other_files(coco):
 def test_readers_by_name(folder):
     assert set(READERS) >= {"cityscapes", "camvid", "pannuke", "consep", "reasonseg", "refcoco", "folder"}
     assert read_data(folder, name="folder") == (read_folder(folder), [])
-    with pytest.raises(DataError, match="data set 'kitti' is not one of cityscapes, camvid"):
+    with pytest.raises(DataError, match="data set 'kitti' is not one of tables, cityscapes, camvid"):
         read_data(folder, name="kitti")
     with pytest.raises(DataError, match=r"no leftImg8bit/SPLIT"):
         read_data(folder, name="camvid")

@@ -32,10 +32,12 @@ def test_scripts_recipes_and_options_exist():
     assert paths
     for path in paths:
         assert (ROOT / path).exists(), path
-    for module in re.findall(r"python -m (modeling_cora\.\w+)", commands):
+    for module in re.findall(r"python -m ((?:modeling_cora|datasets_scripts)\.\w+)", commands):
         assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists(), module
     sources = "\n".join(
-        path.read_text() for house in ("trainers", "modeling_cora") for path in (ROOT / house).glob("*.py")
+        path.read_text()
+        for house in ("trainers", "modeling_cora", "datasets_scripts")
+        for path in (ROOT / house).glob("*.py")
     )
     for option in re.findall(r"--([a-z_-]+)", commands):
         assert option in sources, option
