@@ -29,6 +29,14 @@ MAX_LOOSE = 1 / 10_000
 its single instances."""
 
 
+ONE_PIECE = 0.9
+"""A mass is one piece if this fraction of its pixels is: the rest moves no edge (`EDGE`)."""
+
+BRIDGED = 0.01
+"""Parts of a mass belong together where every pixel between them is closer to both than this fraction of the image's
+height: a pole hides what is behind it and does not cut it."""
+
+
 @dataclass(frozen=True, eq=False)
 class SceneObject:
     """One instance, or a whole class (`id` None), as its pixels show it.
@@ -173,6 +181,13 @@ class SceneObjects:
                 crop = mask[top:bottom, left:right]
                 self._wholes[class_id] = SceneObject(None, class_id, (top, left, bottom, right), crop)
         return self._wholes[class_id]
+
+    def one_piece(self, class_id: int) -> bool:
+        """Whether a mass lies in one place and not, say, on both sides of a street."""
+        mask = self.labels == class_id
+        steps = max(1, round(BRIDGED * self.height))
+        parts, count = ndimage.label(ndimage.binary_dilation(mask, np.ones((3, 3), bool), steps), np.ones((3, 3)))
+        return bool(np.bincount(parts[mask], minlength=count + 1).max() >= ONE_PIECE * mask.sum())
 
     def instance(self, class_id: int, instance_id: int) -> SceneObject | None:
         """One instance by its id; None where there is none of this class."""
