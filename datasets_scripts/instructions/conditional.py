@@ -66,6 +66,13 @@ class ConditionalClaim:
         )
 
 
+def name_of(semantic_class: SemanticClass, claim: Claim | None) -> str:
+    """ "largest car", or "car" where no claim is needed."""
+    if claim is None:
+        return semantic_class.name
+    return claim.phrases[0].format(target=semantic_class.name).removeprefix("the ")
+
+
 def named_objects(scene: SceneObjects) -> list[NamedObject]:
     """Everything that can be an anchor, each object once, by the first name it gets."""
     found: list[NamedObject] = []
@@ -85,8 +92,7 @@ def named_objects(scene: SceneObjects) -> list[NamedObject]:
             for claim in attribute_claims(scene):
                 if picked := single_out(claim, candidates, (), scene):
                     target = picked[0][0]
-                    phrase = claim.phrases[0].format(target=name).removeprefix("the ")
-                    named.setdefault(target.id, NamedObject(phrase, claim.name, target))
+                    named.setdefault(target.id, NamedObject(name_of(semantic_class, claim), claim.name, target))
             found += named.values()
     return found
 
