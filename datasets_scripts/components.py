@@ -1,4 +1,4 @@
-"""Instances where a data set gives none: the connected components of each class."""
+"""Instances where a data set gives none: the connected components of each mass."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ NEIGHBOURS = np.ones((3, 3), bool)
 class ComponentMap:
     """The instance map of a scene's label map, and of its given instances where there are any (a `StoredImage`).
 
-    Pixels of instances that are given keep their ids. Other classes are cut into connected components, numbered on
-    from there class by class; but where a scene has an instance map, a class that one can count has its instances in
-    it, and other pixels of it are crowds. Two objects of a class that touch are one component.
+    Pixels of instances that are given keep their ids. Masses are cut into connected components, numbered on from there
+    class by class. A class that one can count is not: a row of parked cars is one component and a car behind a pole is
+    two, so its objects are those that are given, and other pixels of it are crowds.
     """
 
     scene_set: SceneSet
@@ -35,7 +35,7 @@ class ComponentMap:
         given = planes.max(0)
         result = planes.copy()
         last = int(given.max(initial=0))
-        counted = {c.id for c in self.scene_set.classes if c.noun} if instances is not None else set()
+        counted = {c.id for c in self.scene_set.classes if c.noun}
         for class_id in np.unique(labels).tolist():
             own = labels == class_id
             if class_id == IGNORE_INDEX or class_id in counted or given[own].any():
@@ -49,7 +49,14 @@ class ComponentMap:
 
 
 def with_components(scene_set: SceneSet) -> SceneSet:
-    """The same scenes, each labelled one with an instance map."""
+    """The same scenes, each labelled one with an instance map.
+
+    Where no scene had one, nobody knows how many objects there are, and no class is one that can be counted: "the car
+    left of the pole" then means every car there, as "the car" means all cars.
+    """
+    known = any(scene.instance_map is not None for scene in scene_set.scenes)
+    classes = scene_set.classes if known else tuple(replace(c, noun="") for c in scene_set.classes)
+    scene_set = replace(scene_set, classes=classes)
     scenes = [
         replace(scene, instance_map=ComponentMap(scene_set, scene)) if scene.labelled else scene
         for scene in scene_set.scenes
