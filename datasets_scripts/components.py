@@ -1,4 +1,4 @@
-"""Instances where a data set gives none: the connected components of each mass."""
+"""Instances where a data set gives none: the patches of each mass."""
 
 from __future__ import annotations
 
@@ -13,13 +13,24 @@ from .records import IGNORE_INDEX, DataError, Scene, SceneSet
 NEIGHBOURS = np.ones((3, 3), bool)
 """Pixels that touch at a corner belong together."""
 
+BRIDGED = 0.01
+"""Parts of a mass that are nearer to each other than twice this fraction of the image's height are one patch: a pole
+hides what is behind it and does not cut it."""
+
+
+def patches(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """The patches of a mass, as `scipy.ndimage.label` gives them: int32 (H, W), 0 = outside, and their number."""
+    steps = max(1, round(BRIDGED * mask.shape[0]))
+    found, count = ndimage.label(ndimage.binary_dilation(mask, NEIGHBOURS, steps), NEIGHBOURS)
+    return np.where(mask, found, 0), count
+
 
 @dataclass(frozen=True)
 class ComponentMap:
     """The instance map of a scene's label map, and of its given instances where there are any (a `StoredImage`).
 
-    Pixels of instances that are given keep their ids. Masses are cut into connected components, numbered on from there
-    class by class. A class that one can count is not: a row of parked cars is one component and a car behind a pole is
+    Pixels of instances that are given keep their ids. Masses are cut into `patches`, numbered on from there class by
+    class. A class that one can count is not: a row of parked cars is one component and a car behind a pole is
     two, so its objects are those that are given, and other pixels of it are crowds.
     """
 
@@ -27,7 +38,7 @@ class ComponentMap:
     scene: Scene
 
     def __str__(self) -> str:
-        return f"{self.scene.label_map} (connected components)"
+        return f"{self.scene.label_map} (patches)"
 
     def open(self) -> Image.Image:
         labels, instances = self.scene_set.read_maps(self.scene)
@@ -40,7 +51,7 @@ class ComponentMap:
             own = labels == class_id
             if class_id == IGNORE_INDEX or class_id in counted or given[own].any():
                 continue
-            components, count = ndimage.label(own, NEIGHBOURS)
+            components, count = patches(own)
             result[0][own] = components[own] + last
             last += count
         if last > np.iinfo(np.uint16).max:

@@ -140,7 +140,7 @@ def test_attributes_hold_for_exactly_one_instance_and_mirror_with_the_image(seed
 def attributes_of(labels, instances, facts):
     """{(instance id, attribute)} of the cars."""
     objects = SceneObjects((ROAD, CAR), labels, instances, facts=facts)
-    found = [(c.name, single_out(c, objects.of_class(2), (), objects)) for c in attribute_claims(objects)]
+    found = [(c.name, single_out(c, objects.of_class(2), (), objects)) for c in attribute_claims(objects, CAR)]
     return {(picked[0][0].id, name) for name, picked in found if picked}
 
 

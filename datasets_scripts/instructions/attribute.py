@@ -108,17 +108,23 @@ ATTRIBUTES: dict[str, Claim] = {
 """By name; colours besides (`colour_claim`)."""
 
 
-def colour_claim(colour: str) -> Claim:
-    """The claim that one instance alone is of this colour."""
-    return Claim(
-        colour, (f"the {colour} {{target}}", f"the {{target}} that is {colour}"), partial(_colour, colour=colour)
-    )
+PEOPLE = frozenset({"person", "rider", "pedestrian", "people", "cyclist", "motorcyclist"})
+"""Names of classes whose colour is that of their clothes."""
 
 
-def attribute_claims(scene: SceneObjects) -> list[Claim]:
-    """What instances of this scene could be singled out by."""
+def colour_claim(colour: str, clothes: bool = False) -> Claim:
+    """The claim that one instance alone is of this colour; of people, that it wears it."""
+    phrases = (f"the {colour} {{target}}", f"the {{target}} that is {colour}")
+    if clothes:
+        phrases = (f"the {{target}} dressed in {colour}", f"the {{target}} who wears {colour}")
+    return Claim(colour, phrases, partial(_colour, colour=colour))
+
+
+def attribute_claims(scene: SceneObjects, semantic_class: SemanticClass) -> list[Claim]:
+    """What instances of a class could be singled out by in this scene."""
     known = sorted({fact["colour"] for fact in scene.facts.values() if "colour" in fact})
-    return [*ATTRIBUTES.values(), *map(colour_claim, known or COLOURS)]
+    clothes = semantic_class.name in PEOPLE
+    return [*ATTRIBUTES.values(), *(colour_claim(colour, clothes) for colour in known or COLOURS)]
 
 
 def attribute_queries(semantic_class: SemanticClass) -> tuple[str, ...]:

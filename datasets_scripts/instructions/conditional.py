@@ -89,7 +89,7 @@ def named_objects(scene: SceneObjects) -> list[NamedObject]:
                 found.append(NamedObject(name, "", candidates[0]))
         else:
             named: dict[int | None, NamedObject] = {}
-            for claim in attribute_claims(scene):
+            for claim in attribute_claims(scene, semantic_class):
                 if picked := single_out(claim, candidates, (), scene):
                     target = picked[0][0]
                     named.setdefault(target.id, NamedObject(name_of(semantic_class, claim), claim.name, target))

@@ -13,6 +13,7 @@ from functools import cache, cached_property
 import numpy as np
 from scipy import ndimage
 
+from ..components import patches
 from ..records import IGNORE_INDEX, Scene, SceneSet, SemanticClass, read_image
 from .colours import colour_fractions
 
@@ -29,12 +30,8 @@ MAX_LOOSE = 1 / 10_000
 its single instances."""
 
 
-ONE_PIECE = 0.9
-"""A mass is one piece if this fraction of its pixels is: the rest moves no edge (`EDGE`)."""
-
-BRIDGED = 0.01
-"""Parts of a mass belong together where every pixel between them is closer to both than this fraction of the image's
-height: a pole hides what is behind it and does not cut it."""
+ONE_PIECE = 0.97
+"""A mass lies in one place if this fraction of its pixels is one patch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,9 +182,7 @@ class SceneObjects:
     def one_piece(self, class_id: int) -> bool:
         """Whether a mass lies in one place and not, say, on both sides of a street."""
         mask = self.labels == class_id
-        steps = max(1, round(BRIDGED * self.height))
-        parts, count = ndimage.label(ndimage.binary_dilation(mask, np.ones((3, 3), bool), steps), np.ones((3, 3)))
-        return bool(np.bincount(parts[mask], minlength=count + 1).max() >= ONE_PIECE * mask.sum())
+        return bool(np.bincount(patches(mask)[0][mask]).max() >= ONE_PIECE * mask.sum())
 
     def instance(self, class_id: int, instance_id: int) -> SceneObject | None:
         """One instance by its id; None where there is none of this class."""

@@ -25,6 +25,9 @@ QUALITY = 82
 SMALL = 0.004
 """Fraction of the picture below which a region gets a frame, so that eyes find it."""
 
+MAX_FRAME = 0.02
+"""Fraction of the picture above which a frame would surround more than it shows."""
+
 Colour = tuple[int, int, int]
 TARGET: Colour = (213, 94, 0)
 ANCHORS: tuple[Colour, ...] = ((0, 114, 178), (230, 190, 0))  # with the target's, of Okabe and Ito (2008)
@@ -183,12 +186,14 @@ def drawn_regions(image: Image.Image, regions: Sequence[tuple[Colour, np.ndarray
             edge &= (rows + columns) // 7 % 3 < 2
         canvas[halo] = 0.4 * canvas[halo] + 0.6 * 255
         canvas[edge] = colour
-        if 0 < region.mean() < SMALL:
+        if region.any() and region.mean() < SMALL:
             place = np.nonzero(region)
-            frames.append((colour, dashed, [int(v) for axis in place[::-1] for v in (axis.min(), axis.max())]))
+            left, right, top, bottom = (int(v) for axis in place[::-1] for v in (axis.min(), axis.max()))
+            if (right - left) * (bottom - top) < MAX_FRAME * region.size:
+                frames.append((colour, (left, right, top, bottom)))
     picture = Image.fromarray(np.rint(canvas).clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(picture)
-    for colour, _, (left, right, top, bottom) in frames:
+    for colour, (left, right, top, bottom) in frames:
         draw.rectangle((left - 9, top - 9, right + 9, bottom + 9), outline=(255, 255, 255), width=4)
         draw.rectangle((left - 8, top - 8, right + 8, bottom + 8), outline=colour, width=2)
     return picture

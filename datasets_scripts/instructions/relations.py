@@ -20,6 +20,8 @@ GAP = 0.01
 between the edges."""
 OVERLAP = 0.5
 """`above`, `below`, `front`, `behind`: at least this fraction of the narrower one's columns is shared."""
+WIDE = 0.5
+"""`left`, `right`: a mass that spans more than this fraction of the image's width has no side (the sky)."""
 DEPTH = 0.03
 """`front`, `behind`: the ground contacts are this fraction of the image's height apart."""
 NEARER, NEARER_GAP = 1.3, 0.01
@@ -51,6 +53,8 @@ def _shared_columns(one: SceneObject, other: SceneObject) -> float:
 def _left(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
     (anchor,) = anchors
     gap = (anchor.left - target.right - 1) / scene.width
+    if _is_wide(anchor, scene):
+        return Verdict.UNCLEAR, {}
     facts = {"target_right": round(target.right / scene.width, 4), "anchor_left": round(anchor.left / scene.width, 4)}
     false = target.centre[1] >= anchor.centre[1] if scene.counted(target.class_id) else target.left >= anchor.left
     return verdict(gap >= GAP, false), facts
@@ -59,9 +63,15 @@ def _left(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject],
 def _right(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
     (anchor,) = anchors
     gap = (target.left - anchor.right - 1) / scene.width
+    if _is_wide(anchor, scene):
+        return Verdict.UNCLEAR, {}
     facts = {"target_left": round(target.left / scene.width, 4), "anchor_right": round(anchor.right / scene.width, 4)}
     false = target.centre[1] <= anchor.centre[1] if scene.counted(target.class_id) else target.right <= anchor.right
     return verdict(gap >= GAP, false), facts
+
+
+def _is_wide(anchor: SceneObject, scene: SceneObjects) -> bool:
+    return not scene.counted(anchor.class_id) and anchor.right - anchor.left + 1 > WIDE * scene.width
 
 
 def _higher(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:

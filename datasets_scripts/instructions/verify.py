@@ -209,7 +209,7 @@ def _anchors(
             return [], [*reasons, f"anchor is more than one object: instances {anchor.instance_ids}"]
         if tuple(anchor.box) != place.box:
             reasons.append(f"anchor's box is wrong: {tuple(anchor.box)}, not {place.box}")
-        claim = next((c for c in attribute_claims(objects) if c.name == claim_name), None)
+        claim = next((c for c in attribute_claims(objects, semantic_class) if c.name == claim_name), None)
         name = name_of(semantic_class, claim)
         if (claim is None) != (claim_name == "") or not _is_alone(objects, place, claim):
             reasons.append(f"anchor is not the only one of its name: {name!r}")
@@ -256,7 +256,7 @@ def _claim_and_wording(
     if conditional:
         claim = RELATIONS.get(instruction.claim)
     else:
-        claim = next((c for c in attribute_claims(objects) if c.name == instruction.claim), None)
+        claim = next((c for c in attribute_claims(objects, target_class) if c.name == instruction.claim), None)
     if claim is None or instruction.kind == "semantic":
         return [f"claim is unknown: {instruction.claim!r}"]
     if len(named) != claim.anchors:
