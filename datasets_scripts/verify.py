@@ -27,7 +27,7 @@ from .folder import read_folder
 from .instructions.build import read_instructions, write_instructions
 from .instructions.preview import write_preview
 from .instructions.statistics import markdown_table, statistics, statistics_table
-from .instructions.verify import check_scene
+from .instructions.verify import check_scene, wrong_type
 from .records import DataError, Instruction, SceneSet
 
 _INSTRUCTIONS, _REJECTED = "instructions.jsonl", "rejected.jsonl"
@@ -49,6 +49,9 @@ def read_set(
     if not directory.is_dir():
         raise DataError(f"{directory}: no such folder")
     instructions = read_instructions(directory / _INSTRUCTIONS)
+    for number, instruction in enumerate(instructions, start=1):
+        if wrong := wrong_type(instruction):
+            raise DataError(f"{directory / _INSTRUCTIONS}:{number}: {wrong} is not of its type")
     return with_components(read_folder(data or directory, split_lists)), instructions
 
 

@@ -369,3 +369,10 @@ def test_rejected_instructions_can_be_read_again(folder):
     program.drop(path, true, [["claim is false: x"], *[[] for _ in true[1:]]])
     (line,) = (path / "rejected.jsonl").read_text().splitlines()
     assert json.loads(line)["instruction"] == json.loads(json.dumps(asdict(true[0])))
+
+
+def test_a_field_of_the_wrong_type_is_bad_input_and_named(folder):
+    path, true = folder
+    write_instructions(path / "instructions.jsonl", [true[0], replace(true[1], rephrasings=(5,))])
+    with pytest.raises(DataError, match=r"instructions\.jsonl:2: rephrasings is not of its type"):
+        program.read_set(path)

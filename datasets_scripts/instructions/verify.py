@@ -50,7 +50,7 @@ def check_instruction(scene_set: SceneSet, scene: Scene, objects: SceneObjects, 
         scene: the one that the instruction names, labelled.
         objects: of this scene.
     """
-    if wrong := _wrong_types(instruction):
+    if wrong := wrong_type(instruction):
         return [f"field is not of its type: {wrong}"]
     if instruction.image_id != scene.image_id:
         return [f"image is another one: {instruction.image_id}, not {scene.image_id}"]
@@ -74,7 +74,7 @@ def check_instruction(scene_set: SceneSet, scene: Scene, objects: SceneObjects, 
 
 def contradictions(instructions: Sequence[Instruction]) -> list[list[str]]:
     """For each instruction of one scene: whether another one asks the same and has another target, or is the same."""
-    readable = [i for i in instructions if not _wrong_types(i)]
+    readable = [i for i in instructions if not wrong_type(i)]
     asked: dict[str, set[tuple[Any, ...]]] = {}
     for instruction in readable:
         for query in queries_of(instruction):
@@ -83,7 +83,7 @@ def contradictions(instructions: Sequence[Instruction]) -> list[list[str]]:
     seen: set[tuple[Any, ...]] = set()
     for instruction in instructions:
         reasons.append([])
-        if _wrong_types(instruction):
+        if wrong_type(instruction):
             continue
         if found := [q for q in queries_of(instruction) if len(asked[folded(q)]) > 1]:
             reasons[-1].append(f"query has two targets in one image: {found[0]!r}")
@@ -118,8 +118,8 @@ def _target_of(instruction: Instruction) -> tuple[Any, ...]:
     return instruction.class_name, None if ids is None else tuple(sorted(ids))
 
 
-def _wrong_types(instruction: Instruction) -> str:
-    """The first field that is not what it is declared to be; JSON may hold anything."""
+def wrong_type(instruction: Instruction) -> str:
+    """The first field that is not what it is declared to be, or ""; JSON may hold anything."""
     for name in ("image_id", "kind", "class_name", "query", "answer", "claim", "source"):
         if not isinstance(getattr(instruction, name), str):
             return name
