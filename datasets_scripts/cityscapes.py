@@ -183,7 +183,7 @@ _ATTRIBUTES: dict[str, tuple[str, ...]] = {
 _NOUNS = {
     "person": "human being on foot",
     "rider": "human being in the saddle",
-    "car": "small passenger vehicle with four wheels",
+    "car": "passenger vehicle with four wheels",
     "truck": "lorry",
     "bus": "coach for many passengers",
     "train": "vehicle on rails",

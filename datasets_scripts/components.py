@@ -1,4 +1,4 @@
-"""Instances where a data set gives none: the connected components of each class."""
+"""Instances where a data set gives none: the patches of each mass."""
 
 from __future__ import annotations
 
@@ -13,21 +13,32 @@ from .records import IGNORE_INDEX, DataError, Scene, SceneSet
 NEIGHBOURS = np.ones((3, 3), bool)
 """Pixels that touch at a corner belong together."""
 
+BRIDGED = 0.01
+"""Parts of a mass that are nearer to each other than twice this fraction of the image's height are one patch: a pole
+hides what is behind it and does not cut it."""
+
+
+def patches(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """The patches of a mass, as `scipy.ndimage.label` gives them: int32 (H, W), 0 = outside, and their number."""
+    steps = max(1, round(BRIDGED * mask.shape[0]))
+    found, count = ndimage.label(ndimage.binary_dilation(mask, NEIGHBOURS, steps), NEIGHBOURS)
+    return np.where(mask, found, 0), count
+
 
 @dataclass(frozen=True)
 class ComponentMap:
     """The instance map of a scene's label map, and of its given instances where there are any (a `StoredImage`).
 
-    Pixels of instances that are given keep their ids. Other classes are cut into connected components, numbered on
-    from there class by class; but where a scene has an instance map, a class that one can count has its instances in
-    it, and other pixels of it are crowds. Two objects of a class that touch are one component.
+    Pixels of instances that are given keep their ids. Masses are cut into `patches`, numbered on from there class by
+    class. A class that one can count is not: a row of parked cars is one component and a car behind a pole is
+    two, so its objects are those that are given, and other pixels of it are crowds.
     """
 
     scene_set: SceneSet
     scene: Scene
 
     def __str__(self) -> str:
-        return f"{self.scene.label_map} (connected components)"
+        return f"{self.scene.label_map} (patches)"
 
     def open(self) -> Image.Image:
         labels, instances = self.scene_set.read_maps(self.scene)
@@ -35,12 +46,12 @@ class ComponentMap:
         given = planes.max(0)
         result = planes.copy()
         last = int(given.max(initial=0))
-        counted = {c.id for c in self.scene_set.classes if c.noun} if instances is not None else set()
+        counted = {c.id for c in self.scene_set.classes if c.noun}
         for class_id in np.unique(labels).tolist():
             own = labels == class_id
             if class_id == IGNORE_INDEX or class_id in counted or given[own].any():
                 continue
-            components, count = ndimage.label(own, NEIGHBOURS)
+            components, count = patches(own)
             result[0][own] = components[own] + last
             last += count
         if last > np.iinfo(np.uint16).max:
@@ -49,7 +60,14 @@ class ComponentMap:
 
 
 def with_components(scene_set: SceneSet) -> SceneSet:
-    """The same scenes, each labelled one with an instance map."""
+    """The same scenes, each labelled one with an instance map.
+
+    Where no scene had one, nobody knows how many objects there are, and no class is one that can be counted: "the car
+    left of the pole" then means every car there, as "the car" means all cars.
+    """
+    known = any(scene.instance_map is not None for scene in scene_set.scenes)
+    classes = scene_set.classes if known else tuple(replace(c, noun="") for c in scene_set.classes)
+    scene_set = replace(scene_set, classes=classes)
     scenes = [
         replace(scene, instance_map=ComponentMap(scene_set, scene)) if scene.labelled else scene
         for scene in scene_set.scenes

@@ -80,7 +80,7 @@ def test_no_attribute_query_names_its_class(scene_set):
 
 @pytest.mark.parametrize("semantic_class", cityscapes.CLASSES, ids=lambda c: c.name)
 def test_cityscapes_attributes_are_many_and_name_no_class(semantic_class):
-    assert len(attribute_queries(semantic_class)) >= 48
+    assert len(attribute_queries(semantic_class)) >= 47
     assert len(class_queries(semantic_class, "semantic")) >= 12
     stems = semantic_class.name.split()
     forms = [f for s in stems for f in (s, s + "s", s + "es", s[:-1] + "ies", "people" if s == "person" else s)]
@@ -140,7 +140,7 @@ def test_attributes_hold_for_exactly_one_instance_and_mirror_with_the_image(seed
 def attributes_of(labels, instances, facts):
     """{(instance id, attribute)} of the cars."""
     objects = SceneObjects((ROAD, CAR), labels, instances, facts=facts)
-    found = [(c.name, single_out(c, objects.of_class(2), (), objects)) for c in attribute_claims(objects)]
+    found = [(c.name, single_out(c, objects.of_class(2), (), objects)) for c in attribute_claims(objects, CAR)]
     return {(picked[0][0].id, name) for name, picked in found if picked}
 
 

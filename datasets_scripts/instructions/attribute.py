@@ -18,7 +18,7 @@ from .objects import SceneObject, SceneObjects
 TEMPLATES: tuple[str, ...] = (
     "{phrase}",
     "Segment {phrase}.",
-    "Where is {phrase}?",
+    "Where can I see {phrase}?",
     "Please mark {phrase}.",
     "Can you find {phrase} in this picture?",
     "Show me {phrase}.",
@@ -108,35 +108,47 @@ ATTRIBUTES: dict[str, Claim] = {
 """By name; colours besides (`colour_claim`)."""
 
 
-def colour_claim(colour: str) -> Claim:
-    """The claim that one instance alone is of this colour."""
-    return Claim(
-        colour, (f"the {colour} {{target}}", f"the {{target}} that is {colour}"), partial(_colour, colour=colour)
-    )
+PEOPLE = frozenset({"person", "rider", "pedestrian", "people", "cyclist", "motorcyclist"})
+"""Names of classes whose colour is that of their clothes."""
 
 
-def attribute_claims(scene: SceneObjects) -> list[Claim]:
-    """What instances of this scene could be singled out by."""
+def colour_claim(colour: str, clothes: bool = False) -> Claim:
+    """The claim that one instance alone is of this colour; of people, that it wears it."""
+    phrases = (f"the {colour} {{target}}", f"the {{target}} that is {colour}")
+    if clothes:
+        phrases = (f"the {{target}} dressed in {colour}", f"the {{target}} who wears {colour}")
+    return Claim(colour, phrases, partial(_colour, colour=colour))
+
+
+def attribute_claims(scene: SceneObjects, semantic_class: SemanticClass) -> list[Claim]:
+    """What instances of a class could be singled out by in this scene."""
     known = sorted({fact["colour"] for fact in scene.facts.values() if "colour" in fact})
-    return [*ATTRIBUTES.values(), *map(colour_claim, known or COLOURS)]
+    clothes = semantic_class.name in PEOPLE
+    return [*ATTRIBUTES.values(), *(colour_claim(colour, clothes) for colour in known or COLOURS)]
 
 
 def attribute_queries(semantic_class: SemanticClass) -> tuple[str, ...]:
     """All phrasings that ask for every pixel of a class without its name; none where it has no attributes."""
-    return _phrasings(phrase for phrase in semantic_class.attributes if not names_class(phrase, semantic_class.name))
+    return tuple(text for text in phrasings(semantic_class.attributes) if not names_class(text, semantic_class.name))
 
 
 def instance_queries(semantic_class: SemanticClass, claim: Claim) -> tuple[str, ...]:
     """All phrasings of a claim about one instance; none where the class has no noun to describe it by."""
-    noun = semantic_class.noun
-    if not noun or names_class(noun, semantic_class.name):
+    if not semantic_class.noun:
         return ()
-    return _phrasings(phrase.format(target=noun) for phrase in claim.phrases)
+    texts = phrasings(phrase.format(target=semantic_class.noun) for phrase in claim.phrases)
+    return tuple(text for text in texts if not names_class(text, semantic_class.name))
 
 
-def _phrasings(phrases: Iterable[str]) -> tuple[str, ...]:
+def phrasings(phrases: Iterable[str]) -> tuple[str, ...]:
+    """Every template with every noun phrase, but for those that would speak of the picture twice."""
     phrases = tuple(phrases)
-    return tuple(template.format(phrase=phrase) for template in TEMPLATES for phrase in phrases)
+    return tuple(
+        template.format(phrase=phrase)
+        for template in TEMPLATES
+        for phrase in phrases
+        if not ("picture" in template and re.search(r"\b(picture|image)\b", phrase))
+    )
 
 
 def names_class(phrase: str, class_name: str) -> bool:

@@ -70,7 +70,7 @@ def scene_instructions(scene_set: SceneSet, scene: Scene, kinds: Sequence[Kind],
         if "attribute" not in kinds or not objects.counted(semantic_class.id):
             continue
         candidates = objects.of_class(semantic_class.id)
-        for claim in attribute_claims(objects):
+        for claim in attribute_claims(objects, semantic_class):
             if picked := single_out(claim, candidates, (), objects):
                 targets, facts = picked
                 made.append(

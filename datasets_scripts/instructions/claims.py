@@ -57,24 +57,31 @@ def single_out(
 ) -> tuple[tuple[SceneObject, ...], dict[str, Any]] | None:
     """What the claim picks from the candidates, which are of one class; None where that is not clear, or nothing.
 
-    Of things that one can count that is a single one; of a mass it is all patches for which the claim is true. It must
-    be false of something, unless it has anchors: "the largest" of one says nothing.
+    Of things that one can count that is a single one; of a mass it is all patches for which the claim is true, and it
+    must be false of a visible one: "the sky higher up than the road" says no more than "the sky". Of a single thing
+    nothing is said without an anchor ("the largest").
+
+    Returns:
+        The targets, and the facts of the largest of them.
     """
     rivals = [c for c in candidates if not any(c is a for a in anchors)]
     if not rivals or (not claim.anchors and len(rivals) < 2):
         return None
-    true, unclear, facts = [], 0, {}
+    true, unclear, excluded = [], 0, False
+    facts: dict[int | None, dict[str, Any]] = {}
     for candidate in rivals:
         decision, numbers = claim.decide(candidate, [r for r in rivals if r is not candidate], anchors, scene)
         if decision is Verdict.UNCLEAR:
             unclear += candidate.area
         elif decision is Verdict.TRUE:
-            facts = facts or numbers
+            facts[candidate.id] = numbers
             true.append(candidate)
+        else:
+            excluded = excluded or scene.visible(candidate)
     area = sum(target.area for target in true)
     if scene.counted(rivals[0].class_id):
         if len(true) != 1 or unclear or not scene.visible(true[0]):
             return None
-    elif not any(scene.visible(target) for target in true) or unclear > MAX_UNCLEAR * area:
+    elif not any(scene.visible(target) for target in true) or unclear > MAX_UNCLEAR * area or not excluded:
         return None
-    return tuple(true), facts
+    return tuple(true), facts[max(true, key=lambda target: target.area).id]

@@ -21,8 +21,8 @@ def colour_fractions(pixels: np.ndarray, mask: np.ndarray) -> dict[str, float]:
 
     Args:
         pixels: uint8 RGB (h, w, 3).
-        mask: bool (h, w), the object. Its outermost pixels, mixed with what lies behind, are left out where others
-            remain.
+        mask: bool (h, w), the object. Its outermost pixels, mixed with what lies behind, are left out where at
+            least a quarter of it remains.
     """
     inner = ndimage.binary_erosion(mask)
     rgb = pixels[inner if inner.sum() >= mask.sum() / 4 else mask].astype(np.float64) / 255

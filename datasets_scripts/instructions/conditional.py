@@ -1,7 +1,7 @@
 """Conditional queries: "the {target} to the left of the {anchor}", true of their target and of nothing else.
 
 An anchor is something that the query can name without a second thought: the only instance of its class, an instance
-that an attribute singles out ("the largest car"), or all of a class ("the building").
+that an attribute singles out ("the largest car"), or all of a mass that lies in one place ("the sky").
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import combinations
 from typing import Any
 
 from ..records import Anchor, SemanticClass
-from .attribute import TEMPLATES, attribute_claims
+from .attribute import attribute_claims, phrasings
 from .claims import Claim, single_out
 from .objects import SceneObject, SceneObjects
 from .relations import RELATIONS
@@ -51,8 +51,8 @@ class ConditionalClaim:
     def queries(self, target_class: SemanticClass) -> tuple[str, ...]:
         """All phrasings."""
         anchor, other = (*[a.name for a in self.anchors], "")[:2]
-        phrases = [p.format(target=target_class.name, anchor=anchor, other=other) for p in self.relation.phrases]
-        return tuple(template.format(phrase=phrase) for template in TEMPLATES for phrase in phrases)
+        names = {"target": target_class.name, "anchor": anchor, "other": other}
+        return phrasings(phrase.format(**names) for phrase in self.relation.phrases)
 
     def records(self, scene: SceneObjects) -> tuple[Anchor, ...]:
         """The anchors as an `Instruction` keeps them."""
@@ -66,6 +66,13 @@ class ConditionalClaim:
         )
 
 
+def name_of(semantic_class: SemanticClass, claim: Claim | None) -> str:
+    """ "largest car", or "car" where no claim is needed."""
+    if claim is None:
+        return semantic_class.name
+    return claim.phrases[0].format(target=semantic_class.name).removeprefix("the ")
+
+
 def named_objects(scene: SceneObjects) -> list[NamedObject]:
     """Everything that can be an anchor, each object once, by the first name it gets."""
     found: list[NamedObject] = []
@@ -75,18 +82,17 @@ def named_objects(scene: SceneObjects) -> list[NamedObject]:
         candidates, name = scene.of_class(semantic_class.id), semantic_class.name
         if not scene.counted(semantic_class.id):
             whole = scene.whole(semantic_class.id)
-            if whole is not None and scene.visible(whole):
+            if whole is not None and scene.visible(whole) and scene.one_piece(semantic_class.id):
                 found.append(NamedObject(name, "", whole))
         elif len(candidates) == 1:
             if scene.visible(candidates[0]):
                 found.append(NamedObject(name, "", candidates[0]))
         else:
             named: dict[int | None, NamedObject] = {}
-            for claim in attribute_claims(scene):
+            for claim in attribute_claims(scene, semantic_class):
                 if picked := single_out(claim, candidates, (), scene):
                     target = picked[0][0]
-                    phrase = claim.phrases[0].format(target=name).removeprefix("the ")
-                    named.setdefault(target.id, NamedObject(phrase, claim.name, target))
+                    named.setdefault(target.id, NamedObject(name_of(semantic_class, claim), claim.name, target))
             found += named.values()
     return found
 

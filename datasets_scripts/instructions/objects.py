@@ -13,6 +13,7 @@ from functools import cache, cached_property
 import numpy as np
 from scipy import ndimage
 
+from ..components import patches
 from ..records import IGNORE_INDEX, Scene, SceneSet, SemanticClass, read_image
 from .colours import colour_fractions
 
@@ -27,6 +28,10 @@ is a rival."""
 MAX_LOOSE = 1 / 10_000
 """Fraction of the image's pixels of one class that may belong to no instance (a crowd, say) before nothing is said of
 its single instances."""
+
+
+ONE_PIECE = 0.97
+"""A mass lies in one place if this fraction of its pixels is one patch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +178,11 @@ class SceneObjects:
                 crop = mask[top:bottom, left:right]
                 self._wholes[class_id] = SceneObject(None, class_id, (top, left, bottom, right), crop)
         return self._wholes[class_id]
+
+    def one_piece(self, class_id: int) -> bool:
+        """Whether a mass lies in one place and not, say, on both sides of a street."""
+        mask = self.labels == class_id
+        return bool(np.bincount(patches(mask)[0][mask]).max() >= ONE_PIECE * mask.sum())
 
     def instance(self, class_id: int, instance_id: int) -> SceneObject | None:
         """One instance by its id; None where there is none of this class."""

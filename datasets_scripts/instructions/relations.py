@@ -20,6 +20,8 @@ GAP = 0.01
 between the edges."""
 OVERLAP = 0.5
 """`above`, `below`, `front`, `behind`: at least this fraction of the narrower one's columns is shared."""
+WIDE = 0.5
+"""`left`, `right`: a mass that spans more than this fraction of the image's width has no side (the sky)."""
 DEPTH = 0.03
 """`front`, `behind`: the ground contacts are this fraction of the image's height apart."""
 NEARER, NEARER_GAP = 1.3, 0.01
@@ -43,32 +45,49 @@ def _shared_columns(one: SceneObject, other: SceneObject) -> float:
     return shared / min(one.right - one.left + 1, other.right - other.left + 1)
 
 
+# `left`, `right`, `higher`, `lower` are false of an object whose centroid lies on the other side of the anchor's. A
+# patch of a mass has parts rather than a place: the facade behind a pole is on both sides of it. So there they are
+# false only where the patch reaches no farther to that side than the anchor does.
+
+
 def _left(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
     (anchor,) = anchors
     gap = (anchor.left - target.right - 1) / scene.width
+    if _is_wide(anchor, scene):
+        return Verdict.UNCLEAR, {}
     facts = {"target_right": round(target.right / scene.width, 4), "anchor_left": round(anchor.left / scene.width, 4)}
-    return verdict(gap >= GAP, target.centre[1] >= anchor.centre[1]), facts
+    false = target.centre[1] >= anchor.centre[1] if scene.counted(target.class_id) else target.left >= anchor.left
+    return verdict(gap >= GAP, false), facts
 
 
 def _right(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
     (anchor,) = anchors
     gap = (target.left - anchor.right - 1) / scene.width
+    if _is_wide(anchor, scene):
+        return Verdict.UNCLEAR, {}
     facts = {"target_left": round(target.left / scene.width, 4), "anchor_right": round(anchor.right / scene.width, 4)}
-    return verdict(gap >= GAP, target.centre[1] <= anchor.centre[1]), facts
+    false = target.centre[1] <= anchor.centre[1] if scene.counted(target.class_id) else target.right <= anchor.right
+    return verdict(gap >= GAP, false), facts
+
+
+def _is_wide(anchor: SceneObject, scene: SceneObjects) -> bool:
+    return not scene.counted(anchor.class_id) and anchor.right - anchor.left + 1 > WIDE * scene.width
 
 
 def _higher(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
     (anchor,) = anchors
     gap = (anchor.top - target.bottom - 1) / scene.height
     facts = {"target_bottom": round(target.bottom / scene.height, 4), "anchor_top": round(anchor.top / scene.height, 4)}
-    return verdict(gap >= GAP, target.centre[0] >= anchor.centre[0]), facts
+    false = target.centre[0] >= anchor.centre[0] if scene.counted(target.class_id) else target.top >= anchor.top
+    return verdict(gap >= GAP, false), facts
 
 
 def _lower(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
     (anchor,) = anchors
     gap = (target.top - anchor.bottom - 1) / scene.height
     facts = {"target_top": round(target.top / scene.height, 4), "anchor_bottom": round(anchor.bottom / scene.height, 4)}
-    return verdict(gap >= GAP, target.centre[0] <= anchor.centre[0]), facts
+    false = target.centre[0] <= anchor.centre[0] if scene.counted(target.class_id) else target.bottom <= anchor.bottom
+    return verdict(gap >= GAP, false), facts
 
 
 def _upright(decide: Decide) -> Decide:
@@ -215,7 +234,7 @@ RELATIONS: dict[str, Claim] = {
             (
                 "the {target} above the {anchor}",
                 "the {target} that is over the {anchor}",
-                "the {target} right above the {anchor} in the picture",
+                "the {target} directly above the {anchor} in the picture",
                 "the {target} located above the {anchor}",
             ),
             _upright(_higher),
@@ -226,7 +245,7 @@ RELATIONS: dict[str, Claim] = {
             (
                 "the {target} below the {anchor}",
                 "the {target} that is under the {anchor}",
-                "the {target} right below the {anchor} in the picture",
+                "the {target} directly below the {anchor} in the picture",
                 "the {target} located below the {anchor}",
             ),
             _upright(_lower),
@@ -259,7 +278,7 @@ RELATIONS: dict[str, Claim] = {
             (
                 "the {target} in front of the {anchor}",
                 "the {target} that stands in front of the {anchor}",
-                "the {target} before the {anchor}, closer to the camera",
+                "the {target} that is closer to the camera than the {anchor}",
                 "the {target} between the camera and the {anchor}",
             ),
             _front,
@@ -270,8 +289,8 @@ RELATIONS: dict[str, Claim] = {
             (
                 "the {target} behind the {anchor}",
                 "the {target} that stands behind the {anchor}",
-                "the {target} beyond the {anchor}, farther from the camera",
-                "the {target} at the back of the {anchor}",
+                "the {target} that is farther from the camera than the {anchor}",
+                "the {target} beyond the {anchor}",
             ),
             _behind,
             1,
@@ -279,10 +298,10 @@ RELATIONS: dict[str, Claim] = {
         Claim(
             "nearest",
             (
-                "the {target} closest to the {anchor}",
-                "the {target} nearest to the {anchor} in the picture",
-                "the {target} with the smallest distance to the {anchor}",
-                "the {target} that is nearest the {anchor}",
+                "the {target} that appears closest to the {anchor} in the picture",
+                "the {target} nearest to the {anchor} in the image",
+                "the {target} with the smallest distance in the image to the {anchor}",
+                "the {target} shown nearest to the {anchor}",
             ),
             _nearest,
             1,
@@ -290,10 +309,10 @@ RELATIONS: dict[str, Claim] = {
         Claim(
             "farthest",
             (
-                "the {target} farthest from the {anchor}",
-                "the {target} most distant from the {anchor} in the picture",
-                "the {target} with the largest distance to the {anchor}",
-                "the {target} that is farthest away from the {anchor}",
+                "the {target} that appears farthest from the {anchor} in the picture",
+                "the {target} farthest from the {anchor} in the image",
+                "the {target} with the largest distance in the image to the {anchor}",
+                "the {target} shown farthest away from the {anchor}",
             ),
             _farthest,
             1,
@@ -315,7 +334,7 @@ RELATIONS: dict[str, Claim] = {
                 "the {target} that looks smaller than the {anchor}",
                 "the {target} that takes up less of the picture than the {anchor}",
                 "the {target} that covers a smaller area than the {anchor}",
-                "the {target} that appears less big than the {anchor}",
+                "the {target} that appears smaller than the {anchor}",
             ),
             _smaller,
             1,
@@ -345,9 +364,9 @@ RELATIONS: dict[str, Claim] = {
         Claim(
             "touching",
             (
-                "the {target} that touches the {anchor}",
-                "the {target} adjoining the {anchor}",
-                "the {target} right against the {anchor} in the picture",
+                "the {target} that touches the {anchor} in the picture",
+                "the {target} adjoining the {anchor} in the image",
+                "the {target} directly against the {anchor} in the picture",
                 "the {target} that borders on the {anchor}",
             ),
             _touching,

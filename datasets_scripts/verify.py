@@ -1,0 +1,186 @@
+"""Checks an instruction set against its masks.
+
+    python -m datasets_scripts.verify DIR [--data ROOT] [--split_lists LISTS] [--drop] [--workers N]
+
+DIR holds `instructions.jsonl`; its images and maps lie in ROOT, or in DIR as well. Prints how many instructions are
+true and why others are not, and writes `DIR/preview.html`. With `--drop` the set is written again without the false
+ones, which are added to `DIR/rejected.jsonl` with the reasons. Exit code 0: all are true (or the others dropped);
+1: some are false; 2: bad input.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .command_line import ArgumentParser, UsageError, one_line_errors
+from .components import with_components
+from .files import write_text
+from .folder import read_folder
+from .instructions.build import read_instructions, write_instructions
+from .instructions.preview import write_preview
+from .instructions.statistics import markdown_table, statistics, statistics_table
+from .instructions.verify import check_scene, wrong_type
+from .records import DataError, Instruction, SceneSet
+
+_INSTRUCTIONS, _REJECTED = "instructions.jsonl", "rejected.jsonl"
+
+Job = tuple[int, list[Instruction]]
+"""Index of a scene, and what is asked about it."""
+
+
+def read_set(
+    directory: Path, data: Path | None = None, split_lists: Path | None = None
+) -> tuple[SceneSet, list[Instruction]]:
+    """The scenes and instructions of a set; the one place that knows how it is stored.
+
+    Masses are cut into patches as they are where sets are built; given instances are kept.
+
+    Raises:
+        DataError: a file is missing or wrong.
+    """
+    if not directory.is_dir():
+        raise DataError(f"{directory}: no such folder")
+    instructions = read_instructions(directory / _INSTRUCTIONS)
+    for number, instruction in enumerate(instructions, start=1):
+        if wrong := wrong_type(instruction):
+            raise DataError(f"{directory / _INSTRUCTIONS}:{number}: {wrong} is not of its type")
+    return with_components(read_folder(data or directory, split_lists)), instructions
+
+
+def write_set(directory: Path, instructions: Sequence[Instruction]) -> None:
+    """The instructions of a set written again; the counterpart of `read_set`."""
+    write_instructions(directory / _INSTRUCTIONS, instructions)
+
+
+def check_set(
+    scene_set: SceneSet, instructions: Sequence[Instruction], workers: int = 1, progress: bool = False
+) -> list[list[str]]:
+    """The reasons against each instruction, in their order, whatever the number of workers.
+
+    Raises:
+        DataError: a map or image cannot be read.
+    """
+    reasons: list[list[str]] = [[] for _ in instructions]
+    scenes = {scene.image_id: index for index, scene in enumerate(scene_set.scenes)}
+    by_scene: dict[int, list[int]] = {}
+    for number, instruction in enumerate(instructions):
+        if (image_id := str(instruction.image_id)) in scenes:
+            by_scene.setdefault(scenes[image_id], []).append(number)
+        else:
+            reasons[number] = [f"image is unknown: {image_id}"]
+    jobs: list[Job] = [(index, [instructions[n] for n in numbers]) for index, numbers in by_scene.items()]
+    with tqdm(total=len(instructions), desc="checking", unit="instruction", disable=not progress) as bar:
+
+        def take(results):
+            for numbers, found in zip(by_scene.values(), results, strict=True):
+                for number, mine in zip(numbers, found, strict=True):
+                    reasons[number] = mine
+                bar.update(len(numbers))
+
+        if workers == 1 or len(jobs) < 2:
+            _use(scene_set)
+            take(map(_check, jobs))
+        else:
+            # spawned, since a fork of a program with threads may hang
+            context = multiprocessing.get_context("spawn")
+            with context.Pool(min(workers, len(jobs)), _use, (scene_set,)) as pool:
+                take(pool.imap(_check, jobs))
+    return reasons
+
+
+_scene_set: SceneSet | None = None
+"""Of this process; sent once and not with every job."""
+
+
+def _use(scene_set: SceneSet) -> None:
+    global _scene_set
+    _scene_set = scene_set
+
+
+def _check(job: Job) -> list[list[str]]:
+    assert _scene_set is not None
+    index, instructions = job
+    return check_scene(_scene_set, _scene_set.scenes[index], instructions)
+
+
+def summary(instructions: Sequence[Instruction], reasons: Sequence[Sequence[str]]) -> str:
+    """Two markdown tables: true and false by kind and claim, and the reasons with how many instructions each is of."""
+    checked = Counter((i.kind, i.claim) for i in instructions)
+    false = Counter((i.kind, i.claim) for i, mine in zip(instructions, reasons, strict=True) if mine)
+    rows = [
+        (f"{kind} {claim}".strip(), n, n - false[kind, claim], false[kind, claim])
+        for (kind, claim), n in sorted(checked.items())
+    ]
+    rows.append(("all", len(instructions), len(instructions) - false.total(), false.total()))
+    text = markdown_table(("kind and claim", "checked", "true", "false"), rows)
+    why = Counter(what for mine in reasons for what in {reason.partition(":")[0] for reason in mine})
+    return text + ("\n" + markdown_table(("false because", "instructions"), why.most_common()) if why else "")
+
+
+def drop(directory: Path, instructions: Sequence[Instruction], reasons: Sequence[Sequence[str]]) -> list[Instruction]:
+    """Writes the set without its false instructions and adds these to `rejected.jsonl`; gives what is left.
+
+    The rejected ones are written first, so none is lost if the program ends in between.
+    """
+    path = directory / _REJECTED
+    before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    new = [
+        json.dumps({"reasons": list(mine), "instruction": dataclasses.asdict(instruction)}, ensure_ascii=False)
+        for instruction, mine in zip(instructions, reasons, strict=True)
+        if mine
+    ]
+    write_text(path, "".join(f"{line}\n" for line in dict.fromkeys([*before, *new])))
+    left = [instruction for instruction, mine in zip(instructions, reasons, strict=True) if not mine]
+    write_set(directory, left)
+    return left
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 0, or 1 where instructions are false and are kept."""
+    parser = ArgumentParser(
+        prog="python -m datasets_scripts.verify", description="Checks an instruction set against its masks."
+    )
+    parser.add_argument("directory", type=Path, metavar="DIR", help=f"folder with {_INSTRUCTIONS}")
+    parser.add_argument("--data", type=Path, help="folder of the images and maps (default: DIR)")
+    parser.add_argument("--split_lists", type=Path, help="folder with labeled.txt and unlabeled.txt")
+    parser.add_argument("--drop", action="store_true", help=f"take false instructions out, into {_REJECTED}")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    parser.add_argument("--shown", type=int, default=40, help="instructions in preview.html (default: 40)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other instructions in it (default: 0)")
+    given = parser.parse_args(argv)
+    for name in ("workers", "shown"):
+        if getattr(given, name) < 1:
+            raise UsageError(f"{name} {getattr(given, name)}: 1 or more would be right")
+    if given.seed < 0:
+        raise UsageError(f"seed {given.seed}: 0 or more would be right")
+    scene_set, instructions = read_set(given.directory, given.data, given.split_lists)
+    if not instructions:
+        raise DataError(f"{given.directory / _INSTRUCTIONS}: holds no instruction")
+    reasons: list[list[str]] = check_set(scene_set, instructions, given.workers, progress=True)
+    print(summary(instructions, reasons))
+    false = sum(map(bool, reasons))
+    try:
+        if given.drop and false:
+            instructions, reasons = drop(given.directory, instructions, reasons), []
+        preview = given.directory / "preview.html"
+        title = f"Instructions of {given.directory.resolve().name}"
+        write_preview(preview, scene_set, instructions, reasons, given.shown, given.seed, title)
+    except OSError as error:
+        raise DataError(f"{error.filename or given.directory}: cannot be written ({error.strerror or error})") from None
+    labelled = sum(scene.labelled for scene in scene_set.split("train"))
+    print(statistics_table(statistics(instructions, labelled)))
+    print(f"{f'{false} dropped, see {given.directory / _REJECTED}; ' if given.drop and false else ''}page: {preview}")
+    return 1 if false and not given.drop else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
