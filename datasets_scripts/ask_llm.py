@@ -20,9 +20,11 @@ from pathlib import Path
 
 from .command_line import ArgumentParser, UsageError, one_line_errors
 from .files import write_text
-from .folder import read_folder
+from .folder import read_data
 from .instructions.build import read_instructions, write_instructions
-from .instructions.llm import (
+from .instructions.llm.client import Endpoint, Unanswered, ask_all
+from .instructions.llm.cost import Estimate, Prices, estimate
+from .instructions.llm.pipeline import (
     MODEL_KINDS,
     Made,
     Options,
@@ -31,10 +33,8 @@ from .instructions.llm import (
     read_replies,
     rephrasing_requests,
 )
-from .instructions.llm_client import Endpoint, Unanswered, ask_all
-from .instructions.llm_cost import Estimate, Prices, estimate
-from .instructions.llm_prompts import QUERIES, rephrasing_request
-from .instructions.llm_requests import Reply, ReplyCache, Request
+from .instructions.llm.prompts import QUERIES, rephrasing_request
+from .instructions.llm.requests import Reply, ReplyCache, Request
 from .records import DataError, Instruction, SceneSet, SemanticClass
 
 
@@ -245,7 +245,7 @@ def _write(given: Namespace, made: Made, run: Run) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     given = _parser().parse_args(argv)
     _check(given)
-    scene_set = read_folder(given.data, given.split_lists)
+    scene_set, _ = read_data(given.data, given.split_lists, components=True)
     run = Run(
         cache=ReplyCache(given.cache or given.out.parent / "llm_replies"),
         prices=None if given.price_in is None else Prices(given.price_in, given.price_out),

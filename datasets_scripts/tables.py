@@ -168,6 +168,22 @@ def read_tables(root: str | Path) -> tuple[SceneSet, list[Instruction]]:
     return scene_set, [i for split in SPLITS for i in _read_instructions(root, split)]
 
 
+def keep_instructions(root: str | Path, keep: Sequence[bool]) -> None:
+    """Writes the instructions again without some of them, table by table, each whole.
+
+    Args:
+        keep: for each instruction, in the order of `read_tables`.
+    """
+    datasets.disable_progress_bars()
+    rest = iter(keep)
+    for split in SPLITS:
+        for path in sorted((Path(root) / "instructions").glob(f"{split}-*.parquet")):
+            rows = datasets.Dataset.from_parquet(str(path)).to_list()
+            chosen = [row for row in rows if next(rest)]
+            if len(chosen) < len(rows):
+                write_table(path, chosen, INSTRUCTION_FEATURES)
+
+
 def _load(root: Path, table: str, split: str, features: datasets.Features) -> datasets.Dataset | None:
     files = sorted(str(path) for path in (root / table).glob(f"{split}-*.parquet"))
     if not files:

@@ -2,10 +2,10 @@
 
     python -m datasets_scripts.verify DIR [--data ROOT] [--split_lists LISTS] [--drop] [--workers N]
 
-DIR holds `instructions.jsonl`; its images and maps lie in ROOT, or in DIR as well. Prints how many instructions are
-true and why others are not, and writes `DIR/preview.html`. With `--drop` the set is written again without the false
-ones, which are added to `DIR/rejected.jsonl` with the reasons. Exit code 0: all are true (or the others dropped);
-1: some are false; 2: bad input.
+DIR holds the tables that `datasets_scripts.build` writes, or `instructions.jsonl`, whose images and maps lie in ROOT
+(or in DIR as well). Prints how many instructions are true and why others are not, and writes `DIR/preview.html`. With
+`--drop` the set is written again without the false ones, which are added to `DIR/rejected.jsonl` with the reasons. Exit
+code 0: all are true (or the others dropped); 1: some are false; 2: bad input.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .command_line import ArgumentParser, UsageError, one_line_errors
-from .components import with_components
 from .files import write_text
-from .folder import read_folder
+from .folder import READERS, read_data
 from .instructions.build import read_instructions, write_instructions
 from .instructions.preview import write_preview
 from .instructions.statistics import markdown_table, statistics, statistics_table
 from .instructions.verify import check_scene, wrong_type
 from .records import DataError, Instruction, SceneSet
+from .tables import keep_instructions
 
 _INSTRUCTIONS, _REJECTED = "instructions.jsonl", "rejected.jsonl"
 
@@ -39,7 +39,7 @@ Job = tuple[int, list[Instruction]]
 def read_set(
     directory: Path, data: Path | None = None, split_lists: Path | None = None
 ) -> tuple[SceneSet, list[Instruction]]:
-    """The scenes and instructions of a set; the one place that knows how it is stored.
+    """The scenes and instructions of a set, stored as tables or as `instructions.jsonl` beside its data.
 
     Masses are cut into patches as they are where sets are built; given instances are kept.
 
@@ -48,16 +48,22 @@ def read_set(
     """
     if not directory.is_dir():
         raise DataError(f"{directory}: no such folder")
+    if READERS["tables"].recognises(directory):
+        return read_data(directory, split_lists)
     instructions = read_instructions(directory / _INSTRUCTIONS)
     for number, instruction in enumerate(instructions, start=1):
         if wrong := wrong_type(instruction):
             raise DataError(f"{directory / _INSTRUCTIONS}:{number}: {wrong} is not of its type")
-    return with_components(read_folder(data or directory, split_lists)), instructions
+    scene_set, _ = read_data(data or directory, split_lists, components=True)
+    return scene_set, instructions
 
 
-def write_set(directory: Path, instructions: Sequence[Instruction]) -> None:
-    """The instructions of a set written again; the counterpart of `read_set`."""
-    write_instructions(directory / _INSTRUCTIONS, instructions)
+def write_set(directory: Path, instructions: Sequence[Instruction], keep: Sequence[bool]) -> None:
+    """The instructions of a set written again without some of them; the counterpart of `read_set`."""
+    if READERS["tables"].recognises(directory):
+        keep_instructions(directory, keep)
+    else:
+        write_instructions(directory / _INSTRUCTIONS, [i for i, kept in zip(instructions, keep, strict=True) if kept])
 
 
 def check_set(
@@ -138,9 +144,8 @@ def drop(directory: Path, instructions: Sequence[Instruction], reasons: Sequence
         if mine
     ]
     write_text(path, "".join(f"{line}\n" for line in dict.fromkeys([*before, *new])))
-    left = [instruction for instruction, mine in zip(instructions, reasons, strict=True) if not mine]
-    write_set(directory, left)
-    return left
+    write_set(directory, instructions, [not mine for mine in reasons])
+    return [instruction for instruction, mine in zip(instructions, reasons, strict=True) if not mine]
 
 
 @one_line_errors
@@ -162,6 +167,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"{name} {getattr(given, name)}: 1 or more would be right")
     if given.seed < 0:
         raise UsageError(f"seed {given.seed}: 0 or more would be right")
+    if given.drop and given.split_lists:
+        raise UsageError("--drop: goes with the whole set, not with --split_lists")
     scene_set, instructions = read_set(given.directory, given.data, given.split_lists)
     if not instructions:
         raise DataError(f"{given.directory / _INSTRUCTIONS}: holds no instruction")

@@ -20,10 +20,10 @@ import pytest
 from PIL import Image
 
 from datasets_scripts.ask_llm import Run, main
-from datasets_scripts.instructions import llm_client
 from datasets_scripts.instructions.build import read_instructions
-from datasets_scripts.instructions.llm_cost import Prices
-from datasets_scripts.instructions.llm_requests import (
+from datasets_scripts.instructions.llm import client as llm_client
+from datasets_scripts.instructions.llm.cost import Prices
+from datasets_scripts.instructions.llm.requests import (
     ReplyCache,
     Request,
     list_schema,

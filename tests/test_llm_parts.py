@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from datasets_scripts.folder import read_folder
-from datasets_scripts.instructions import llm_client
-from datasets_scripts.instructions.llm import Made, Options, add_rephrasings, plan_questions, read_replies
-from datasets_scripts.instructions.llm_checks import attribute_problem, relation_problem
-from datasets_scripts.instructions.llm_cost import image_tokens
-from datasets_scripts.instructions.llm_pictures import outline_polygon
-from datasets_scripts.instructions.llm_prompts import RELATION_MEANINGS
-from datasets_scripts.instructions.llm_requests import (
+from datasets_scripts.instructions.llm import client as llm_client
+from datasets_scripts.instructions.llm.checks import attribute_problem, relation_problem
+from datasets_scripts.instructions.llm.cost import image_tokens
+from datasets_scripts.instructions.llm.pictures import outline_polygon
+from datasets_scripts.instructions.llm.pipeline import Made, Options, add_rephrasings, plan_questions, read_replies
+from datasets_scripts.instructions.llm.prompts import RELATION_MEANINGS
+from datasets_scripts.instructions.llm.requests import (
     Reply,
     Request,
     list_schema,
@@ -22,7 +22,7 @@ from datasets_scripts.instructions.llm_requests import (
     schema_problem,
     text_schema,
 )
-from datasets_scripts.instructions.llm_subjects import PAIR_RELATIONS, Pair, Target, choose_pairs
+from datasets_scripts.instructions.llm.subjects import PAIR_RELATIONS, Pair, Target, choose_pairs
 from datasets_scripts.instructions.objects import SceneObject, SceneObjects
 from datasets_scripts.instructions.relations import RELATIONS
 from datasets_scripts.records import Instruction, SemanticClass

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .build import MIN_CLASS_AREA
-from .claims import single_out
-from .conditional import COUNTED_ONLY, NamedObject, named_objects
-from .objects import SceneObject, SceneObjects
-from .relations import RELATIONS
+from ..build import MIN_CLASS_AREA
+from ..claims import single_out
+from ..conditional import COUNTED_ONLY, NamedObject, named_objects
+from ..objects import SceneObject, SceneObjects
+from ..relations import RELATIONS
 
 PAIR_RELATIONS = tuple(name for name, relation in RELATIONS.items() if relation.anchors == 1)
 """Relations that a pair can have."""

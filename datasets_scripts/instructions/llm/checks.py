@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 
-from .attribute import attribute_claims, colour_claim
-from .claims import Claim, Verdict, single_out
-from .colours import COLOURS
-from .llm_subjects import Pair, Target, rivals_of
-from .objects import SceneObject, SceneObjects
-from .relations import RELATIONS
+from ..attribute import attribute_claims, colour_claim
+from ..claims import Claim, Verdict, single_out
+from ..colours import COLOURS
+from ..objects import SceneObject, SceneObjects
+from ..relations import RELATIONS
+from .subjects import Pair, Target, rivals_of
 
 LONGEST = 300
 """Characters of a query or an answer."""
@@ -69,7 +69,7 @@ def relation_problem(name: str, pair: Pair, scene: SceneObjects) -> tuple[str, d
 
 def attribute_problem(name: str, target: Target, scene: SceneObjects) -> tuple[str, dict]:
     """As `claim_problem`, for an attribute or colour by its name."""
-    known = {claim.name: claim for claim in attribute_claims(scene)}
+    known = {claim.name: claim for claim in attribute_claims(scene, scene.classes[target.class_id])}
     claim = known.get(name) or (colour_claim(name) if name in COLOURS else None)
     if claim is None:
         return f"unknown attribute: {name}", {}

@@ -23,15 +23,15 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from ..records import Anchor, Instruction, Scene, SceneSet, read_image
-from .attribute import names_class
-from .llm_checks import answer_problem, attribute_problem, query_problem, relation_problem, words
-from .llm_client import Unanswered
-from .llm_pictures import ANCHOR_COLOUR, TARGET_COLOUR, outlined_jpeg, shrunk
-from .llm_prompts import OTHER, attribute_request, conditional_request, rephrasing_request
-from .llm_requests import Reply, Request
-from .llm_subjects import Pair, Target, choose_pairs, choose_targets
-from .objects import SceneObjects
+from ...records import Anchor, Instruction, Scene, SceneSet, read_image
+from ..attribute import names_class
+from ..objects import SceneObjects
+from .checks import answer_problem, attribute_problem, query_problem, relation_problem, words
+from .client import Unanswered
+from .pictures import ANCHOR_COLOUR, TARGET_COLOUR, outlined_jpeg, shrunk
+from .prompts import OTHER, attribute_request, conditional_request, rephrasing_request
+from .requests import Reply, Request
+from .subjects import Pair, Target, choose_pairs, choose_targets
 
 MODEL_KINDS = ("attribute", "conditional", "rephrasings")
 """What a language model can be asked for."""

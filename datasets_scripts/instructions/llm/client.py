@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from ..command_line import UsageError
-from .llm_requests import Reply, ReplyCache, Request, schema_problem
+from ...command_line import UsageError
+from .requests import Reply, ReplyCache, Request, schema_problem
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 """Seconds before the first retry, doubled for every further one, and the most that this grows to."""

@@ -6,13 +6,13 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from ..records import Instruction, SemanticClass
-from .attribute import ATTRIBUTES
-from .colours import COLOURS
-from .llm_pictures import place
-from .llm_requests import Request, list_schema, object_schema, text_schema
-from .llm_subjects import PAIR_RELATIONS, Pair, Target
-from .objects import SceneObject, SceneObjects
+from ...records import Instruction, SemanticClass
+from ..attribute import ATTRIBUTES
+from ..colours import COLOURS
+from ..objects import SceneObject, SceneObjects
+from .pictures import place
+from .requests import Request, list_schema, object_schema, text_schema
+from .subjects import PAIR_RELATIONS, Pair, Target
 
 QUERIES = 3
 """Asked for in each request about a picture."""

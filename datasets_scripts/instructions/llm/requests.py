@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import write_text
+from ...files import write_text
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .llm_requests import Request
+from .requests import Request
 
 CHARACTERS_PER_TOKEN = 3
 """English prose has about 4, coordinates about 2; rather too many tokens than too few."""

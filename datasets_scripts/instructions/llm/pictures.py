@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from .objects import SceneObject, SceneObjects
+from ..objects import SceneObject, SceneObjects
 
 TARGET_COLOUR, ANCHOR_COLOUR = (255, 0, 255), (0, 255, 255)
 """Magenta and cyan: few things in photos have these colours."""
