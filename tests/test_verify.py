@@ -364,11 +364,23 @@ def test_a_set_without_instructions_and_a_broken_map_are_bad_input(folder, capsy
         program.check_set(scene_set, true, workers=2)
 
 
-def test_rejected_instructions_can_be_read_again(folder):
+def test_rejected_instructions_can_be_read_again_and_add_up(folder):
     path, true = folder
-    program.drop(path, true, [["claim is false: x"], *[[] for _ in true[1:]]])
-    (line,) = (path / "rejected.jsonl").read_text().splitlines()
-    assert json.loads(line)["instruction"] == json.loads(json.dumps(asdict(true[0])))
+    for first in (0, 1):
+        left = true[first:]
+        assert program.drop(path, left, [["claim is false: x"], *[[] for _ in left[1:]]]) == left[1:]
+    lines = (path / "rejected.jsonl").read_text().splitlines()
+    assert [json.loads(line)["instruction"] for line in lines] == json.loads(json.dumps([asdict(i) for i in true[:2]]))
+
+
+def test_a_target_and_an_anchor_of_one_class_are_both_named(street):
+    true = made(street, claim="smaller", class_name="car")
+    assert true.anchors[0].class_name == "car"
+    texts = [f"{start} car that is smaller than the largest car" for start in "abcdefgh"]
+    asked = replace(true, source="a model", query=texts[0], rephrasings=tuple(texts[1:]))
+    assert check(street, asked) == []
+    found = check(street, replace(asked, query="what is smaller than the largest car"))
+    assert [reason.split(":")[0] for reason in found] == ["query does not mention its target and anchors"]
 
 
 def test_a_field_of_the_wrong_type_is_bad_input_and_named(folder):
