@@ -1,5 +1,5 @@
 """Claims decided a second time: from full-size masks, pixel by pixel, after the words of `relations.py`,
-`attribute.py`, `claims.py` and `conditional.py`. Nothing of them is used but their constants."""
+`attribute.py`, `places.py`, `claims.py` and `conditional.py`. Nothing of them is used but their constants."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from scipy.spatial import cKDTree
 
 from datasets_scripts.components import BRIDGED
 from datasets_scripts.instructions import attribute as a
+from datasets_scripts.instructions import places as p
 from datasets_scripts.instructions import relations as r
 from datasets_scripts.instructions.claims import MAX_UNCLEAR
 from datasets_scripts.instructions.colours import ABSENT, CLEAR, COLOURS
@@ -224,6 +225,18 @@ class SlowScene:
         share = self.colour_share(t, name)
         return answer(share >= CLEAR, share <= ABSENT)
 
+    def place(self, name: str, t: Thing) -> str:
+        side, part = name.split()
+        flip = side in ("right", "lower", "bottom")
+        rows = side in ("upper", "lower", "top", "bottom")
+        size, across = (self.height, self.width) if rows else (self.width, self.height)
+        # distances from the side that is named, whichever it is
+        where = [size - 1 - (y if rows else x) if flip else (y if rows else x) for y, x in t.pixels]
+        if part == "half":
+            near, far = reached(sorted(where)), reached(sorted(where, reverse=True))
+            return answer(far + 1 <= size / 2, near + 1 > size / 2)
+        return answer(where.count(0) / across >= p.REACHED, min(where) >= p.CLEAR_OF * size)
+
     # -- what they pick --------------------------------------------------------------------------------------------
 
     def picked(self, kind, decide, anchors=()) -> frozenset[int] | None:
@@ -246,6 +259,13 @@ class SlowScene:
         names = ["largest", "smallest", "leftmost", "rightmost", "closest", "farthest", *(known or COLOURS)]
         found = {n: self.picked(kind, lambda t, rivals, n=n: self.attribute(n, t, rivals)) for n in names}
         return {name: min(ids) for name, ids in found.items() if ids}
+
+    def places(self, kind) -> dict[str, frozenset[int]]:
+        """Place -> the instances in it."""
+        names = [f"{s} half" for s in ("left", "right", "upper", "lower")]
+        names += [f"{s} edge" for s in ("left", "right", "top", "bottom")]
+        found = {n: self.picked(kind, lambda t, _, n=n: self.place(n, t)) for n in names}
+        return {name: ids for name, ids in found.items() if ids}
 
     def anchors(self) -> list[Thing]:
         found = []

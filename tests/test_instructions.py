@@ -51,6 +51,7 @@ def test_every_kind_is_built_and_targets_are_right(scene_set):
     assert found == {
         ("semantic", "road", None),
         ("semantic", "car", None),
+        ("semantic", "car", (1,)),  # alone in the left half
         ("attribute", "car", None),
         ("attribute", "car", (1,)),
         ("attribute", "car", (2,)),
@@ -60,8 +61,10 @@ def test_every_kind_is_built_and_targets_are_right(scene_set):
         target = instruction.target_mask(2 if instruction.class_name == "car" else 0, labels, instances)
         if instruction.instance_ids:
             assert (target == 1).sum() == (instances == instruction.instance_ids[0]).sum()
-    by_text = {i.instance_ids: i.query for i in instructions if i.instance_ids}
-    assert "left" in by_text[(1,)] and "right" in by_text[(3,)]
+    said = {i.claim: (i.instance_ids, i.query) for i in instructions if i.instance_ids}
+    for claim, number in (("leftmost", 1), ("rightmost", 3), ("left half", 1), ("largest", 2), ("blue", 2)):
+        ids, query = said[claim]
+        assert ids == (number,) and ("left" in query) == ("left" in claim) and ("right" in query) == ("right" in claim)
 
 
 def test_rephrasings_are_many_and_distinct_and_answers_hold_one_seg(scene_set):

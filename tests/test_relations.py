@@ -16,6 +16,7 @@ from datasets_scripts.instructions.attribute import attribute_claims
 from datasets_scripts.instructions.claims import Verdict, single_out
 from datasets_scripts.instructions.conditional import conditional_claims
 from datasets_scripts.instructions.objects import SceneObjects
+from datasets_scripts.instructions.places import PLACES
 from datasets_scripts.instructions.relations import RELATIONS
 from datasets_scripts.records import SemanticClass
 
@@ -82,6 +83,35 @@ def fast(classes, labels, instances, pixels=None, facts=None):
         for found in conditional_claims(scene)
     }
     return attributes, conditional
+
+
+def fast_places(labels, instances):
+    scene = SceneObjects(CLASSES, labels, instances)
+    found = {
+        (kind.name, claim.name): single_out(claim, scene.of_class(kind.id), (), scene)
+        for kind in CLASSES
+        for claim in PLACES.values()
+    }
+    return {key: frozenset(t.id for t in picked[0]) for key, picked in found.items() if picked}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6))
+def test_places_are_decided_alike_and_mirror(seed):
+    labels, planes, _ = random_scene(seed)
+    found = fast_places(labels, planes)
+    scene = SlowScene(CLASSES, labels, planes)
+    assert found == {(c.name, n): ids for c in CLASSES for n, ids in scene.places(c).items()}
+    swap = {"left": "right", "right": "left"}
+    mirrored = {(c, " ".join(swap.get(word, word) for word in n.split())): ids for (c, n), ids in found.items()}
+    assert fast_places(labels[:, ::-1], planes[:, :, ::-1]) == mirrored
+    for side, other in (("left half", "right half"), ("upper half", "lower half")):
+        for kind in CLASSES:
+            assert not found.get((kind.name, side), frozenset()) & found.get((kind.name, other), frozenset())
+
+
+def test_every_place_occurs():
+    assert {n for seed in range(60) for _, n in fast_places(*random_scene(seed)[:2])} == set(PLACES)
 
 
 def slow(classes, labels, instances, pixels=None, facts=None):

@@ -10,21 +10,35 @@ from PIL import Image, ImageEnhance
 from .arguments import DataArguments
 
 
-def flip_and_crop(
-    image: Image.Image, maps: Sequence[np.ndarray], arguments: DataArguments, rng: np.random.Generator
-) -> tuple[Image.Image, list[np.ndarray]]:
-    """Mirrors and crops an image and maps (..., H, W) that cover it, at whatever resolution each has."""
-    maps = list(maps)
-    if rng.random() < arguments.flip:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        maps = [m[..., ::-1] for m in maps]
-    if rng.random() < arguments.crop:
-        scale = rng.uniform(arguments.crop_scale, 1.0)
-        top, left = rng.uniform(0, 1 - scale, 2)
-        image = image.crop(_box(top, left, scale, image.width, image.height))
-        boxes = [_box(top, left, scale, m.shape[-1], m.shape[-2]) for m in maps]
-        maps = [m[..., y0:y1, x0:x1] for m, (x0, y0, x1, y1) in zip(maps, boxes, strict=True)]
-    return image, maps
+class View:
+    """Whether an item is mirrored and how it is cropped; drawn before its queries are, since some would not survive it.
+
+    A mirrored photo swaps left and right, and a crop may take the largest or the leftmost instance away.
+    """
+
+    def __init__(self, arguments: DataArguments, rng: np.random.Generator):
+        self.flipped = bool(rng.random() < arguments.flip)
+        self.crop: tuple[float, float, float] | None = None
+        if rng.random() < arguments.crop:
+            scale = float(rng.uniform(arguments.crop_scale, 1.0))
+            top, left = rng.uniform(0, 1 - scale, 2).tolist()
+            self.crop = top, left, scale
+
+    @property
+    def is_whole(self) -> bool:
+        return not self.flipped and self.crop is None
+
+    def apply(self, image: Image.Image, maps: Sequence[np.ndarray]) -> tuple[Image.Image, list[np.ndarray]]:
+        """To an image and maps (..., H, W) that cover it, at whatever resolution each has."""
+        maps = list(maps)
+        if self.flipped:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            maps = [m[..., ::-1] for m in maps]
+        if self.crop is not None:
+            image = image.crop(_box(*self.crop, image.width, image.height))
+            boxes = [_box(*self.crop, m.shape[-1], m.shape[-2]) for m in maps]
+            maps = [m[..., y0:y1, x0:x1] for m, (x0, y0, x1, y1) in zip(maps, boxes, strict=True)]
+        return image, maps
 
 
 def jitter(image: Image.Image, width: float, rng: np.random.Generator) -> Image.Image:

@@ -14,7 +14,7 @@ from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, re
 from modeling_cora import CoraProcessor
 
 from .arguments import DataArguments
-from .augmentation import flip_and_crop, jitter, shrink
+from .augmentation import View, jitter, shrink
 
 
 class InstructionDataset(torch.utils.data.Dataset):
@@ -57,11 +57,15 @@ class InstructionDataset(torch.utils.data.Dataset):
         scene_index = self._order(epoch)[place]
         rng = np.random.default_rng((self.seed, 1, index))
         image, labels, instances = self._read(scene_index)
-        chosen = self._draw(self.by_image[self.scenes[scene_index].image_id], rng)
-        if all(instruction.instance_ids is None and not instruction.claim for instruction in chosen):
-            # Sides, and which instance is the largest or the only red one, would change with the frame.
+        view = View(self.arguments, np.random.default_rng((self.seed, 5, index)))
+        candidates = self.by_image[self.scenes[scene_index].image_id]
+        if not view.is_whole:
+            # what is largest, leftmost or in the right half would be another one in this view
+            candidates = [i for i in candidates if i.instance_ids is None and not i.claim] or candidates
+        chosen = self._draw(candidates, rng)
+        if all(i.instance_ids is None and not i.claim for i in chosen):
             maps = [labels] if instances is None else [labels, instances]
-            image, (labels, *rest) = flip_and_crop(image, maps, self.arguments, rng)
+            image, (labels, *rest) = view.apply(image, maps)
             instances = rest[0] if rest else None
         image = jitter(image, self.arguments.colour_jitter, rng)
         masks = [i.target_mask(self.class_ids[i.class_name], labels, instances) for i in chosen]

@@ -18,7 +18,7 @@ from modeling_cora import CoraProcessor
 from modeling_cora.consistency import MAX_VARIANCE, consistency_weight
 
 from .arguments import DataArguments, UnlabelledArguments
-from .augmentation import flip_and_crop, jitter, shrink
+from .augmentation import View, jitter, shrink
 from .instruction_dataset import InstructionCollator
 
 
@@ -148,7 +148,7 @@ class UnlabelledDataset(torch.utils.data.Dataset):
             raise DataError(f"{self.pseudo_labels.folder}/labels: no map shows any class that is asked for")
         classes = [shown[i] for i in rng.permutation(len(shown))[: self.arguments.unlabelled_queries]]
         maps = [labels] if variances is None else [labels, *(variances[c] for c in classes)]
-        image, (labels, *own) = flip_and_crop(image, maps, self.data, rng)
+        image, (labels, *own) = View(self.data, rng).apply(image, maps)
         image = jitter(image, self.data.colour_jitter, rng)
         asked = [self._ask(c, rng) for c in classes]
         masks = [np.where(labels == IGNORE_INDEX, IGNORE_INDEX, labels == c).astype(np.uint8) for c in classes]

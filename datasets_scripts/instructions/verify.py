@@ -15,6 +15,7 @@ from .build import MIN_CLASS_AREA
 from .claims import Claim, Verdict, single_out
 from .conditional import COUNTED_ONLY, ConditionalClaim, NamedObject, name_of
 from .objects import SceneObject, SceneObjects
+from .places import PLACES, place_queries
 from .relations import RELATIONS
 from .semantic import semantic_queries
 
@@ -178,7 +179,7 @@ def _target(objects: SceneObjects, target_class: SemanticClass, instruction: Ins
     if ids is None:
         area = int((objects.labels == target_class.id).sum())
         return [f"target is too small: {area} pixels"] if area < MIN_CLASS_AREA * objects.labels.size else []
-    if instruction.kind == "semantic":
+    if instruction.kind == "semantic" and instruction.claim not in PLACES:
         return [f"target is not the whole class: instances {_few(ids)}"]
     targets = [t for t in (objects.instance(target_class.id, i) for i in ids) if t]
     if not any(objects.visible(target) for target in targets):
@@ -252,22 +253,24 @@ def _claim_and_wording(
     if not instruction.claim:
         if conditional or (instruction.kind == "attribute" and instruction.instance_ids is not None):
             return ["claim is empty: no mask can decide what the query says"]
-        return _wording(target_class, instruction, None, named)
+        return _wording(objects, target_class, instruction, None, named)
     if conditional:
         claim = RELATIONS.get(instruction.claim)
     else:
-        claim = next((c for c in attribute_claims(objects, target_class) if c.name == instruction.claim), None)
-    if claim is None or instruction.kind == "semantic":
+        claim = PLACES.get(instruction.claim) or next(
+            (c for c in attribute_claims(objects, target_class) if c.name == instruction.claim), None
+        )
+    if claim is None or (instruction.kind == "semantic" and claim.name not in PLACES):
         return [f"claim is unknown: {instruction.claim!r}"]
     if len(named) != claim.anchors:
         return [f"anchors are not as many as the claim needs: {len(named)}, not {claim.anchors} for {claim.name!r}"]
     if instruction.instance_ids is None:
         return [f"claim is made of a whole class: {claim.name!r}"]
     counted = all(objects.counted(c) for c in (target_class.id, *(a.object.class_id for a in named)))
-    if not counted and (claim.name in COUNTED_ONLY or not conditional):
+    if not counted and claim.name not in PLACES and (claim.name in COUNTED_ONLY or not conditional):
         return [f"claim is made of a mass: {claim.name!r}"]
     return _truth(objects, target_class, instruction, claim, [a.object for a in named]) + _wording(
-        target_class, instruction, claim, named
+        objects, target_class, instruction, claim, named
     )
 
 
@@ -306,7 +309,11 @@ def _agree(stored: Any, measured: Any) -> bool:
 
 
 def _wording(
-    target_class: SemanticClass, instruction: Instruction, claim: Claim | None, named: Sequence[NamedObject]
+    objects: SceneObjects,
+    target_class: SemanticClass,
+    instruction: Instruction,
+    claim: Claim | None,
+    named: Sequence[NamedObject],
 ) -> list[str]:
     """Whether the queries name what they must name, and, of a rule, whether they are this claim's."""
     queries, reasons = queries_of(instruction), []
@@ -321,15 +328,22 @@ def _wording(
                 reasons.append(f"query does not mention its target and anchors: no {name!r} in {silent[0]!r}")
                 break
     if rules and instruction.kind != "reasoning":
-        known = set(_phrasings(target_class, instruction, claim, named))
+        known = set(_phrasings(objects, target_class, instruction, claim, named))
         if other := [query for query in queries if query not in known]:
             reasons.append(f"query is not the rule's: {other[0]!r}")
     return reasons
 
 
 def _phrasings(
-    target_class: SemanticClass, instruction: Instruction, claim: Claim | None, named: Sequence[NamedObject]
+    objects: SceneObjects,
+    target_class: SemanticClass,
+    instruction: Instruction,
+    claim: Claim | None,
+    named: Sequence[NamedObject],
 ) -> tuple[str, ...]:
+    if claim is not None and claim.name in PLACES:
+        described = instruction.kind == "attribute"
+        return place_queries(target_class, claim, described, objects.counted(target_class.id))
     if instruction.kind == "semantic":
         return semantic_queries(target_class)
     if claim is None:
