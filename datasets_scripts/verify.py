@@ -183,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_preview(preview, scene_set, instructions, reasons, given.shown, given.seed, title)
     except OSError as error:
         raise DataError(f"{error.filename or given.directory}: cannot be written ({error.strerror or error})") from None
-    labelled = sum(scene.labelled for scene in scene_set.split("train"))
+    labelled = sum(scene.labelled for scene in scene_set.scenes)
     print(statistics_table(statistics(instructions, labelled)))
     print(f"{f'{false} dropped, see {given.directory / _REJECTED}; ' if given.drop and false else ''}page: {preview}")
     return 1 if false and not given.drop else 0

@@ -30,7 +30,7 @@ def _half(
         (target.top, target.bottom, scene.height) if axis == 0 else (target.left, target.right, scene.width)
     )
     inside, outside = 2 * (stop + 1) <= size, 2 * start >= size
-    facts = {"from": round(start / size, 4), "to": round((stop + 1) / size, 4)}
+    facts = {"extends_from": round(start / size, 4), "extends_to": round((stop + 1) / size, 4)}
     return verdict(*((inside, outside) if first else (outside, inside))), facts
 
 
@@ -43,7 +43,7 @@ def _edge(
     apart = distance[axis, first]
     line = np.take(target.mask, 0 if first else -1, axis=axis)
     reached = 0.0 if apart else float(line.sum()) / across
-    facts = {"reached": round(reached, 4), "distance": round(apart / size, 4)}
+    facts = {"edge_reached": round(reached, 4), "edge_distance": round(apart / size, 4)}
     return verdict(reached >= REACHED, apart >= CLEAR_OF * size), facts
 
 

@@ -52,6 +52,10 @@ FACTS: dict[str, str] = {
     "surrounded": "of the pixels around it the anchor's: {:.1%}",
     "contact": "of the pixels around it the anchor's: {:.1%}",
     "ahead": "ahead of the next one: {:.1%} of the image",
+    "extends_from": "begins at {:.1%} of the image",
+    "extends_to": "ends at {:.1%} of the image",
+    "edge_reached": "takes up {:.1%} of the edge",
+    "edge_distance": "distance from the edge: {:.1%} of the image",
     "fraction": "pixels of this colour: {:.1%}",
     "colour": "known colour: {}",
 }
