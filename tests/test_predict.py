@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets_scripts.folder import read_folder
+from datasets_scripts.folder import read_data
 from datasets_scripts.instructions.build import build_instructions
 from datasets_scripts.records import DataError, read_image
 from datasets_scripts.scenes import write_scenes
@@ -151,7 +151,7 @@ def test_the_exit_code_and_the_line_of_a_real_process(saved, tmp_path):
 def test_evaluation_counts_what_a_slow_second_look_counts(saved, street, tmp_path):
     evaluate(["--model", str(saved), "--data", str(street), "--out", str(tmp_path)])
     records = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
-    scene_set = read_folder(str(street))
+    scene_set, _ = read_data(street, components=True)
     scenes = scene_set.split("val", labelled=True)
     instructions = build_instructions(scene_set, scenes, ("semantic", "attribute"), 0)
     assert [r["query"] for r in records] == [i.query for i in instructions]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from datasets_scripts.command_line import UsageError
 from datasets_scripts.folder import read_folder
 from datasets_scripts.instructions.build import build_instructions, read_instructions
 from datasets_scripts.records import read_image, region_mask
 from datasets_scripts.scenes import write_scenes
 from trainers.arguments import DataArguments
+from trainers.evaluate import EvaluationArguments, run_evaluation
 from trainers.instruction_dataset import InstructionDataset
 from trainers.loading import load_trained
 from trainers.stage1 import main as stage1
@@ -135,3 +139,28 @@ def test_an_anchor_changes_the_answer(street, first_stage, tmp_path):
             for mask in (left, right)
         ]
     assert (states[0] - states[1]).abs().max() > 1e-3
+
+
+def test_evaluation_gives_conditional_queries_their_anchors(street, first_stage, tmp_path):
+    stage2(stage2_options(street, first_stage, tmp_path / "model", max_steps=1))
+    kinds = ["semantic", "conditional"]
+    summaries, records = {}, {}
+    for anchors in ("given", "none"):
+        out = tmp_path / anchors
+        arguments = EvaluationArguments(
+            model=str(tmp_path / "model"), data=str(street), split="train", kinds=kinds, out=str(out), examples=0,
+            anchors=anchors,
+        )  # fmt: skip
+        summaries[anchors] = run_evaluation(arguments)
+        records[anchors] = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    by_claim = summaries["given"]["by_claim"]
+    asked = Counter(f"{r['kind']}, {r['claim']}" for r in records["given"] if r["claim"])
+    assert {name: s["queries"] for name, s in by_claim.items()} == asked and "conditional, left" in asked
+    scores = {
+        anchors: {kind: [r["score"] for r in of if r["kind"] == kind] for kind in kinds}
+        for anchors, of in records.items()
+    }
+    assert scores["given"]["semantic"] == pytest.approx(scores["none"]["semantic"], abs=2e-4)
+    assert np.abs(np.subtract(scores["given"]["conditional"], scores["none"]["conditional"])).max() > 1e-3
+    with pytest.raises(UsageError, match="anchors: 'some'"):
+        run_evaluation(EvaluationArguments(model="x", data=str(street), anchors="some"))

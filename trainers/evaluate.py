@@ -29,7 +29,7 @@ from accelerate.utils import gather_object
 from PIL import Image
 from tqdm.auto import tqdm
 
-from datasets_scripts.command_line import one_line_errors
+from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import write_image, write_text
 from datasets_scripts.folder import read_data
 from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, read_image
@@ -38,6 +38,7 @@ from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.segmentation import segment
 from trainers.arguments import parse_recipe
 from trainers.baselines import MeanMask, trivial_counts
+from trainers.instruction_dataset import anchor_masks
 from trainers.loading import load_trained
 from trainers.pictures import captioned, comparison, grid
 from trainers.stage import labelled_instructions
@@ -53,6 +54,11 @@ class EvaluationArguments:
     kinds: list[str] = field(
         default_factory=lambda: ["semantic", "attribute"], metadata={"help": "Kinds of instructions to ask."}
     )
+    anchors: str = field(
+        default="given",
+        metadata={"help": "Of conditional queries: `given` (their true masks, to a model with an anchor encoder), or "
+                  "`none` (words alone)."},
+    )  # fmt: skip
     limit: int | None = field(default=None, metadata={"help": "Only the first so many images."})
     out: str = field(default="", metadata={"help": "Folder for the results."})
     examples: int = field(default=6, metadata={"help": "Images in overlays.png."})
@@ -66,14 +72,18 @@ def evaluate_scenes(
     instructions: Sequence[Instruction],
     mean_mask: MeanMask | None = None,
     accelerator: Accelerator | None = None,
+    anchors: bool = True,
 ) -> list[dict]:
     """One record for each instruction, in the order of `instructions`; every process gets all of them.
 
     Each process takes every n-th scene; none is taken twice, so no sample is counted twice.
 
+    Args:
+        anchors: give conditional queries their anchors' true masks, if the model has an anchor encoder.
+
     Returns:
-        dicts of image_id, kind, class_name, query, intersection, union (pixels), score, and `trivial`: the counts of
-        each trivial answer.
+        dicts of image_id, kind, claim, class_name, query, intersection, union (pixels), score, and `trivial`: the
+        counts of each trivial answer.
     """
     accelerator = accelerator or Accelerator()
     by_image: dict[str, list[tuple[int, Instruction]]] = {}
@@ -82,10 +92,11 @@ def evaluate_scenes(
     asked = [scene for scene in scenes if scene.image_id in by_image]
     own = asked[accelerator.process_index :: accelerator.num_processes]
     model.eval()
+    anchors = anchors and model.config.anchor_token_id is not None
     records = []
     for scene in tqdm(own, desc="evaluating", unit="image", disable=not accelerator.is_main_process):
         orders, own_instructions = zip(*by_image[scene.image_id], strict=True)
-        answers = _evaluate_scene(model, processor, scene_set, scene, own_instructions, mean_mask)
+        answers = _evaluate_scene(model, processor, scene_set, scene, own_instructions, mean_mask, anchors)
         records += [
             {"order": order, "image_id": scene.image_id, **answer}
             for order, answer in zip(orders, answers, strict=True)
@@ -97,9 +108,14 @@ def evaluate_scenes(
     return records
 
 
-def _evaluate_scene(model, processor, scene_set, scene, instructions, mean_mask) -> list[dict]:
+def _evaluate_scene(model, processor, scene_set, scene, instructions, mean_mask, anchors) -> list[dict]:
     labels, instances = scene_set.read_maps(scene)
-    result = segment(model, processor, read_image(scene.image), [i.query for i in instructions])
+    image = read_image(scene.image)
+    pointed = None
+    if anchors:
+        class_ids = {c.name: c.id for c in scene_set.classes}
+        pointed = [anchor_masks(i, class_ids, labels, instances, image.size) for i in instructions]
+    result = segment(model, processor, image, [i.query for i in instructions], anchors=pointed)
     records = []
     for instruction, mask, score in zip(instructions, result.masks.numpy(), result.scores.tolist(), strict=True):
         target = instruction.target_mask(scene_set.class_named(instruction.class_name).id, labels, instances)
@@ -107,6 +123,7 @@ def _evaluate_scene(model, processor, scene_set, scene, instructions, mean_mask)
         records.append(
             {
                 "kind": instruction.kind,
+                "claim": instruction.claim,
                 "target": "class" if instruction.instance_ids is None else "instance",
                 "class_name": instruction.class_name,
                 "query": instruction.query,
@@ -164,6 +181,8 @@ def _captioned_comparison(image: Image.Image, target, mask, query: str) -> Image
 
 def run_evaluation(arguments: EvaluationArguments) -> dict:
     """Evaluates and writes the results; returns the summary."""
+    if arguments.anchors not in ("given", "none"):
+        raise UsageError(f"anchors: {arguments.anchors!r} is not one of given, none")
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     scene_set, built = read_data(arguments.data, arguments.split_lists, components=True)
     scenes = scene_set.split(arguments.split, labelled=True)[: arguments.limit]
@@ -174,7 +193,8 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
     every_kind = labelled_instructions(scene_set, scenes, built, seed=0)
     instructions = [i for i in every_kind if i.kind in arguments.kinds]
     mean_mask = MeanMask(scene_set, scene_set.split("train", labelled=True))
-    records = evaluate_scenes(model, processor, scene_set, scenes, instructions, mean_mask, accelerator)
+    anchors = {"given": True, "none": False}[arguments.anchors]
+    records = evaluate_scenes(model, processor, scene_set, scenes, instructions, mean_mask, accelerator, anchors)
     summary = summarise_records(records)
     if accelerator.is_main_process and arguments.out:
         out = Path(arguments.out)

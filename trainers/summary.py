@@ -1,4 +1,4 @@
-"""What an evaluation's records say: scores in all, by kind of query and by class, as tables."""
+"""What an evaluation's records say: scores in all, by kind of query, by claim and by class, as tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ TRIVIAL = ("whole image", "nothing", "mean training mask")
 
 
 def summarise_records(records: Sequence[dict]) -> dict:
-    """cIoU and gIoU in all, by kind, by class (semantic queries), with the cIoU of the trivial answers beside them."""
+    """cIoU and gIoU in all, by kind, by claim ("left", "largest"), and by class (semantic queries for all of it), with
+    the cIoU of the trivial answers beside them."""
 
     def scores(chosen: Iterable[dict]) -> dict:
         chosen = list(chosen)
@@ -26,13 +27,15 @@ def summarise_records(records: Sequence[dict]) -> dict:
 
     if not records:
         raise DataError("nothing to evaluate: no labelled image of this split has an instruction")
-    semantic = [r for r in records if r["kind"] == "semantic"]
+    semantic = [r for r in records if r["kind"] == "semantic" and r["target"] == "class"]
     classes = sorted({r["class_name"] for r in semantic})
     by_class = {name: scores(r for r in semantic if r["class_name"] == name) for name in classes}
     kinds = sorted({(r["kind"], r["target"]) for r in records})
+    claims = sorted({(r["kind"], r["claim"]) for r in records if r["claim"]})
     return {
         "all": scores(records),
         "by_kind": {f"{k}, {t}": scores(r for r in records if (r["kind"], r["target"]) == (k, t)) for k, t in kinds},
+        "by_claim": {f"{k}, {c}": scores(r for r in records if (r["kind"], r["claim"]) == (k, c)) for k, c in claims},
         "by_class": by_class,
         "miou": sum(s["ciou"] for s in by_class.values()) / len(by_class) if by_class else None,
     }
@@ -54,6 +57,8 @@ def _rows(summary: dict) -> Iterator[tuple[str, ...]]:
         yield row(name, scores)
     for name, scores in sorted(summary["by_class"].items(), key=lambda item: -item[1]["ciou"]):
         yield row(f"class: {name}", scores)
+    for name, scores in summary["by_claim"].items():
+        yield row(f"claim: {name}", scores)
     if summary["miou"] is not None:
         yield "mean over classes", "", f"{summary['miou']:.3f}", "", "", ""
 
