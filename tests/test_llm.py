@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from datasets_scripts.instructions.llm.requests import (
     text_schema,
 )
 from datasets_scripts.scenes import write_scenes
+from datasets_scripts.verify import main as verify
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "sk-a-key-that-nobody-may-see"
@@ -122,6 +124,13 @@ def clean(process, data, tmp_path_factory) -> tuple[Path, dict]:
 
 
 # What comes out
+
+
+def test_verify_agrees_but_for_claims_that_no_mask_decides(clean, data, tmp_path):
+    assert verify([str(shutil.copytree(clean[0], tmp_path / "set")), "--data", str(data), "--drop"]) == 0
+    assert {line["reasons"][0].partition(":")[0] for line in rejected(tmp_path / "set") if "reasons" in line} == {
+        "claim is empty"
+    }
 
 
 def test_instructions_are_what_the_maps_bear_out(clean, data):

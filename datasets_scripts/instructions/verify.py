@@ -251,7 +251,8 @@ def _claim_and_wording(
         return []  # said already
     conditional = instruction.kind == "conditional" or bool(named)
     if not instruction.claim:
-        if conditional or (instruction.kind == "attribute" and instruction.instance_ids is not None):
+        alone = {o.id for o in objects.of_class(target_class.id)} == set(instruction.instance_ids or ())
+        if conditional or (instruction.kind == "attribute" and instruction.instance_ids is not None and not alone):
             return ["claim is empty: no mask can decide what the query says"]
         return _wording(objects, target_class, instruction, None, named)
     if conditional:
