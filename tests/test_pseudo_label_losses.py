@@ -257,6 +257,13 @@ def test_image_mean_confidence_by_a_slow_second_way():
     assert ratio.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_no_gradient_flows_through_a_confidence():
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    confidence, _ = pseudo_labels(logits)
+    assert not confidence.requires_grad
+    assert torch.allclose(confidence, logits.softmax(1).max(1).values)
+
+
 def test_guidance_counts_all_pixels_or_the_sure_ones():
     logits, labels = torch.randn(1, 3, 4, 4), torch.full((1, 4, 4), 255)
     labels[0, 0, :2] = 1
