@@ -87,6 +87,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(street, backbones, tmp_path):
     assert_resumes(street, backbones, tmp_path)
 
 
+def test_a_resumed_run_keeps_its_teacher(street, backbones, tmp_path):
+    """Also with levels of features of one width (DPT); what is saved in the end is the teacher."""
+    assert_resumes(street, backbones, tmp_path, method="unimatch_v2", architecture="dpt")
+    student = load_file(tmp_path / "whole" / "checkpoint-4" / "model.safetensors")
+    teacher = load_file(tmp_path / "whole" / "checkpoint-4" / "teacher" / "model.safetensors")
+    saved = load_file(tmp_path / "whole" / "model.safetensors")
+    name = "network.head.0.weight"
+    assert saved[name].equal(teacher[name]) and not saved[name].equal(student[name])
+
+
 def assert_two_processes_equal_one(street, backbones, tmp_path, batch: int, **method):
     main(options(street, backbones, tmp_path / "one", per_device_train_batch_size=batch, **method))
     # `accelerate launch --cpu --num_processes 2` starts one process without a word
@@ -108,9 +118,16 @@ def assert_two_processes_equal_one(street, backbones, tmp_path, batch: int, **me
 
 def test_two_processes_equal_one_with_twice_the_batch(street, backbones, tmp_path):
     """With BatchNorm (SegFormer's decoder), hardest pixels of all processes, and images that are partly padding."""
-    sgd = dict(optimizer="sgd", learning_rate=0.05)
+    ohem = dict(labelled_loss="ohem", ohem_threshold=0.05, ohem_min_kept=300)
+    sgd = dict(optimizer="sgd", learning_rate=0.05, scale_min=0.4)
+    assert_two_processes_equal_one(street, backbones, tmp_path, batch=4, **ohem, **sgd)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "architecture"), [("unimatch_v2", "segformer"), ("semivl", "semivl")])
+def test_two_processes_equal_one_for_the_other_methods(street, backbones, tmp_path, method, architecture):
     assert_two_processes_equal_one(
-        street, backbones, tmp_path, batch=4, labelled_loss="ohem", ohem_min_kept=700, scale_min=0.4, **sgd
+        street, backbones, tmp_path, batch=4, method=method, architecture=architecture, optimizer="sgd"
     )
 
 
