@@ -245,6 +245,8 @@ def test_each_concept_may_have_its_own_map(folders, tmp_path):
 def test_frozen_clip_says_nothing_where_it_is_not_sure(folders):
     clip = frozen_clip(arguments_of(folders, "semivl"), segmenter_of(folders, "semivl"))
     assert isinstance(clip, FrozenClip) and not any(p.requires_grad for p in clip.parameters())
+    # words that are nearly one, so that a random tower is not sure of everything
+    clip.embeddings.copy_(F.normalize(clip.embeddings[:1] + 0.02 * torch.randn(clip.embeddings.shape), dim=-1))
     images = batch_of()["weak"]
     every = clip.labels(images, 0.0)
     assert every.shape == (2, *SIZE) and (every != 255).all() and every.max() < 3
@@ -258,7 +260,7 @@ def test_frozen_clip_says_nothing_where_it_is_not_sure(folders):
     sure = (100 * scores).softmax(1).max(1)
     threshold = sure.values.median().item()
     found = clip.labels(images, threshold)
-    assert torch.equal(every, sure.indices)
+    assert torch.equal(every, sure.indices) and 0.3 < (sure.values >= threshold).float().mean() < 0.7
     assert torch.equal(found, torch.where(sure.values >= threshold, sure.indices, 255))
 
 

@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from datasets_scripts.scenes import write_scenes
+from trainers.pseudo_labels.dataset import SemiSupervisedDataset
 from trainers.pseudo_labels.segmenter import SemanticSegmenter
 from trainers.pseudo_labels.train import main
 
@@ -95,6 +96,14 @@ def test_a_resumed_run_keeps_its_teacher(street, backbones, tmp_path):
     saved = load_file(tmp_path / "whole" / "model.safetensors")
     name = "network.head.0.weight"
     assert saved[name].equal(teacher[name]) and not saved[name].equal(student[name])
+
+
+def test_items_are_read_once_and_in_order(street, backbones, tmp_path, monkeypatch):
+    asked = []
+    own = SemiSupervisedDataset.__getitem__
+    monkeypatch.setattr(SemiSupervisedDataset, "__getitem__", lambda self, k: asked.append(k) or own(self, k))
+    main(options(street, backbones, tmp_path, max_steps=3, method="supervised"))
+    assert asked == list(range(6))
 
 
 def assert_two_processes_equal_one(street, backbones, tmp_path, batch: int, **method):

@@ -35,7 +35,7 @@ def test_scripts_recipes_and_options_exist():
     for module in re.findall(r"python -m (modeling_cora\.\w+)", commands):
         assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists(), module
     sources = "\n".join(
-        path.read_text() for house in ("trainers", "modeling_cora") for path in (ROOT / house).glob("*.py")
+        path.read_text() for house in ("trainers", "modeling_cora") for path in (ROOT / house).rglob("*.py")
     )
     for option in re.findall(r"--([a-z_-]+)", commands):
         assert option in sources, option
