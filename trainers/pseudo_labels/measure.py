@@ -83,7 +83,7 @@ def read_run(folder: Path) -> dict | None:
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     audit = folder / "pseudo_labels" / "audit.json"
     pseudo = json.loads(audit.read_text(encoding="utf-8"))["miou"] if audit.exists() else None
-    return {"val": record["val"]["miou"], "pseudo_labels": pseudo, "steps": record["steps"]}
+    return {"val": (record["val"] or {}).get("miou"), "pseudo_labels": pseudo, "steps": record["steps"]}
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
