@@ -37,7 +37,7 @@ def test_scripts_recipes_and_options_exist():
     sources = "\n".join(
         path.read_text()
         for house in ("trainers", "modeling_cora", "datasets_scripts")
-        for path in (ROOT / house).glob("*.py")
+        for path in (ROOT / house).rglob("*.py")
     )
     for option in re.findall(r"--([a-z_-]+)", commands):
         assert option in sources, option

@@ -191,13 +191,13 @@ def street(tmp_path_factory) -> Path:
 def pseudo(street, tmp_path_factory) -> Path:
     """Pseudo-labels for three of the four unlabelled scenes: blocks of classes."""
     folder = tmp_path_factory.mktemp("pseudo")
-    for kind in ("labels", "confidence"):
+    for kind in ("masks", "confidence"):
         (folder / kind).mkdir()
     for number, scene in enumerate(read_folder(street).split("train", labelled=False)[:3]):
         labels = np.zeros((48, 64), np.uint8)
         labels[:20, 32:], labels[20:, 32:], labels[:20, :32] = 3 + number, 9, 255
         confidence = np.linspace(0, 255, 48 * 64).reshape(48, 64).astype(np.uint8)
-        Image.fromarray(labels).save(folder / "labels" / f"{scene.image_id}.png")
+        Image.fromarray(labels).save(folder / "masks" / f"{scene.image_id}.png")
         Image.fromarray(confidence).save(folder / "confidence" / f"{scene.image_id}.png")
     return folder
 
@@ -342,7 +342,7 @@ def test_low_confidence_is_ignored(pseudo, street):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({}, "pseudo_labels: not given has no labels/"),
+        ({}, "pseudo_labels: not given has no masks/"),
         ({"pseudo_labels": "PSEUDO"}, "consistency_weights: not given is no folder"),
         ({"pseudo_labels": "PSEUDO", "consistency": "sometimes"}, "consistency: 'sometimes'"),
         ({"pseudo_labels": "PSEUDO", "weight_kind": "odd"}, "weight_kind: 'odd'"),
@@ -354,10 +354,10 @@ def test_low_confidence_is_ignored(pseudo, street):
 )
 def test_bad_input_gets_one_line(street, pseudo, second_stage, tmp_path, capsys, changes, message):
     for name, value in (("EMPTY", None), ("WRONG", np.full((48, 64), 77)), ("SMALL", np.zeros((9, 9)))):
-        (tmp_path / name / "labels").mkdir(parents=True)
+        (tmp_path / name / "masks").mkdir(parents=True)
         for scene in read_folder(street).split("train", labelled=False):
             if value is not None:
-                Image.fromarray(value.astype(np.uint8)).save(tmp_path / name / "labels" / f"{scene.image_id}.png")
+                Image.fromarray(value.astype(np.uint8)).save(tmp_path / name / "masks" / f"{scene.image_id}.png")
     places = {"PSEUDO": pseudo, **{name: tmp_path / name for name in ("EMPTY", "WRONG", "SMALL")}}
     changes = {key: places.get(value, value) for key, value in changes.items()}
     with pytest.raises(SystemExit) as stopped:

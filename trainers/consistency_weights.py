@@ -102,7 +102,7 @@ def write_weights(arguments: ConsistencyArguments) -> int:
     pseudo_labels = PseudoLabels(arguments.pseudo_labels)
     scenes = [s for s in scene_set.split("train", labelled=False) if pseudo_labels.exists(s.image_id)]
     if not scenes:
-        raise DataError(f"{arguments.pseudo_labels}/labels: has a map for no unlabelled image of {arguments.data}")
+        raise DataError(f"{arguments.pseudo_labels}/masks: has a map for no unlabelled image of {arguments.data}")
     model, processor = load_trained(arguments.model)
     model.to(accelerator.device)
     out = Path(arguments.out)

@@ -13,33 +13,31 @@ from safetensors.numpy import load_file
 
 from datasets_scripts.instructions.build import MIN_CLASS_AREA, class_queries
 from datasets_scripts.instructions.semantic import ANSWERS
-from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet, read_image, read_map
+from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet, read_image
 from modeling_cora import CoraProcessor
 from modeling_cora.consistency import MAX_VARIANCE, consistency_weight
 
 from .arguments import DataArguments, UnlabelledArguments
 from .augmentation import View, jitter, shrink
 from .instruction_dataset import InstructionCollator
+from .pseudo_labels.predictions import mask_path, read_prediction
 
 
 class PseudoLabels:
-    """Class maps and confidences of unlabelled images, as `trainers/pseudo_labels/predict.py` writes them.
-
-        DIR/labels/ID.png        uint8 class ids, 255 = none
-        DIR/confidence/ID.png    uint8, 255 = certain; may be missing
+    """Class maps and confidences of unlabelled images, a folder as in `pseudo_labels/predictions.py`.
 
     Args:
-        folder: DIR.
+        folder: made by `trainers/pseudo_labels/predict.py` or `import_masks.py`.
         min_confidence: in [0, 1]; pixels below it become 255.
     """
 
     def __init__(self, folder: str | Path, min_confidence: float = 0.0):
         self.folder, self.min_confidence = Path(folder), min_confidence
-        if not (self.folder / "labels").is_dir():
-            raise DataError(f"pseudo_labels: {folder or 'not given'} has no labels/; see trainers/pseudo_labels")
+        if not (self.folder / "masks").is_dir():
+            raise DataError(f"pseudo_labels: {folder or 'not given'} has no masks/; see trainers/pseudo_labels")
 
     def exists(self, image_id: str) -> bool:
-        return (self.folder / "labels" / f"{image_id}.png").exists()
+        return mask_path(self.folder, image_id).exists()
 
     def read(self, image_id: str, known: frozenset[int]) -> np.ndarray:
         """uint8 (H, W).
@@ -50,14 +48,12 @@ class PseudoLabels:
         Raises:
             DataError: a file is missing or damaged, or holds an unknown class id.
         """
-        path = self.folder / "labels" / f"{image_id}.png"
-        labels = read_map(path)
+        labels, confidence = read_prediction(self.folder, image_id)
         if unknown := set(np.unique(labels).tolist()) - known - {IGNORE_INDEX}:
-            raise DataError(f"{path}: {min(unknown)} is not a class id of the data set")
+            raise DataError(f"{mask_path(self.folder, image_id)}: {min(unknown)} is not a class id of the data set")
         if self.min_confidence:
-            confidence = read_map(self.folder / "confidence" / f"{image_id}.png")
-            if confidence.shape != labels.shape:
-                raise DataError(f"{self.folder}/confidence/{image_id}.png: its size differs from the label map's")
+            if confidence is None:
+                raise DataError(f"{self.folder}: has no confidence of {image_id}; pseudo_confidence 0 needs none")
             labels = np.where(confidence < 255 * self.min_confidence, IGNORE_INDEX, labels)
         return labels.astype(np.uint8)
 
@@ -123,7 +119,7 @@ class UnlabelledDataset(torch.utils.data.Dataset):
         self.without = len(scenes) - len(self.scenes)
         if not self.scenes:
             raise DataError(
-                f"{arguments.pseudo_labels}/labels: has a map for none of the {len(scenes)} unlabelled images"
+                f"{arguments.pseudo_labels}/masks: has a map for none of the {len(scenes)} unlabelled images"
             )
         self.consistency = ConsistencyMaps(arguments.consistency_weights) if arguments.consistency == "ahead" else None
         self.scene_set, self.arguments, self.data = scene_set, arguments, data
@@ -145,7 +141,7 @@ class UnlabelledDataset(torch.utils.data.Dataset):
             if shown:
                 break
         else:
-            raise DataError(f"{self.pseudo_labels.folder}/labels: no map shows any class that is asked for")
+            raise DataError(f"{self.pseudo_labels.folder}/masks: no map shows any class that is asked for")
         classes = [shown[i] for i in rng.permutation(len(shown))[: self.arguments.unlabelled_queries]]
         maps = [labels] if variances is None else [labels, *(variances[c] for c in classes)]
         image, (labels, *own) = View(self.data, rng).apply(image, maps)
@@ -193,7 +189,7 @@ class UnlabelledDataset(torch.utils.data.Dataset):
         labels = self.pseudo_labels.read(scene.image_id, self.known)
         if labels.shape != (image.height, image.width):
             raise DataError(
-                f"{self.pseudo_labels.folder}/labels/{scene.image_id}.png: size {labels.shape[1]}x{labels.shape[0]} "
+                f"{mask_path(self.pseudo_labels.folder, scene.image_id)}: size {labels.shape[1]}x{labels.shape[0]} "
                 f"differs from its image's {image.width}x{image.height}"
             )
         variances = self.consistency.read(scene.image_id) if self.consistency else None

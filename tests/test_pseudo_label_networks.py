@@ -1,0 +1,274 @@
+"""Segmenters: backbones from folders and from names, features in between, sliding windows, scores."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import Dinov2Backbone, SegformerModel
+
+from datasets_scripts.command_line import UsageError
+from datasets_scripts.records import DataError, Scene, SceneSet, SemanticClass
+from trainers.pseudo_labels.arguments import SegmenterArguments
+from trainers.pseudo_labels.backbones import build_segmenter, random_start
+from trainers.pseudo_labels.evaluation import (
+    confusion_matrix,
+    evaluate_scenes,
+    predict_probabilities,
+    scores,
+    window_starts,
+)
+from trainers.pseudo_labels.networks import dilate_last_stage
+from trainers.pseudo_labels.segmenter import SemanticSegmenter, View
+
+from . import small_backbones
+
+CLASSES = (SemanticClass(2, "road"), SemanticClass(5, "sky"), SemanticClass(9, "car"))
+FAMILIES = {
+    "segformer": small_backbones.save_segformer,
+    "dpt": small_backbones.save_dinov2,
+    "deeplabv3plus": small_backbones.save_resnet,
+    "semivl": small_backbones.save_clip,
+}
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory):
+    return {name: save(tmp_path_factory.mktemp(name)) for name, save in FAMILIES.items()}
+
+
+def segmenter_of(backbones, architecture: str, **options) -> SemanticSegmenter:
+    arguments = SegmenterArguments(
+        architecture=architecture, backbone=str(backbones[architecture]), decoder_channels=16, **options
+    )
+    return build_segmenter(arguments, CLASSES, (32, 40), seed=0)
+
+
+def images(count=2, height=45, width=58) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_logits_have_the_image_size_and_survive_saving(backbones, tmp_path, architecture):
+    """45 x 58 is a multiple of no patch size."""
+    segmenter = segmenter_of(backbones, architecture).eval()
+    batch = images()
+    with torch.no_grad():
+        logits = segmenter.logits(batch)
+        assert logits.shape == (2, 3, 45, 58)
+        assert logits.std() > 0 and not torch.equal(logits[0], logits[1])
+        segmenter.save_pretrained(tmp_path)
+        again = SemanticSegmenter.from_pretrained(tmp_path).eval()
+        assert torch.equal(again.logits(batch), logits)
+    assert again.config.class_ids == [2, 5, 9] and again.config.window == [32, 40]
+    assert (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_every_trained_parameter_gets_a_gradient(backbones, architecture):
+    """Otherwise several processes would wait for one another."""
+    segmenter = segmenter_of(backbones, architecture).train()
+    (logits,) = segmenter([View(images())])
+    (logits * torch.randn_like(logits)).sum().backward()
+    silent = [n for n, p in segmenter.named_parameters() if p.requires_grad and p.grad is None]
+    assert not silent
+
+
+def test_weights_come_from_the_folder(backbones):
+    own = segmenter_of(backbones, "segformer").network.backbone.state_dict()
+    theirs = SegformerModel.from_pretrained(backbones["segformer"]).state_dict()
+    assert all(torch.equal(own[name], theirs[name]) for name in theirs)
+
+
+def test_dpt_sees_the_backbones_four_levels_with_the_final_norm(backbones):
+    segmenter = segmenter_of(backbones, "dpt").eval()
+    own = dict(out_indices=[1, 2, 3, 4], apply_layernorm=True, reshape_hidden_states=True)
+    reference = Dinov2Backbone.from_pretrained(backbones["dpt"], **own)
+    pixels = torch.randn(1, 3, 28, 35)
+    with torch.no_grad():
+        for own, theirs in zip(segmenter.network.encode(pixels), reference(pixels).feature_maps, strict=True):
+            assert own.shape == (1, 16, 4, 5) and torch.allclose(own, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dinov2-small", "dinov2-base"])
+def test_dpt_takes_the_layers_2_5_8_11(name):
+    from trainers.pseudo_labels.backbones import _prepare
+
+    config = random_start(name)
+    _prepare(config, SegmenterArguments(architecture="dpt"))
+    assert [index - 1 for index in config.out_indices] == [2, 5, 8, 11]  # counted from 0, without the patch embedding
+
+
+def test_a_dilated_last_stage_keeps_a_sixteenth_and_the_weights(backbones):
+    features = {}
+    for stride in (16, 32):
+        network = segmenter_of(backbones, "deeplabv3plus", output_stride=stride, atrous_rates=[1, 2]).network
+        features[stride] = network.encode(torch.randn(1, 3, 64, 96))
+    assert features[16][-1].shape[-2:] == (4, 6) and features[32][-1].shape[-2:] == (2, 3)
+    assert features[16][0].shape == features[32][0].shape == (1, 8, 16, 24)
+    backbone = segmenter_of(backbones, "deeplabv3plus", output_stride=32).network.backbone
+    before = [m.stride for m in backbone.modules() if isinstance(m, torch.nn.Conv2d)]
+    dilate_last_stage(backbone)
+    after = [m.dilation for m in backbone.encoder.stages[-1].modules() if isinstance(m, torch.nn.Conv2d)]
+    assert (2, 2) in before and after.count((2, 2)) == 2  # both 3x3 of the second block
+
+
+def test_the_start_depends_on_the_seed_alone(backbones):
+    arguments = SegmenterArguments(backbone=str(backbones["segformer"]), decoder_channels=16)
+    first, second = (build_segmenter(arguments, CLASSES, (32, 40), 3).state_dict() for _ in range(2))
+    other = build_segmenter(arguments, CLASSES, (32, 40), 4).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["network.decoder.classifier.weight"], other["network.decoder.classifier.weight"])
+
+
+def test_features_are_perturbed_instead_or_beside(backbones):
+    segmenter = segmenter_of(backbones, "segformer").eval()
+    batch, channels = images(3), segmenter.network.channels
+    ones = [torch.ones(3, width) for width in channels]
+    zeros = [torch.zeros(1, width) for width in channels]
+    with torch.no_grad():
+        clean = segmenter.logits(batch)
+        (same,) = segmenter([View(batch, ones)])
+        (both,) = segmenter([View(batch, zeros, beside=True)])
+        black = segmenter.network.decode([torch.zeros_like(f) for f in segmenter.network.encode(batch.float())])
+    assert torch.allclose(same, clean, atol=1e-6)
+    assert both.shape == (4, 3, 45, 58) and torch.allclose(both[:3], clean, atol=1e-6)
+    assert torch.allclose(both[3].mean((1, 2)), black[0].mean((1, 2)), atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_dropout_of_the_network_itself_is_off(backbones, architecture):
+    segmenter = segmenter_of(backbones, architecture).train()
+    batch = images()
+    with torch.no_grad():
+        first, second = (segmenter([View(batch)])[0] for _ in range(2))
+    assert torch.equal(first, second)
+    if architecture == "segformer":
+        segmenter = segmenter_of(backbones, architecture, dropout=True).train()
+        with torch.no_grad():
+            first, second = (segmenter([View(batch)])[0] for _ in range(2))
+        assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(backbone="/no/such/folder"), "/no/such/folder"),
+        (dict(backbone=""), "not given"),
+        (dict(backbone="resnet-18"), "is a resnet; architecture segformer needs a segformer"),
+    ],
+)
+def test_a_backbone_that_cannot_be_used_is_told(options, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UsageError, match=message):
+        build_segmenter(SegmenterArguments(**options), CLASSES, (32, 40), 0)
+
+
+def test_weights_that_lack_something_are_told(backbones, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for file in backbones["segformer"].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights[next(name for name in weights if "layer_norm" in name)]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match="its weights lack"):
+        build_segmenter(SegmenterArguments(backbone=str(tmp_path)), CLASSES, (32, 40), 0)
+
+
+# -- prediction and scores ---------------------------------------------------------------------------------------------
+
+
+class Stub:
+    """Says class 1 where a pixel is bright, the surer the brighter; and how often it was asked about which size."""
+
+    classes, device, training = ["road", "sky", "car"], torch.device("cpu"), False
+
+    def __init__(self):
+        self.sizes = []
+        self.config = type("Config", (), {"class_ids": [2, 5, 9], "window": [20, 30]})
+
+    def logits(self, batch):
+        self.sizes.append(tuple(batch.shape[-2:]))
+        bright = batch.float().mean(1) / 25.5 - 5
+        # the mean makes an answer depend on its window
+        return torch.stack([torch.zeros_like(bright), bright, torch.full_like(bright, bright.mean().item())], 1)
+
+    def eval(self):
+        return self
+
+    def train(self, mode=True):
+        return self
+
+
+def test_windows_cover_every_pixel_and_end_with_the_image():
+    assert window_starts(100, 100, 66) == [0] == window_starts(50, 100, 66)
+    for length in range(20, 90):
+        starts = window_starts(length, 20, 13)
+        assert starts[0] == 0 and starts[-1] == length - 20 and len(set(starts)) == len(starts)
+        assert all(0 < b - a <= 13 for a, b in itertools.pairwise(starts))
+
+
+def test_probabilities_are_the_mean_over_windows():
+    image, stub = images(1, 33, 47)[0], Stub()
+    found = predict_probabilities(stub, image, (20, 30), 2 / 3)
+    assert set(stub.sizes) == {(20, 30)}
+    expected, times = np.zeros((3, 33, 47)), np.zeros((33, 47))
+    for top in (0, 13):
+        for left in (0, 17):
+            part = stub.logits(image[None, :, top : top + 20, left : left + 30])[0].softmax(0).numpy()
+            expected[:, top : top + 20, left : left + 30] += part
+            times[top : top + 20, left : left + 30] += 1
+    assert np.allclose(found.numpy(), expected / times, atol=1e-6)
+    assert predict_probabilities(stub, image[:, :10, :12], (20, 30)).shape == (3, 10, 12)
+
+
+def test_scores_by_a_slow_second_way():
+    rng = np.random.default_rng(0)
+    labels = rng.choice([2, 5, 255], (30, 40)).astype(np.uint8)
+    predicted = rng.choice([2, 5, 9], (30, 40)).astype(np.uint8)
+    found = scores(confusion_matrix(labels, predicted, CLASSES), CLASSES)
+    known = labels != 255
+    iou = {}
+    for name, number in (("road", 2), ("sky", 5)):
+        truth, answer = (labels == number) & known, (predicted == number) & known
+        iou[name] = (truth & answer).sum() / (truth | answer).sum()
+    assert found["iou"] == pytest.approx(iou)  # no car in the truth
+    assert found["miou"] == pytest.approx(np.mean(list(iou.values())))
+    assert found["accuracy"] == pytest.approx((labels == predicted)[known].mean())
+    assert scores(np.zeros((3, 3), int), CLASSES)["miou"] is None
+
+
+def test_a_perfect_prediction_scores_one(tmp_path):
+    from PIL import Image
+
+    labels = np.full((40, 50), 2, np.uint8)
+    labels[10:25, 5:40] = 5
+    Image.fromarray(np.where(labels == 5, 255, 0).astype(np.uint8)).save(tmp_path / "image.png")
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    scene = Scene("a", tmp_path / "image.png", tmp_path / "labels.png")
+    stub = Stub()
+    stub.logits = lambda batch: torch.stack([255 - batch[:, 0].float(), batch[:, 0].float(), 0 * batch[:, 0]], 1)
+    matrix = evaluate_scenes(stub, SceneSet(CLASSES, (scene,)), [scene], (20, 30), 2 / 3, progress=False)
+    assert scores(matrix, CLASSES)["miou"] == 1.0 and matrix.sum() == 2000
+
+
+def test_concepts_file(tmp_path, backbones):
+    path = tmp_path / "concepts.json"
+    path.write_text(json.dumps({"car": ["car", "van"], "sky": ["sky"]}))
+    assert segmenter_of(backbones, "semivl", concepts=str(path)).config.concepts == [
+        ["road"],
+        ["sky"],
+        ["car", "van"],
+    ]
+    for content, message in (
+        ('{"lorry": ["a"]}', "'lorry' is not one of"),
+        ('{"car": []}', "not a list"),
+        ("[", "JSON"),
+    ):
+        path.write_text(content)
+        with pytest.raises(DataError, match=message):
+            segmenter_of(backbones, "semivl", concepts=str(path))

@@ -1,0 +1,255 @@
+"""Training as a user runs it: resumption, two processes, the logged terms, bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from datasets_scripts.scenes import write_scenes
+from trainers.pseudo_labels.dataset import SemiSupervisedDataset
+from trainers.pseudo_labels.segmenter import SemanticSegmenter
+from trainers.pseudo_labels.train import main
+
+from . import small_backbones
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "trainers" / "pseudo_labels" / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("street")
+    write_scenes(folder, labelled=3, unlabelled=5, val=2, size=(48, 64), progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory) -> dict[str, Path]:
+    return {
+        "segformer": small_backbones.save_segformer(tmp_path_factory.mktemp("segformer")),
+        "dpt": small_backbones.save_dinov2(tmp_path_factory.mktemp("dinov2")),
+        "semivl": small_backbones.save_clip(tmp_path_factory.mktemp("clip")),
+    }
+
+
+def options(street: Path, backbones, out: Path, architecture="segformer", **changes) -> list[str]:
+    fields = {
+        "data": street,
+        "architecture": architecture,
+        "backbone": backbones[architecture],
+        "decoder_channels": 16,
+        "method": "unimatch",
+        "crop_height": 28,
+        "crop_width": 40,
+        "confidence_threshold": 0.1,
+        "output_dir": out,
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+        "max_steps": 4,
+        "per_device_train_batch_size": 2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        **changes,
+    }
+    return [text for name, value in fields.items() for text in (f"--{name}", str(value))]
+
+
+def history(out: Path) -> list[dict]:
+    return [e for e in json.loads((out / "trainer_state.json").read_text())["log_history"] if "loss" in e]
+
+
+def largest_difference(first: Path, second: Path) -> float:
+    a, b = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
+    assert a.keys() == b.keys()
+    return max((a[name].double() - b[name].double()).abs().max().item() for name in a)
+
+
+def assert_resumes(street, backbones, tmp_path, **method):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    changes = dict(save_strategy="steps", save_steps=2, **method)
+    main(options(street, backbones, whole, **changes))
+    shutil.copytree(whole / "checkpoint-2", resumed / "checkpoint-2")
+    main(options(street, backbones, resumed, resume_from_checkpoint=True, **changes))
+    assert largest_difference(whole, resumed) == 0.0
+    assert largest_difference(whole / "checkpoint-2", whole) > 1e-4  # the last two steps did something
+    assert [entry["step"] for entry in history(resumed)] == [1, 2, 3, 4]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(street, backbones, tmp_path):
+    assert_resumes(street, backbones, tmp_path)
+
+
+def test_a_resumed_run_keeps_its_teacher(street, backbones, tmp_path):
+    """Also with levels of features of one width (DPT); what is saved in the end is the teacher."""
+    assert_resumes(street, backbones, tmp_path, method="unimatch_v2", architecture="dpt")
+    student = load_file(tmp_path / "whole" / "checkpoint-4" / "model.safetensors")
+    teacher = load_file(tmp_path / "whole" / "checkpoint-4" / "teacher" / "model.safetensors")
+    saved = load_file(tmp_path / "whole" / "model.safetensors")
+    name = "network.head.0.weight"
+    assert saved[name].equal(teacher[name]) and not saved[name].equal(student[name])
+
+
+def test_items_are_read_once_and_in_order(street, backbones, tmp_path, monkeypatch):
+    asked = []
+    own = SemiSupervisedDataset.__getitem__
+    monkeypatch.setattr(SemiSupervisedDataset, "__getitem__", lambda self, k: asked.append(k) or own(self, k))
+    main(options(street, backbones, tmp_path, max_steps=3, method="supervised"))
+    assert asked == list(range(6))
+
+
+def assert_two_processes_equal_one(street, backbones, tmp_path, batch: int, **method):
+    main(options(street, backbones, tmp_path / "one", per_device_train_batch_size=batch, **method))
+    # `accelerate launch --cpu --num_processes 2` starts one process without a word
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--main_process_port", "0"]
+    command += ["--num_cpu_threads_per_process", "1", "--dynamo_backend", "no", "trainers/pseudo_labels/train.py"]
+    command += options(street, backbones, tmp_path / "two", per_device_train_batch_size=batch // 2, **method)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr[-3000:]
+    one, two = history(tmp_path / "one"), history(tmp_path / "two")
+    assert len(one) == len(two) == 4
+    for first, second in zip(one, two, strict=True):
+        for name in ("loss", *(name for name in first if name.endswith("_loss"))):
+            assert second[name] == pytest.approx(first[name], abs=1e-4), (first["step"], name)
+    assert largest_difference(tmp_path / "one", tmp_path / "two") < 2e-4
+    scores = [json.loads((tmp_path / run / "training.json").read_text())["val"] for run in ("one", "two")]
+    assert scores[1]["miou"] == pytest.approx(scores[0]["miou"], abs=1e-2)
+
+
+def test_two_processes_equal_one_with_twice_the_batch(street, backbones, tmp_path):
+    """With BatchNorm (SegFormer's decoder), hardest pixels of all processes, and images that are partly padding."""
+    ohem = dict(labelled_loss="ohem", ohem_threshold=0.05, ohem_min_kept=300)
+    sgd = dict(optimizer="sgd", learning_rate=0.05, scale_min=0.4)
+    assert_two_processes_equal_one(street, backbones, tmp_path, batch=4, **ohem, **sgd)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "architecture"), [("unimatch_v2", "segformer"), ("semivl", "semivl")])
+def test_two_processes_equal_one_for_the_other_methods(street, backbones, tmp_path, method, architecture):
+    assert_two_processes_equal_one(
+        street, backbones, tmp_path, batch=4, method=method, architecture=architecture, optimizer="sgd"
+    )
+
+
+WEIGHTS = {
+    "supervised": {"labelled_loss": 1.0},
+    "unimatch": {"labelled_loss": 0.5, "strong1_loss": 0.125, "strong2_loss": 0.125, "feature_loss": 0.25},
+    "unimatch_v2": {"labelled_loss": 0.5, "strong1_loss": 0.25, "strong2_loss": 0.25},
+}
+
+
+@pytest.mark.parametrize("method", WEIGHTS)
+def test_the_logged_terms_make_the_loss_and_the_folder_says_what_it_is(street, backbones, tmp_path, method):
+    main(options(street, backbones, tmp_path, method=method, seed=3))
+    logged = history(tmp_path)
+    assert len(logged) == 4
+    for entry in logged:
+        assert {name for name in entry if name.endswith("_loss")} == set(WEIGHTS[method])
+        assert entry["loss"] == pytest.approx(sum(w * entry[n] for n, w in WEIGHTS[method].items()), abs=1e-3)
+        assert entry["labelled_loss"] > 0.5
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert (record["method"], record["seed"], record["steps"], record["batch"]) == (method, 3, 4, 2)
+    assert record["labelled_images"] == 3 and 0 <= record["val"]["miou"] <= 1
+    segmenter = SemanticSegmenter.from_pretrained(tmp_path)
+    assert {str(i): name for i, name in zip(segmenter.config.class_ids, segmenter.classes, strict=True)} == record[
+        "classes"
+    ]
+
+
+def test_training_learns(street, backbones, tmp_path):
+    """From chance to far below it on the labelled crops."""
+    main(options(street, backbones, tmp_path, max_steps=40, learning_rate=1e-2, logging_steps=10, method="supervised"))
+    losses = [entry["labelled_loss"] for entry in history(tmp_path)]
+    assert losses[0] > 1.5 and losses[-1] < 0.85 * losses[0]
+
+
+def test_accumulation_does_not_double_the_loss(street, backbones, tmp_path):
+    main(options(street, backbones, tmp_path / "one", method="supervised", max_steps=1))
+    changes = dict(per_device_train_batch_size=1, gradient_accumulation_steps=2, method="supervised", max_steps=1)
+    main(options(street, backbones, tmp_path / "two", **changes))
+    one, two = history(tmp_path / "one")[0]["loss"], history(tmp_path / "two")[0]["loss"]
+    assert two == pytest.approx(one, rel=0.3)
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def add_class(folder: Path, name: str) -> None:
+    classes = json.loads((folder / "classes.json").read_text())
+    classes["classes"].append({"id": 99, "name": name})
+    (folder / "classes.json").write_text(json.dumps(classes))
+
+
+def error_line(argv: list[str], capsys) -> str:
+    with pytest.raises(SystemExit) as exit_info:
+        main(argv)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert exit_info.value.code == 2 and len(errors) == 1
+    return errors[0]
+
+
+def test_bad_input_gets_one_line_and_leaves_nothing(street, backbones, tmp_path, capsys):
+    lonely = tmp_path / "lonely"
+    shutil.copytree(street, lonely)
+    shutil.rmtree(lonely / "unlabelled")
+    add_class(lonely, "unicorn")
+    out = tmp_path / "out"
+    bad = [
+        (options(lonely, backbones, out), "no unlabelled training image"),
+        (options(street, backbones, out, crop_height=49), "smaller than the crop 40x49"),
+        (options(lonely, backbones, out, absent_classes="error", method="supervised"), "labelled images shows unicorn"),
+        (options(street, backbones, out, method="unimach"), "unimach"),
+        (options(street, backbones, out, method="semivl"), "architecture segformer has no CLIP"),
+        (options(street, backbones, out, method="unimatch_v2", per_device_train_batch_size=3), "3 is odd"),
+        (options(street, backbones, out, confidence_threshold=1.5), "outside of [0, 1]"),
+        (options(street, backbones, out, cutmix_area_min=0.6), "is no range"),
+    ]
+    for argv, message in bad:
+        assert message in error_line(argv, capsys)
+        assert not out.exists()
+
+
+def test_a_wrong_choice_in_a_recipe_is_told(tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("labelled_loss: focal\n")
+    assert "'focal' is not one of cross_entropy, ohem" in error_line([str(recipe)], capsys)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_in_one_line(street, backbones, tmp_path, capsys):
+    argv = options(street, backbones, tmp_path / "out", optimizer="sgd", learning_rate=1e20, max_steps=20)
+    line = error_line(argv, capsys)
+    assert "_loss is " in line and "step " in line and "learning_rate" in line
+
+
+def test_classes_that_are_left_out_are_named_once(street, backbones, tmp_path, capsys):
+    copy = tmp_path / "street"
+    shutil.copytree(street, copy)
+    add_class(copy, "unicorn")
+    main(options(copy, backbones, tmp_path / "out", method="supervised", max_steps=1))
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1 and "unicorn" in notes[0]
+    assert "unicorn" not in SemanticSegmenter.from_pretrained(tmp_path / "out").classes
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted((ROOT / "trainers/pseudo_labels/recipes").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_every_recipe_is_readable(recipe):
+    from trainers.arguments import parse_recipe
+    from trainers.pseudo_labels.arguments import check_arguments
+    from trainers.pseudo_labels.train import ARGUMENTS
+
+    groups = parse_recipe(ARGUMENTS, [str(recipe), "--use_cpu", "true", "--bf16", "false"])
+    check_arguments(*groups)
+    segmenter, method, data = groups[:3]
+    assert (method.method == "semivl") <= (segmenter.architecture == "semivl")
+    assert data.crop_height % 14 == 0 or segmenter.architecture != "dpt"

@@ -1,0 +1,231 @@
+"""Every hyper-parameter of the semi-supervised segmenters. A recipe is a YAML file of these fields.
+
+    accelerate launch trainers/pseudo_labels/train.py trainers/pseudo_labels/recipes/camvid_cpu.yaml --data DIR
+
+Field texts name the paper, or the public code a default comes from: UniMatch (arXiv 2208.09910), UniMatch V2
+(2410.10777), SemiVL (2311.16241). Where a field's name does not say for whom it is, it is for every method.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from datasets_scripts.command_line import UsageError
+
+METHODS = ("supervised", "unimatch", "unimatch_v2", "semivl")
+ARCHITECTURES = ("segformer", "dpt", "deeplabv3plus", "semivl")
+
+
+def _choice(default: str | None, choices: tuple[str, ...], text: str) -> Any:
+    return field(default=default, metadata={"help": f"{' | '.join(choices)}. {text}", "choices": choices})
+
+
+@dataclass
+class SegmenterArguments:
+    architecture: str = _choice(
+        "segformer", ARCHITECTURES, "dpt takes a DINOv2 backbone (UniMatch V2), deeplabv3plus a ResNet (UniMatch)."
+    )
+    backbone: str = field(
+        default="mit-b0",
+        metadata={
+            "help": "Folder or Hub id with pretrained weights; or, for a random start, the name of a size: mit-b0, "
+            "mit-xs, dinov2-small, dinov2-base, resnet-18, resnet-50, resnet-101, clip-vit-base-patch16, "
+            "clip-vit-tiny."
+        },
+    )
+    decoder_channels: int | None = field(
+        default=None,
+        metadata={"help": "Width of the decoder; where not given segformer and deeplabv3plus 256, the others 128."},
+    )
+    output_stride: int = field(
+        default=16,
+        metadata={"help": "deeplabv3plus only: 32, or 16 by a dilated last stage (UniMatch on Cityscapes: 16)."},
+    )
+    atrous_rates: list[int] = field(
+        default_factory=lambda: [6, 12, 18], metadata={"help": "deeplabv3plus only; UniMatch 6 12 18."}
+    )
+    dropout: bool = field(
+        default=False,
+        metadata={
+            "help": "The network's own dropout and stochastic depth. SemiVL switches them off, since they make the "
+            "pseudo-labels of a training pass noisy; with them two processes are no longer exactly one."
+        },
+    )
+    concepts: str | None = field(
+        default=None,
+        metadata={
+            "help": 'semivl only: a JSON file {"car": ["car", "van"]}; where not given, SemiVL\'s words for the '
+            "Cityscapes classes and the plain name of any other class."
+        },
+    )
+    decoder_concepts: str = _choice(
+        "average",
+        ("average", "each"),
+        "semivl only: one similarity map per class, of its concepts' mean (SemiVL on Cityscapes), or one per concept, "
+        "the class being its best concept.",
+    )
+
+
+@dataclass
+class SegmentationDataArguments:
+    data: str = field(
+        default="",
+        metadata={"help": "Folder: images/ masks/ unlabelled/ classes.json, or the Cityscapes layout."},
+    )
+    split_lists: str | None = field(
+        default=None, metadata={"help": "Folder with labeled.txt and unlabeled.txt (UniMatch's format)."}
+    )
+    crop_height: int = field(default=801, metadata={"help": "Pixels. Cityscapes: UniMatch 801, V2 798 = 57 x 14."})
+    crop_width: int = field(default=801, metadata={"help": "Pixels, as above."})
+    scale_min: float = field(default=0.5, metadata={"help": "Smallest random resize; UniMatch 0.5."})
+    scale_max: float = field(default=2.0, metadata={"help": "Largest random resize; UniMatch 2.0."})
+    flip: float = field(default=0.5, metadata={"help": "Probability of a mirrored crop; UniMatch 0.5."})
+    absent_classes: str = _choice(
+        "leave_out",
+        ("leave_out", "keep", "error"),
+        "Classes that no labelled image shows: leave_out = the segmenter does not know them, keep = as in the public "
+        "codes it has an output for them that nothing trains (SemiVL's words can still find them), error = stop.",
+    )
+    small_images: str = _choice(
+        "error",
+        ("error", "pad"),
+        "An image that is smaller than the crop before any resize: error = stop, pad = fill it up with ignored pixels "
+        "(the public codes, without a word).",
+    )
+    cache_scenes: int = field(default=512, metadata={"help": "Decoded images kept in memory by each process."})
+
+
+@dataclass
+class StrongViewArguments:
+    """The strong views; all defaults are UniMatch's."""
+
+    jitter_probability: float = field(default=0.8, metadata={"help": "Of the colour jitter."})
+    brightness: float = field(default=0.5, metadata={"help": "Half-width of the factor around 1."})
+    contrast: float = field(default=0.5, metadata={"help": "Half-width of the factor around 1."})
+    saturation: float = field(default=0.5, metadata={"help": "Half-width of the factor around 1."})
+    hue: float = field(default=0.25, metadata={"help": "Largest turn of the hue, as a share of the full circle."})
+    grey_probability: float = field(default=0.2, metadata={"help": "Of a grey view."})
+    blur_probability: float = field(default=0.5, metadata={"help": "Of a Gaussian blur."})
+    blur_sigma_min: float = field(default=0.1, metadata={"help": "Pixels."})
+    blur_sigma_max: float = field(default=2.0, metadata={"help": "Pixels."})
+    cutmix_probability: float = field(default=0.5, metadata={"help": "Of a CutMix box in a strong view."})
+    cutmix_area_min: float = field(default=0.02, metadata={"help": "Of the box, as a share of the crop."})
+    cutmix_area_max: float = field(default=0.4, metadata={"help": "Of the box, as a share of the crop."})
+    cutmix_aspect_min: float = field(default=0.3, metadata={"help": "Height / width of the box; at most 1 / this."})
+    mix_partner: str = _choice(
+        "other_image",
+        ("other_image", "same_image"),
+        "unimatch and semivl: where a box is filled from. The paper says another unlabelled batch; the public codes go "
+        "through two loaders in the same order, so that it is another crop of the same image.",
+    )
+
+
+@dataclass
+class MethodArguments:
+    method: str = _choice("unimatch", METHODS, "supervised: the labelled images alone.")
+    labelled_loss: str = _choice(
+        "cross_entropy", ("cross_entropy", "ohem"), "Cityscapes: ohem in UniMatch and V2, cross_entropy in SemiVL."
+    )
+    ohem_threshold: float = field(default=0.7, metadata={"help": "UniMatch 0.7: surer pixels are left out."})
+    ohem_min_kept: int = field(
+        default=100_000, metadata={"help": "Pixels kept in any case, per image; UniMatch 200,000 for 2 crops of 801."}
+    )
+    confidence: str | None = _choice(
+        None,
+        ("pixel", "image_mean", "image_ratio"),
+        "pixel = pixels of at least confidence_threshold; image_mean, image_ratio = every pixel, weighted by its "
+        "image's mean confidence or share of confident pixels. Where not given: semivl image_mean, the others pixel.",
+    )
+    confidence_threshold: float = field(
+        default=0.95, metadata={"help": "UniMatch 0.95 (Pascal, COCO), 0 on Cityscapes; V2 0.95; in [0, 1]."}
+    )
+    strong_loss_weight: float = field(
+        default=0.25, metadata={"help": "Of each strong view beside 1 for the labelled loss; unimatch, semivl 0.25."}
+    )
+    feature_loss_weight: float = field(
+        default=0.5, metadata={"help": "Of the perturbed features, likewise; unimatch, semivl 0.5."}
+    )
+    feature_dropout: float = field(
+        default=0.5, metadata={"help": "Share of channels that feature perturbation drops; unimatch, semivl 0.5."}
+    )
+    ema_ratio: float = field(
+        default=0.996, metadata={"help": "unimatch_v2: highest share of itself that the teacher keeps in a step."}
+    )
+    guidance_weight: float = field(
+        default=0.1,
+        metadata={"help": "semivl: of the frozen CLIP at the first step, decaying linearly to 0 at the last; 0.1."},
+    )
+    guidance_threshold: float = field(default=0.9, metadata={"help": "semivl: CLIP's least confidence; 0.9."})
+    guidance_over: str = _choice(
+        "all", ("all", "sure"), "semivl: what the guidance loss is divided by; all = SemiVL's `mean_all`."
+    )
+
+
+@dataclass
+class SemiSupervisedTrainingArguments(TrainingArguments):
+    """transformers' arguments with UniMatch's defaults on Cityscapes."""
+
+    optimizer: str = _choice("sgd", ("sgd", "adamw"), "UniMatch sgd; V2 and SemiVL adamw.")
+    learning_rate: float = field(default=5e-3, metadata={"help": "Of the backbone. UniMatch 5e-3, V2 and SemiVL 5e-6."})
+    head_learning_rate_multiplier: float = field(
+        default=1.0, metadata={"help": "Decoder / backbone. UniMatch 1 on Cityscapes, V2 40, SemiVL 100."}
+    )
+    momentum: float = field(default=0.9, metadata={"help": "sgd only; UniMatch 0.9."})
+    weight_decay: float = field(default=1e-4, metadata={"help": "UniMatch 1e-4; V2 and SemiVL 0.01."})
+    decay_norms: bool = field(
+        default=True, metadata={"help": "Weight decay on norms and biases too: UniMatch, V2 true; SemiVL false."}
+    )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "0: no clipping, as in the public codes."})
+    lr_scheduler_type: str = field(default="polynomial", metadata={"help": "UniMatch: (1 - step / steps) ^ 0.9."})
+    lr_scheduler_kwargs: dict | str | None = field(
+        default_factory=lambda: {"power": 0.9, "lr_end": 0.0}, metadata={"help": "Of the schedule."}
+    )
+    per_device_train_batch_size: int = field(
+        default=2, metadata={"help": "Labelled images, and as many unlabelled ones; UniMatch 8 in all."}
+    )
+    max_steps: int = field(
+        default=83_760, metadata={"help": "UniMatch: 240 passes over the unlabelled images of 1/16, 8 at a time."}
+    )
+    logging_steps: float = field(default=50, metadata={"help": "Steps between log lines."})
+    window_stride: float = field(
+        default=2 / 3, metadata={"help": "Of the sliding window on val, as a share of the crop; UniMatch 2/3."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The method needs every column."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A NaN loss ends the run instead."})
+    ddp_broadcast_buffers: bool | None = field(
+        default=False, metadata={"help": "Running statistics are those of all processes already."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        # without a GPU there is nothing to pin memory for, and torch warns about it at every start
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
+
+
+def check_arguments(*groups: Any) -> None:
+    """Raises:
+    UsageError: a value that none of the choices is, or a share outside of [0, 1].
+    """
+    for group in groups:
+        for one in fields(group):
+            value, choices = getattr(group, one.name), one.metadata.get("choices")
+            if choices and value is not None and value not in choices:
+                raise UsageError(f"{one.name}: {value!r} is not one of {', '.join(choices)}")
+            if one.name.endswith(("_probability", "_threshold", "flip", "_dropout")) and not 0 <= value <= 1:
+                raise UsageError(f"{one.name}: {value} is outside of [0, 1]")
+        if isinstance(group, SegmentationDataArguments):
+            if min(group.crop_height, group.crop_width) < 1:
+                raise UsageError(f"crop_height, crop_width: {group.crop_height} x {group.crop_width} is no crop")
+            if not 0 < group.scale_min <= group.scale_max:
+                raise UsageError(f"scale_min, scale_max: {group.scale_min} to {group.scale_max} is no range of scales")
+        if isinstance(group, StrongViewArguments):
+            if not 0 < group.cutmix_area_min <= group.cutmix_area_max <= 1:
+                raise UsageError(
+                    f"cutmix_area_min, cutmix_area_max: {group.cutmix_area_min} to {group.cutmix_area_max} is no range"
+                )
+            if not 0 < group.cutmix_aspect_min <= 1:
+                raise UsageError(f"cutmix_aspect_min: {group.cutmix_aspect_min} is outside of (0, 1]")

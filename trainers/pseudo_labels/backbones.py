@@ -1,0 +1,220 @@
+"""A segmenter to start from: a pretrained backbone from a folder or the Hub, or a random start of a known size."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    Dinov2Config,
+    PreTrainedConfig,
+    ResNetConfig,
+    SegformerConfig,
+)
+
+from datasets_scripts.command_line import UsageError
+from datasets_scripts.records import SemanticClass
+
+from .arguments import SegmenterArguments
+from .clip import CLIP_MEAN, CLIP_STD, FrozenClip, mean_of_concepts, word_embeddings
+from .concepts import concepts_of
+from .segmenter import IMAGENET_MEAN, IMAGENET_STD, SegmenterConfig, SemanticSegmenter
+from .text_decoder import trained_in_clip
+
+MODEL_TYPES = {"segformer": "segformer", "dpt": "dinov2", "deeplabv3plus": "resnet", "semivl": "clip_vision_model"}
+DECODER_CHANNELS = {"segformer": 256, "dpt": 128, "deeplabv3plus": 256, "semivl": 128}
+
+
+def random_start(size: str) -> PreTrainedConfig | None:
+    """The configuration that a size's name stands for; None for any other name."""
+    sizes = {
+        "mit-b0": lambda: SegformerConfig(),
+        "mit-xs": lambda: SegformerConfig(hidden_sizes=[16, 32, 80, 128], num_attention_heads=[1, 2, 5, 8]),
+        "dinov2-small": lambda: Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6),
+        "dinov2-base": lambda: Dinov2Config(),
+        "resnet-18": lambda: ResNetConfig(depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic"),
+        "resnet-50": lambda: ResNetConfig(),
+        "resnet-101": lambda: ResNetConfig(depths=[3, 4, 23, 3]),
+        "clip-vit-base-patch16": lambda: CLIPVisionConfig(patch_size=16),
+        "clip-vit-tiny": lambda: CLIPVisionConfig(
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            image_size=224,
+            patch_size=16,
+            projection_dim=64,
+        ),
+    }
+    return sizes[size]() if size in sizes else None
+
+
+def build_segmenter(
+    arguments: SegmenterArguments, classes: Sequence[SemanticClass], window: tuple[int, int], seed: int
+) -> SemanticSegmenter:
+    """The segmenter before its first step; the decoder, and a backbone without weights, depend on the seed alone.
+
+    Args:
+        window: (height, width) of the crops.
+
+    Raises:
+        UsageError: no such backbone, one of another family, or weights that do not fit.
+    """
+    own = random_start(arguments.backbone)
+    pretrained = own is None
+    if pretrained:
+        own = _read_config(arguments.backbone)
+    if own.model_type == "clip":
+        # the vision tower's own idea of the joint width is a default that nothing keeps true
+        own.vision_config.projection_dim = own.projection_dim
+        own = own.vision_config
+    wanted = MODEL_TYPES[arguments.architecture]
+    if own.model_type != wanted:
+        raise UsageError(
+            f"backbone {arguments.backbone}: is a {own.model_type}; architecture {arguments.architecture} needs a "
+            f"{wanted}"
+        )
+    _prepare(own, arguments)
+    concepts = concepts_of(classes, arguments.concepts) if arguments.architecture == "semivl" else None
+    is_clip = arguments.architecture == "semivl"
+    config = SegmenterConfig(
+        architecture=arguments.architecture,
+        backbone_config=own.to_dict(),
+        class_ids=[c.id for c in classes],
+        class_names=[c.name for c in classes],
+        decoder_channels=arguments.decoder_channels or DECODER_CHANNELS[arguments.architecture],
+        output_stride=arguments.output_stride,
+        atrous_rates=list(arguments.atrous_rates),
+        window=list(window),
+        image_mean=list(CLIP_MEAN if is_clip else IMAGENET_MEAN),
+        image_std=list(CLIP_STD if is_clip else IMAGENET_STD),
+        concepts=concepts,
+        decoder_concepts=arguments.decoder_concepts,
+    )
+    torch.manual_seed(seed)
+    segmenter = SemanticSegmenter(config)
+    if pretrained:
+        _load_backbone(segmenter, arguments)
+    if is_clip:
+        embeddings = concept_embeddings(arguments.backbone, concepts, own.projection_dim)
+        if arguments.decoder_concepts == "average":
+            embeddings = mean_of_concepts(embeddings, list(map(len, concepts)))
+        segmenter.network.text_embeddings.copy_(embeddings)
+        if pretrained:
+            trained_in_clip(segmenter.network)
+    if not arguments.dropout:
+        switch_off_dropout(segmenter)
+    return segmenter
+
+
+def frozen_clip(arguments: SegmenterArguments, segmenter: SemanticSegmenter) -> FrozenClip:
+    """The CLIP that guides SemiVL; it knows all concepts, also where the decoder knows their means alone.
+
+    Raises:
+        UsageError: the segmenter has a random start, so that there is no CLIP that could guide it.
+    """
+    if random_start(arguments.backbone) is not None:
+        raise UsageError(
+            f"guidance_weight: backbone {arguments.backbone} is a random start, which has nothing to guide by; give a "
+            "pretrained CLIP, or guidance_weight 0"
+        )
+    config = segmenter.config
+    model = CLIPVisionModelWithProjection(copy.deepcopy(segmenter.network.backbone.config))
+    model.load_state_dict(_vision_weights(arguments.backbone))
+    embeddings = concept_embeddings(arguments.backbone, config.concepts, model.config.projection_dim)
+    sizes = list(map(len, config.concepts))
+    return FrozenClip(model, embeddings, sizes, config.image_mean, config.image_std)
+
+
+def concept_embeddings(backbone: str, concepts: list[list[str]], width: int) -> torch.Tensor:
+    """(concepts, D) of CLIP's text tower; for a random start random directions, the same for the same word."""
+    words = [word for of_class in concepts for word in of_class]
+    if random_start(backbone) is not None:
+        return F.normalize(torch.stack([_direction(word, width) for word in words]), dim=-1)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(backbone)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"backbone {backbone}: has no tokenizer for the words ({_first_line(error)})") from None
+    return word_embeddings(_clip(backbone), tokenizer, words)
+
+
+def switch_off_dropout(model: torch.nn.Module) -> None:
+    """The network's own dropout and stochastic depth; feature perturbation is not among them."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in ("drop_prob", "dropout", "attention_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _direction(word: str, width: int) -> torch.Tensor:
+    seed = int.from_bytes(word.encode()[:7].ljust(7, b"\0"), "little") + len(word)
+    return torch.randn(width, generator=torch.Generator().manual_seed(seed))
+
+
+def _prepare(own: PreTrainedConfig, arguments: SegmenterArguments) -> None:
+    """Which layers the decoder sees."""
+    if arguments.architecture == "dpt":
+        # UniMatch V2 counts layers from 0: 2 5 8 11 of 12, 4 11 17 23 of 24
+        known = {12: [3, 6, 9, 12], 24: [5, 12, 18, 24], 40: [10, 20, 30, 40]}
+        layers = own.num_hidden_layers
+        own.out_indices = known.get(layers) or [max(1, layers * k // 4) for k in range(1, 5)]
+        own.apply_layernorm, own.reshape_hidden_states = True, True
+    elif arguments.architecture == "deeplabv3plus":
+        own.out_indices = [1, 4]
+    elif arguments.architecture == "segformer":
+        own.reshape_last_stage = True
+
+
+def _read_config(backbone: str) -> PreTrainedConfig:
+    if not backbone:
+        raise UsageError("backbone: not given; a folder, a Hub id, or a size such as mit-b0")
+    if (Path(backbone) / "config.json").is_file() or not Path(backbone).is_dir():
+        try:
+            return AutoConfig.from_pretrained(backbone)
+        except (OSError, ValueError, json.JSONDecodeError) as error:
+            raise UsageError(f"backbone {backbone}: no size, folder or Hub id ({_first_line(error)})") from None
+    raise UsageError(f"backbone {backbone}: a folder without config.json")
+
+
+def _load_backbone(segmenter: SemanticSegmenter, arguments: SegmenterArguments) -> None:
+    own = segmenter.network.backbone
+    if arguments.architecture == "semivl":
+        own.load_state_dict(_vision_weights(arguments.backbone))
+        return
+    own.load_state_dict(_from_pretrained(type(own), arguments.backbone, own.config).state_dict())
+
+
+def _clip(backbone: str) -> CLIPModel:
+    return _from_pretrained(CLIPModel, backbone, None).eval()
+
+
+def _vision_weights(backbone: str) -> dict[str, torch.Tensor]:
+    weights = _clip(backbone).state_dict()
+    return {name: value for name, value in weights.items() if name.startswith(("vision_model.", "visual_projection."))}
+
+
+def _from_pretrained(kind: type, backbone: str, config: PreTrainedConfig | None) -> torch.nn.Module:
+    options = {} if config is None else {"config": config}
+    try:
+        model, info = kind.from_pretrained(backbone, dtype=torch.float32, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(f"backbone {backbone}: cannot be loaded ({_first_line(error)})") from None
+    wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if wrong:
+        raise UsageError(f"backbone {backbone}: its weights lack, or have in another shape, {', '.join(wrong[:3])}")
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

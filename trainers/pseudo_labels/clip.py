@@ -1,0 +1,113 @@
+"""What SemiVL needs of CLIP: dense image embeddings, word embeddings, and a frozen CLIP's opinion of each pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPVisionModelWithProjection
+
+from datasets_scripts.records import IGNORE_INDEX
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+TEMPLATE = "a photo of a {}"
+LOGIT_SCALE = 100.0
+"""What CLIP multiplies similarities by before a softmax."""
+
+
+def dense_features(
+    model: CLIPVisionModelWithProjection, pixels: Tensor, skips: Sequence[int] = ()
+) -> tuple[Tensor, list[Tensor]]:
+    """An embedding in CLIP's image-text space for every patch (MaskCLIP, arXiv 2112.01071).
+
+    The last layer attends to nothing: each place keeps its own value, as SemiVL's `MaskClipVisionTransformer` does.
+
+    Args:
+        pixels: (B, 3, H, W), normalised, sides multiples of the patch size.
+        skips: layers whose outputs are wanted too, counted from 0.
+
+    Returns:
+        (B, D, h, w), and for each skip (B, width, h, w).
+    """
+    vision = model.vision_model
+    size = [side // model.config.patch_size for side in pixels.shape[-2:]]
+    x = vision.pre_layrnorm(vision.embeddings(pixels, interpolate_pos_encoding=True))
+    *layers, last = vision.encoder.layers
+    hidden = []
+    for layer in layers:
+        x = layer(x, None)
+        hidden.append(x)
+    attention = last.self_attn
+    x = x + attention.out_proj(attention.v_proj(last.layer_norm1(x)))
+    x = x + last.mlp(last.layer_norm2(x))
+    hidden.append(x)
+    embeddings = model.visual_projection(vision.post_layernorm(x))
+    return _as_map(embeddings, size), [_as_map(hidden[skip], size) for skip in skips]
+
+
+def _as_map(tokens: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, 1 + h * w, C) -> (B, C, h, w), without the class token."""
+    return tokens[:, 1:].transpose(1, 2).unflatten(2, tuple(size))
+
+
+@torch.no_grad()
+def word_embeddings(model: nn.Module, tokenizer, words: Sequence[str]) -> Tensor:
+    """(n, D), each of length 1, of "a photo of a WORD".
+
+    Args:
+        model: a `CLIPModel`.
+    """
+    tokens = tokenizer([TEMPLATE.format(word) for word in words], padding=True, return_tensors="pt")
+    features = model.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output
+    return F.normalize(features.float(), dim=-1)
+
+
+def mean_of_concepts(embeddings: Tensor, concepts_of_class: Sequence[int]) -> Tensor:
+    """(concepts, D) -> (classes, D): the mean direction of each class's concepts."""
+    parts = embeddings.split(list(concepts_of_class))
+    return F.normalize(torch.stack([part.mean(0) for part in parts]), dim=-1)
+
+
+class FrozenClip(nn.Module):
+    """CLIP as it was trained, asked about every pixel (SemiVL: dense CLIP guidance). It never trains.
+
+    Args:
+        embeddings: of all concepts, (n, D).
+        concepts_of_class: how many of them each class has.
+    """
+
+    def __init__(
+        self,
+        model: CLIPVisionModelWithProjection,
+        embeddings: Tensor,
+        concepts_of_class: Sequence[int],
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+    ):
+        super().__init__()
+        self.model, self.concepts_of_class = model.eval().requires_grad_(False), list(concepts_of_class)
+        self.embeddings = nn.Buffer(embeddings)
+        self.mean = nn.Buffer(torch.tensor(image_mean).view(3, 1, 1))
+        self.std = nn.Buffer(torch.tensor(image_std).view(3, 1, 1))
+
+    @torch.no_grad()
+    def labels(self, images: Tensor, threshold: float) -> Tensor:
+        """(B, H, W) class indices; 255 where the softmax over classes is below the threshold.
+
+        Args:
+            images: uint8 (B, 3, H, W).
+        """
+        pixels = (images.float() / 255 - self.mean) / self.std
+        patch = self.model.config.patch_size
+        right, below = -images.shape[-1] % patch, -images.shape[-2] % patch
+        padded = F.pad(pixels, (0, right, 0, below), mode="replicate") if right or below else pixels
+        dense, _ = dense_features(self.model, padded)
+        similarity = torch.einsum("bdhw,nd->bnhw", F.normalize(dense, dim=1), self.embeddings)
+        parts = similarity.split(self.concepts_of_class, dim=1)
+        of_class = torch.stack([part.amax(1) for part in parts], 1)
+        whole = F.interpolate(of_class, size=padded.shape[-2:], mode="bilinear", align_corners=False)
+        whole = whole[..., : images.shape[-2], : images.shape[-1]]
+        confidence, labels = (LOGIT_SCALE * whole).softmax(1).max(1)
+        return torch.where(confidence >= threshold, labels, IGNORE_INDEX)

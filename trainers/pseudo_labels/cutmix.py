@@ -1,0 +1,65 @@
+"""CutMix (arXiv 1905.04899): a rectangle of one image is replaced by the same rectangle of another.
+
+Images, pseudo-labels, confidences and ignore maps are pasted with the same box, so they stay aligned.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+NO_BOX = (0, 0, 0, 0)
+
+
+class Draws(Protocol):
+    """What is asked of a `numpy.random.Generator`."""
+
+    def random(self) -> float: ...
+    def uniform(self, low: float, high: float) -> float: ...
+    def integers(self, low: int, high: int) -> int: ...
+
+
+def cutmix_box(
+    height: int,
+    width: int,
+    rng: Draws,
+    probability: float = 0.5,
+    area: tuple[float, float] = (0.02, 0.4),
+    aspect: tuple[float, float] = (0.3, 1 / 0.3),
+) -> tuple[int, int, int, int]:
+    """A box (top, left, bottom, right) in pixels, bottom and right excluded; `NO_BOX` where none is drawn.
+
+    UniMatch, `obtain_cutmix_box`: the area is drawn once, aspect and corner again until the box fits.
+
+    Args:
+        area: smallest and largest share of the image.
+        aspect: height / width.
+    """
+    if rng.random() > probability:
+        return NO_BOX
+    pixels = rng.uniform(*area) * height * width
+    while True:
+        ratio = rng.uniform(*aspect)
+        box_width, box_height = int((pixels / ratio) ** 0.5), int((pixels * ratio) ** 0.5)
+        left, top = int(rng.integers(0, width)), int(rng.integers(0, height))
+        if left + box_width <= width and top + box_height <= height:
+            return top, left, top + box_height, left + box_width
+
+
+def box_masks(boxes: Tensor, height: int, width: int) -> Tensor:
+    """bool (B, H, W), True inside of each box of (B, 4)."""
+    rows, columns = torch.arange(height, device=boxes.device), torch.arange(width, device=boxes.device)
+    top, left, bottom, right = (boxes[:, k, None] for k in range(4))
+    return ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None, :]
+
+
+def paste(onto: Tensor, other: Tensor, inside: Tensor) -> Tensor:
+    """`other` inside of the box, `onto` elsewhere.
+
+    Args:
+        onto, other: (B, H, W), or (B, C, H, W).
+        inside: bool (B, H, W).
+    """
+    return torch.where(inside[:, None] if onto.ndim == 4 else inside, other, onto)

@@ -1,0 +1,104 @@
+"""Sliding-window prediction and mean IoU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from datasets_scripts.records import IGNORE_INDEX, Scene, SceneSet, SemanticClass, read_image
+
+from .augmentation import pixels
+from .segmenter import SemanticSegmenter
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """First pixels of windows that cover 0 .. length; the last one ends with the image.
+
+    UniMatch cuts the last windows off at the image's border; whole ones look like what the model was trained on.
+    """
+    if length <= window:
+        return [0]
+    return [*range(0, length - window, stride), length - window]
+
+
+@torch.inference_mode()
+def predict_probabilities(
+    segmenter: SemanticSegmenter, image: Tensor, window: tuple[int, int], stride: float = 2 / 3
+) -> Tensor:
+    """float (classes, H, W): mean over all windows that see a pixel of their softmax.
+
+    Args:
+        image: uint8 (3, H, W).
+        window: (height, width) in pixels.
+        stride: as a share of the window (UniMatch 2/3; its last pixels as in `window_starts`).
+    """
+    height, width = image.shape[-2:]
+    rows, columns = (min(side, own) for side, own in zip((height, width), window, strict=True))
+    total = torch.zeros(len(segmenter.classes), height, width, device=image.device)
+    times = torch.zeros(height, width, device=image.device)
+    for top in window_starts(height, rows, max(1, int(rows * stride))):
+        for left in window_starts(width, columns, max(1, int(columns * stride))):
+            part = image[None, :, top : top + rows, left : left + columns]
+            total[:, top : top + rows, left : left + columns] += segmenter.logits(part)[0].softmax(0)
+            times[top : top + rows, left : left + columns] += 1
+    return total / times
+
+
+def predict_scene(
+    segmenter: SemanticSegmenter, scene: Scene, window: tuple[int, int], stride: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Class ids, uint8 (H, W), and confidence, uint8 (H, W): 255 times the probability of that class."""
+    image = torch.from_numpy(pixels(read_image(scene.image))).to(segmenter.device)
+    confidence, index = predict_probabilities(segmenter, image, window, stride).max(0)
+    ids = torch.tensor(segmenter.config.class_ids, device=index.device)[index]
+    return ids.to(torch.uint8).cpu().numpy(), (confidence * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[SemanticClass]) -> np.ndarray:
+    """int64 (n, n): pixels of class i that are predicted as class j. Ignored pixels count nowhere.
+
+    Args:
+        labels, predicted: class ids, uint8 of any one shape.
+    """
+    index_of = np.full(256, -1)
+    for index, one in enumerate(classes):
+        index_of[one.id] = index
+    counted = labels != IGNORE_INDEX
+    pairs = index_of[labels[counted]] * len(classes) + index_of[predicted[counted]]
+    return np.bincount(pairs, minlength=len(classes) ** 2).reshape(len(classes), -1)
+
+
+def scores(matrix: np.ndarray, classes: Sequence[SemanticClass]) -> dict:
+    """mIoU over the classes that the truth shows, IoU of each of them, and pixel accuracy; None without a truth."""
+    correct, truth, answer = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+    iou = {
+        one.name: float(correct[k] / (truth[k] + answer[k] - correct[k])) for k, one in enumerate(classes) if truth[k]
+    }
+    return {
+        "miou": sum(iou.values()) / len(iou) if iou else None,
+        "accuracy": float(correct.sum() / truth.sum()) if truth.sum() else None,
+        "iou": iou,
+    }
+
+
+def evaluate_scenes(
+    segmenter: SemanticSegmenter,
+    scene_set: SceneSet,
+    scenes: Sequence[Scene],
+    window: tuple[int, int],
+    stride: float,
+    progress: bool = True,
+) -> np.ndarray:
+    """Confusion matrix over all pixels of the scenes."""
+    was_training = segmenter.training
+    segmenter.eval()
+    matrix = np.zeros((len(scene_set.classes),) * 2, np.int64)
+    for scene in tqdm(scenes, desc="evaluating", unit="image", disable=not progress, leave=False):
+        predicted, _ = predict_scene(segmenter, scene, window, stride)
+        matrix += confusion_matrix(scene_set.read_maps(scene)[0], predicted, scene_set.classes)
+    segmenter.train(was_training)
+    return matrix

@@ -1,0 +1,163 @@
+"""Encoder and decoder pairs. Each has `encode` (images -> levels of features, (B, C, h, w) each) and `decode` (those ->
+logits, (B, classes, h', w')), so that features can be perturbed in between.
+
+Attributes of every network:
+    channels: of each level.
+    patch_size: the images' sides are whole multiples of it.
+    align_corners: how its logits are enlarged to the image.
+    backbone: the part that trains at the backbone's learning rate.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoBackbone, AutoConfig, DPTConfig, SegformerConfig, SegformerModel
+from transformers.models.dpt.modeling_dpt import DPTNeck
+from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
+
+from .text_decoder import SimilarityNetwork
+
+
+def build_network(config) -> nn.Module:
+    """The network of a `SegmenterConfig`, with a random start."""
+    networks = {
+        "segformer": SegformerNetwork,
+        "dpt": DptNetwork,
+        "deeplabv3plus": DeepLabV3PlusNetwork,
+        "semivl": SimilarityNetwork,
+    }
+    return networks[config.architecture](config)
+
+
+def backbone_config(config):
+    fields = dict(config.backbone_config)
+    return AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
+class SegformerNetwork(nn.Module):
+    """SegFormer (arXiv 2105.15203): Mix Transformer and all-MLP decoder."""
+
+    patch_size, align_corners = 1, False
+
+    def __init__(self, config):
+        super().__init__()
+        own: SegformerConfig = backbone_config(config)
+        own.decoder_hidden_size, own.num_labels = config.decoder_channels, len(config.class_ids)
+        self.backbone = SegformerModel(own)
+        self.decoder = SegformerDecodeHead(own)
+        self.channels = list(own.hidden_sizes)
+
+    def encode(self, pixels: Tensor) -> list[Tensor]:
+        features = []
+        for stage in self.backbone.stages:
+            pixels = stage(pixels)
+            features.append(pixels)
+        return features
+
+    def decode(self, features: list[Tensor]) -> Tensor:
+        return self.decoder(features)
+
+
+class DptNetwork(nn.Module):
+    """DINOv2 and DPT as in UniMatch V2 (`model/semseg/dpt.py`): four levels, no class token, no BatchNorm."""
+
+    align_corners = True
+
+    def __init__(self, config):
+        super().__init__()
+        own = backbone_config(config)
+        self.backbone = AutoBackbone.from_config(own)
+        width, levels = own.hidden_size, len(own.out_indices)
+        # UniMatch V2's 96 192 384 768 for the width 128
+        hidden = [config.decoder_channels * 3 * 2**level // 4 for level in range(levels)]
+        neck = DPTConfig(
+            backbone_config=own,
+            neck_hidden_sizes=hidden,
+            fusion_hidden_size=config.decoder_channels,
+            readout_type="ignore",
+            reassemble_factors=[4, 2, 1, 0.5],
+            neck_ignore_stages=[],
+            use_batch_norm_in_fusion_residual=False,
+        )
+        self.neck = DPTNeck(neck)
+        self.head = nn.Sequential(
+            nn.Conv2d(config.decoder_channels, config.decoder_channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(config.decoder_channels, len(config.class_ids), 1),
+        )
+        self.channels, self.patch_size = [width] * levels, own.patch_size
+        # these take part in nothing; processes that share a model would wait for their gradients
+        if self.backbone.embeddings.mask_token is not None:
+            self.backbone.embeddings.mask_token.requires_grad_(False)
+        self.neck.fusion_stage.layers[0].residual_layer1.requires_grad_(False)
+
+    def encode(self, pixels: Tensor) -> list[Tensor]:
+        return list(self.backbone(pixels).feature_maps)
+
+    def decode(self, features: list[Tensor]) -> Tensor:
+        # the neck itself takes token sequences with a class token; its parts take maps
+        layers = zip(self.neck.reassemble_stage.layers, self.neck.convs, features, strict=True)
+        levels = [conv(layer(one)) for layer, conv, one in layers]
+        return self.head(self.neck.fusion_stage(levels)[-1])
+
+
+class DeepLabV3PlusNetwork(nn.Module):
+    """ResNet and DeepLabV3+ (arXiv 1802.02611) as in UniMatch (`model/semseg/deeplabv3plus.py`)."""
+
+    patch_size, align_corners = 1, True
+
+    def __init__(self, config):
+        super().__init__()
+        own = backbone_config(config)
+        self.backbone = AutoBackbone.from_config(own)
+        if config.output_stride == 16:
+            dilate_last_stage(self.backbone)
+        low, high = self.backbone.channels[0], self.backbone.channels[-1]
+        width = config.decoder_channels
+        self.aspp = AtrousPyramid(high, width, config.atrous_rates)
+        self.reduce = _conv_norm(low, max(8, width * 48 // 256), 1)
+        self.fuse = nn.Sequential(
+            _conv_norm(width + max(8, width * 48 // 256), width, 3, padding=1), _conv_norm(width, width, 3, padding=1)
+        )
+        self.classifier = nn.Conv2d(width, len(config.class_ids), 1)
+        self.channels = [low, high]
+
+    def encode(self, pixels: Tensor) -> list[Tensor]:
+        return list(self.backbone(pixels).feature_maps)
+
+    def decode(self, features: list[Tensor]) -> Tensor:
+        low, high = features
+        high = F.interpolate(self.aspp(high), size=low.shape[-2:], mode="bilinear", align_corners=True)
+        return self.classifier(self.fuse(torch.cat([self.reduce(low), high], 1)))
+
+
+class AtrousPyramid(nn.Module):
+    """Parallel dilated convolutions and the image's mean (ASPP)."""
+
+    def __init__(self, channels: int, width: int, rates: list[int]):
+        super().__init__()
+        self.branches = nn.ModuleList([_conv_norm(channels, width, 1)])
+        self.branches.extend(_conv_norm(channels, width, 3, padding=rate, dilation=rate) for rate in rates)
+        self.pool = _conv_norm(channels, width, 1)
+        self.project = _conv_norm((len(rates) + 2) * width, width, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        mean = self.pool(features.mean((2, 3), keepdim=True)).expand(-1, -1, *features.shape[-2:])
+        return self.project(torch.cat([*(branch(features) for branch in self.branches), mean], 1))
+
+
+def dilate_last_stage(backbone: nn.Module) -> None:
+    """Stride 2 of a ResNet's last stage becomes dilation 2, so that its features have a 16th of the image's size."""
+    for name, module in backbone.encoder.stages[-1].named_modules():
+        if isinstance(module, nn.Conv2d):
+            first_of_stage = module.stride == (2, 2)
+            module.stride = (1, 1)
+            # the block that loses its stride is not dilated itself, as in torchvision's `replace_stride_with_dilation`
+            if module.kernel_size == (3, 3) and not first_of_stage and not name.startswith("layers.0."):
+                module.dilation = module.padding = (2, 2)
+
+
+def _conv_norm(channels: int, width: int, size: int, **options: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, width, size, bias=False, **options), nn.BatchNorm2d(width), nn.ReLU())

@@ -1,0 +1,149 @@
+"""Pseudo-labels for every unlabelled training image of a split.
+
+    python trainers/pseudo_labels/predict.py --model runs/unimatch --data DIR --split_lists DIR/splits/camvid/1_30 \
+        --out runs/unimatch/pseudo_labels
+    accelerate launch trainers/pseudo_labels/predict.py ...                 several processes share the images
+
+Writes class maps, confidences and `meta.json` (see `predictions.py`). Run again after an interruption with the same
+arguments: finished images are kept. An `--out` that holds another model's pseudo-labels is refused.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # run as a file: this folder has modules with names of libraries, and `import evaluate` would find another's file
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import json
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from tqdm.auto import tqdm
+
+from datasets_scripts.command_line import UsageError, one_line_errors
+from datasets_scripts.folder import read_folder
+from datasets_scripts.records import DataError, Scene
+from trainers.arguments import parse_recipe
+from trainers.pseudo_labels.evaluation import predict_scene
+from trainers.pseudo_labels.predictions import (
+    META,
+    PROGRESS,
+    mask_path,
+    read_identity,
+    sha256_of,
+    write_json,
+    write_prediction,
+)
+from trainers.pseudo_labels.segmenter import SemanticSegmenter
+
+RECORD = "training.json"
+
+
+@dataclass
+class PredictionArguments:
+    model: str = field(default="", metadata={"help": "Folder that train.py wrote."})
+    data: str = field(default="", metadata={"help": "The data set; see datasets_scripts/folder.py."})
+    split_lists: str | None = field(
+        default=None, metadata={"help": "Folder with labeled.txt and unlabeled.txt, the same as in training."}
+    )
+    out: str = field(default="", metadata={"help": "Folder for the pseudo-labels."})
+    window_stride: float = field(
+        default=2 / 3, metadata={"help": "Of the sliding window, as a share of the training crop; UniMatch 2/3."}
+    )
+
+
+def load_segmenter(model: str) -> tuple[SemanticSegmenter, dict]:
+    """The segmenter in evaluation mode, and `training.json`.
+
+    Raises:
+        UsageError: not a folder of `train.py`, or weights that do not fit.
+    """
+    folder = Path(model)
+    if not model or not (folder / "model.safetensors").is_file():
+        raise UsageError(f"--model {model or 'not given'}: a folder that train.py wrote, with model.safetensors")
+    try:
+        segmenter, info = SemanticSegmenter.from_pretrained(folder, output_loading_info=True)
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"--model {model}: has no {RECORD}; has its training ended?") from None
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UsageError(f"--model {model}: cannot be loaded ({str(error).splitlines()[0]})") from None
+    wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if wrong:
+        raise UsageError(f"--model {model}: its weights lack {', '.join(wrong[:3])}")
+    return segmenter.eval(), record
+
+
+def run_prediction(arguments: PredictionArguments) -> dict:
+    """Predicts what is missing; returns what `meta.json` says."""
+    if not arguments.out:
+        raise UsageError("--out: not given; a folder for the pseudo-labels")
+    if not 0 < arguments.window_stride <= 1:
+        raise UsageError(f"--window_stride {arguments.window_stride}: is outside of (0, 1]")
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    segmenter, record = load_segmenter(arguments.model)
+    scene_set = read_folder(arguments.data, arguments.split_lists)
+    scenes = scene_set.split("train", labelled=False)
+    if not scenes:
+        raise DataError(f"{arguments.split_lists or arguments.data}: no unlabelled training image")
+    classes = {c.id: c.name for c in scene_set.classes}
+    for number, name in zip(segmenter.config.class_ids, segmenter.classes, strict=True):
+        if classes.get(number) != name:
+            raise DataError(f"{arguments.data}: class {number} is {classes.get(number)!r}, for the model {name!r}")
+    out = Path(arguments.out)
+    identity = {
+        "weights_sha256": sha256_of(Path(arguments.model) / "model.safetensors"),
+        "data": str(arguments.data),
+        "split_lists": arguments.split_lists,
+        "window_stride": arguments.window_stride,
+    }
+    if (before := read_identity(out)) not in (None, identity):
+        changed = next(name for name in identity if before.get(name) != identity[name])
+        raise UsageError(f"--out {out}: holds pseudo-labels of another {changed} ({before.get(changed)})")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_json(out, PROGRESS, {"identity": identity})
+    _predict_own(segmenter.to(accelerator.device), scenes, out, arguments.window_stride, accelerator)
+    accelerator.wait_for_everyone()
+    meta = {
+        "identity": identity,
+        "method": record["method"],
+        "seed": record["seed"],
+        "classes": record["classes"],
+        "absent_classes": record["absent_classes"],
+        "val_miou": (record.get("val") or {}).get("miou"),
+        "images": len(scenes),
+        "window": segmenter.config.window,
+        "confidence": "uint8, 255 times the probability of the class",
+    }
+    if accelerator.is_main_process:
+        write_json(out, META, meta)
+        (out / PROGRESS).unlink(missing_ok=True)
+    return meta
+
+
+def _predict_own(
+    segmenter: SemanticSegmenter, scenes: tuple[Scene, ...], out: Path, stride: float, accelerator: Accelerator
+) -> None:
+    own = scenes[accelerator.process_index :: accelerator.num_processes]
+    for scene in tqdm(own, desc="predicting", unit="image", disable=not accelerator.is_main_process):
+        if not mask_path(out, scene.image_id).exists():
+            mask, confidence = predict_scene(segmenter, scene, tuple(segmenter.config.window), stride)
+            write_prediction(out, scene.image_id, mask, confidence)
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    (arguments,) = parse_recipe((PredictionArguments,), argv)
+    meta = run_prediction(arguments)
+    print(f"{meta['images']} images in {arguments.out}, {meta['method']}, mIoU on val: {meta['val_miou']}")
+
+
+if __name__ == "__main__":
+    torch.set_float32_matmul_precision("high")
+    main()

@@ -1,0 +1,85 @@
+"""A folder of pseudo-labels, whoever made them.
+
+DIR/masks/IMAGE_ID.png        class ids, uint8 of the image's size; 255 = no answer
+DIR/confidence/IMAGE_ID.png   255 times the probability of that class, uint8 (absent where nobody knows it)
+DIR/meta.json                 who made them: method, weights, split, classes, mIoU on val; written last
+DIR/progress.json             in place of meta.json while images are missing
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datasets_scripts.files import write_image, write_text
+from datasets_scripts.records import DataError, read_map
+
+META, PROGRESS = "meta.json", "progress.json"
+
+
+def mask_path(folder: Path, image_id: str) -> Path:
+    return folder / "masks" / f"{image_id}.png"
+
+
+def confidence_path(folder: Path, image_id: str) -> Path:
+    return folder / "confidence" / f"{image_id}.png"
+
+
+def write_prediction(folder: Path, image_id: str, mask: np.ndarray, confidence: np.ndarray | None) -> None:
+    """Both uint8 (H, W). The mask comes last, so that an image with a mask is finished."""
+    if confidence is not None:
+        write_image(confidence_path(folder, image_id), Image.fromarray(confidence))
+    write_image(mask_path(folder, image_id), Image.fromarray(mask))
+
+
+def read_prediction(folder: Path, image_id: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Mask and confidence, uint8 (H, W).
+
+    Raises:
+        DataError: a file is missing or no map of ids, or the two differ in size.
+    """
+    mask, path = read_map(mask_path(folder, image_id)), confidence_path(folder, image_id)
+    confidence = read_map(path) if path.exists() else None
+    if confidence is not None and confidence.shape != mask.shape:
+        raise DataError(f"{path}: size {confidence.shape[::-1]} differs from its mask's {mask.shape[::-1]}")
+    return mask.astype(np.uint8), None if confidence is None else confidence.astype(np.uint8)
+
+
+def read_meta(folder: Path) -> dict:
+    """Raises:
+    DataError: the folder has no complete pseudo-labels.
+    """
+    path = folder / META
+    if not path.exists():
+        unfinished = (folder / PROGRESS).exists()
+        hint = "unfinished; run predict.py again" if unfinished else "no pseudo-labels; predict.py writes them"
+        raise DataError(f"{folder}: {hint} ({META} is missing)")
+    return _read_json(path)
+
+
+def read_identity(folder: Path) -> dict | None:
+    """What the pseudo-labels of a folder come from, finished or not; None for a new folder."""
+    for name in (META, PROGRESS):
+        if (folder / name).exists():
+            return _read_json(folder / name).get("identity", {})
+    return None
+
+
+def write_json(folder: Path, name: str, content: dict) -> None:
+    write_text(folder / name, json.dumps(content, indent=1) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not JSON ({error})") from None

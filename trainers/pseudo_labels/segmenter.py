@@ -1,0 +1,129 @@
+"""A semantic segmenter: a backbone of transformers and a decoder. Saved and loaded like any model of transformers."""
+
+# no `from __future__ import annotations`: @strict checks no field whose type is a string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .networks import build_network
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@strict
+class SegmenterConfig(PreTrainedConfig):
+    r"""
+    Args:
+        architecture: `segformer`, `dpt` (DINOv2), `deeplabv3plus` (ResNet) or `semivl` (CLIP).
+        backbone_config: of the backbone, as a dict.
+        class_ids, class_names: in the order of the outputs; ids are those of label maps.
+        decoder_channels: width of the decoder.
+        window: (height, width) in pixels of the crops it was trained on, and of its sliding window.
+        image_mean, image_std: of pixels in 0..1, by which images are normalised inside of the model.
+        concepts: `semivl`: for each class the words that stand for it.
+        decoder_concepts: `semivl`: `average` or `each`.
+    """
+
+    model_type = "semantic_segmenter"
+
+    architecture: Literal["segformer", "dpt", "deeplabv3plus", "semivl"] = "segformer"
+    backbone_config: Any = None
+    class_ids: list[int] | None = None
+    class_names: list[str] | None = None
+    decoder_channels: int = 256
+    output_stride: int = 16
+    atrous_rates: list[int] | None = None
+    window: list[int] | None = None
+    image_mean: list[float] | tuple[float, ...] = IMAGENET_MEAN
+    image_std: list[float] | tuple[float, ...] = IMAGENET_STD
+    concepts: list[list[str]] | None = None
+    decoder_concepts: Literal["average", "each"] = "average"
+
+
+@dataclass(frozen=True)
+class View:
+    """Images for one pass, and how their features are perturbed.
+
+    Attributes:
+        images: uint8 (B, 3, H, W).
+        masks: for each level of features (b, channels), factors of whole channels.
+        beside: False: the features are multiplied by the masks, b = B (UniMatch V2). True: the last b images are
+            decoded a second time, so perturbed, and these logits come after the B clean ones (UniMatch). The public
+            code decodes the labelled images a second time too and drops the result; that only moves BatchNorm's
+            statistics.
+    """
+
+    images: Tensor
+    masks: list[Tensor] | None = None
+    beside: bool = False
+
+
+class SemanticSegmenter(PreTrainedModel):
+    config_class = SegmenterConfig
+    base_model_prefix = "network"
+    main_input_name = "views"
+    # `forward` takes no loss arguments; see Trainer's `model_accepts_loss_kwargs`
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: SegmenterConfig):
+        super().__init__(config)
+        self.network = build_network(config)
+        self.register_buffer("image_mean", torch.tensor(config.image_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("image_std", torch.tensor(config.image_std).view(3, 1, 1), persistent=False)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """Decoders keep torch's own start; backbones have theirs. Only what is derived from the configuration is set,
+        since `from_pretrained` builds a model without values."""
+        if module is self:
+            self.image_mean.copy_(torch.tensor(self.config.image_mean).view(3, 1, 1))
+            self.image_std.copy_(torch.tensor(self.config.image_std).view(3, 1, 1))
+
+    def save_pretrained(self, *args: Any, save_original_format: bool = False, **kwargs: Any) -> None:
+        """Keys as the model has them: Trainer loads checkpoints by plain `load_state_dict`."""
+        super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
+
+    def forward(self, views: Sequence[View]) -> list[Tensor]:
+        """float logits (B, classes, H, W) of each view, at its images' size.
+
+        All passes of a step are one call, since a model that is spread over processes may be called only once before
+        the backward pass.
+        """
+        return [self._logits(view) for view in views]
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, classes, H, W) of uint8 images (B, 3, H, W)."""
+        return self._logits(View(images))
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.config.class_names)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """float (B, 3, H', W'), filled up on the right and below to whole patches."""
+        pixels = (images.to(self.image_mean.dtype) / 255 - self.image_mean) / self.image_std
+        step = self.network.patch_size
+        right, below = -images.shape[-1] % step, -images.shape[-2] % step
+        return F.pad(pixels, (0, right, 0, below), mode="replicate") if right or below else pixels
+
+    def _logits(self, view: View) -> Tensor:
+        pixels = self.normalised(view.images)
+        features = self.network.encode(pixels)
+        if view.masks is not None:
+            features = [_perturbed(one, mask, view.beside) for one, mask in zip(features, view.masks, strict=True)]
+        logits = self.network.decode(features)
+        corners = self.network.align_corners
+        logits = F.interpolate(logits.float(), size=pixels.shape[-2:], mode="bilinear", align_corners=corners)
+        return logits[..., : view.images.shape[-2], : view.images.shape[-1]]
+
+
+def _perturbed(features: Tensor, mask: Tensor, beside: bool) -> Tensor:
+    mask = mask.to(features)[:, :, None, None]
+    return torch.cat([features, features[-len(mask) :] * mask]) if beside else features * mask

@@ -1,0 +1,171 @@
+"""SemiVL's network (arXiv 2311.16241): maps of image-text similarity, one for each class, decoded side by side.
+
+After `model/decode_heads/vlg_head.py` of the public code. The decoder sees similarities and no class identities, so
+what it learns of one class holds for all.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, CLIPVisionModelWithProjection
+
+from .clip import dense_features
+
+SKIPS = (0, 4)
+"""Layers whose features join the decoder on its way up, the later one first."""
+
+
+class SimilarityNetwork(nn.Module):
+    """CLIP ViT of which attention and positions train; see `trained_in_clip`."""
+
+    align_corners = False
+
+    def __init__(self, config):
+        super().__init__()
+        fields = dict(config.backbone_config)
+        own = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        self.backbone = CLIPVisionModelWithProjection(own)
+        self.patch_size = own.patch_size
+        self.skips = tuple(min(skip, own.num_hidden_layers - 1) for skip in SKIPS)
+        self.channels = [own.hidden_size] * len(self.skips) + [own.projection_dim]
+        # a row for each similarity map; which class a map is of
+        maps = [1] * len(config.concepts) if config.decoder_concepts == "average" else list(map(len, config.concepts))
+        self.text_embeddings = nn.Buffer(torch.zeros(sum(maps), own.projection_dim))
+        self.concepts_of_class = maps
+        self.decoder = SimilarityDecoder(config.decoder_channels, own.projection_dim, own.hidden_size)
+
+    def encode(self, pixels: Tensor) -> list[Tensor]:
+        """Skip features (B, width, h, w) and dense CLIP embeddings (B, D, h, w)."""
+        embeddings, hidden = dense_features(self.backbone, pixels, self.skips)
+        return [*hidden, embeddings]
+
+    def decode(self, features: list[Tensor]) -> Tensor:
+        *skips, embeddings = features
+        maps = self.decoder(embeddings, self.text_embeddings, skips)
+        return best_of_class(maps, self.concepts_of_class)
+
+
+def trained_in_clip(network: SimilarityNetwork) -> None:
+    """Freezes the CLIP ViT except for attention and positions (SemiVL: spatial fine-tuning).
+
+    Queries and keys of the last layer go nowhere in dense features, so they stay frozen too.
+    """
+    last = f"layers.{network.backbone.config.num_hidden_layers - 1}."
+    for name, parameter in network.backbone.named_parameters():
+        unused = last in name and (".q_proj." in name or ".k_proj." in name)
+        parameter.requires_grad = ("self_attn" in name or "position_embedding" in name) and not unused
+
+
+def best_of_class(maps: Tensor, concepts_of_class: list[int]) -> Tensor:
+    """(B, concepts, h, w) -> (B, classes, h, w): the highest of each class's concepts, which follow one another."""
+    if len(concepts_of_class) == maps.shape[1]:
+        return maps
+    return torch.stack([part.amax(1) for part in maps.split(concepts_of_class, dim=1)], 1)
+
+
+class SimilarityDecoder(nn.Module):
+    """Spatial reasoning on each map, semantic reasoning between the maps, then up by 4 with the skips.
+
+    Args:
+        channels: width; a multiple of 16 (groups of normalisation). SemiVL 128, up 64 and 32, skips 32 and 16.
+    """
+
+    def __init__(self, channels: int, text_width: int, skip_width: int, layers: int = 2, heads: int = 4):
+        super().__init__()
+        self.embed = nn.Conv2d(1, channels, 7, padding=3)
+        self.aspp = GroupedAtrousPyramid(channels)
+        self.text = nn.Sequential(nn.Linear(text_width, channels), nn.ReLU())
+        self.between = nn.ModuleList(BetweenClasses(channels, heads) for _ in range(layers))
+        widths, skips = (channels // 2, channels // 4), (channels // 4, channels // 8)
+        self.skips = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(skip_width, skip, 3, padding=1), nn.ReLU()) for skip in skips
+        )
+        self.up = nn.ModuleList([UpWithSkip(channels, widths[0], skips[0]), UpWithSkip(widths[0], widths[1], skips[1])])
+        self.head = nn.Conv2d(widths[1], 1, 3, padding=1)
+
+    def forward(self, embeddings: Tensor, text: Tensor, skips: list[Tensor]) -> Tensor:
+        """Args:
+            embeddings: (B, D, h, w).
+            text: (N, D).
+            skips: from the earliest layer to the latest.
+
+        Returns:
+            (B, N, 4h, 4w).
+        """
+        batch, count = len(embeddings), len(text)
+        similarity = torch.einsum("bdhw,nd->bnhw", F.normalize(embeddings, dim=1), F.normalize(text, dim=-1))
+        x = self.aspp(self.embed(similarity.flatten(0, 1)[:, None]))
+        words = self.text(F.normalize(text, dim=-1))
+        for layer in self.between:
+            x = layer(x, words, batch)
+        for up, project, skip in zip(self.up, self.skips, reversed(skips), strict=True):
+            x = up(x, project(skip), count)
+        return self.head(x).reshape(batch, count, *x.shape[-2:])
+
+
+class GroupedAtrousPyramid(nn.Module):
+    """ASPP with group normalisation and a residual connection; rates 1 6 12 18."""
+
+    def __init__(self, channels: int, rates: tuple[int, ...] = (6, 12, 18)):
+        super().__init__()
+        self.branches = nn.ModuleList([_conv_norm(channels, channels, 1)])
+        self.branches.extend(_conv_norm(channels, channels, 3, padding=rate, dilation=rate) for rate in rates)
+        self.pool = _conv_norm(channels, channels, 1)
+        self.project = _conv_norm((len(rates) + 2) * channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.pool(x.mean((2, 3), keepdim=True)).expand_as(x)
+        return x + self.project(torch.cat([*(branch(x) for branch in self.branches), mean], 1))
+
+
+class BetweenClasses(nn.Module):
+    """At each place of a coarse grid, the classes attend to one another, told apart by their words.
+
+    Args:
+        pool: side of the grid's cells, in features; SemiVL 4.
+    """
+
+    def __init__(self, channels: int, heads: int, pool: int = 4):
+        super().__init__()
+        self.pool = pool
+        self.transformer = nn.TransformerEncoderLayer(
+            2 * channels, heads, 4 * channels, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+
+    def forward(self, x: Tensor, words: Tensor, batch: int) -> Tensor:
+        """Args:
+        x: (B * N, C, h, w).
+        words: (N, C).
+        """
+        count, channels, (height, width) = len(words), x.shape[1], x.shape[-2:]
+        pooled = F.avg_pool2d(x, (min(self.pool, height), min(self.pool, width)))
+        rows, columns = pooled.shape[-2:]
+        tokens = pooled.reshape(batch, count, channels, rows * columns).permute(0, 3, 1, 2).flatten(0, 1)
+        tokens = torch.cat([tokens, words.expand(len(tokens), -1, -1)], -1)
+        tokens = self.transformer(tokens)[..., :channels]
+        pooled = tokens.reshape(batch, rows * columns, count, channels).permute(0, 2, 3, 1)
+        pooled = pooled.reshape(batch * count, channels, rows, columns)
+        return x + F.interpolate(pooled, size=(height, width), mode="bilinear", align_corners=True)
+
+
+class UpWithSkip(nn.Module):
+    """Twice the size; the image's skip features join every class's map."""
+
+    def __init__(self, channels: int, width: int, skip: int):
+        super().__init__()
+        self.up = nn.ConvTranspose2d(channels, channels - skip, 2, stride=2)
+        self.convs = nn.Sequential(_conv_norm(channels, width, 3, padding=1), _conv_norm(width, width, 3, padding=1))
+
+    def forward(self, x: Tensor, skip: Tensor, count: int) -> Tensor:
+        x = self.up(x)
+        skip = F.interpolate(skip, size=x.shape[-2:], mode="bilinear", align_corners=True)
+        return self.convs(torch.cat([x, skip.repeat_interleave(count, 0)], 1))
+
+
+def _conv_norm(channels: int, width: int, size: int, **options: int) -> nn.Sequential:
+    groups = max(1, width // 16)
+    return nn.Sequential(
+        nn.Conv2d(channels, width, size, bias=False, **options), nn.GroupNorm(groups, width), nn.ReLU()
+    )

@@ -1,0 +1,148 @@
+"""Trains a semi-supervised segmenter.
+
+    accelerate launch trainers/pseudo_labels/train.py trainers/pseudo_labels/recipes/camvid_cpu.yaml --data DIR \
+        --split_lists DIR/splits/camvid/1_30 --method unimatch --output_dir runs/unimatch
+    torchrun --nproc-per-node 2 trainers/pseudo_labels/train.py RECIPE --use_cpu True     two processes without a GPU
+
+Writes the segmenter (`config.json`, `model.safetensors`) and `training.json` (method, split, classes, scores on val) to
+`output_dir`. Run again after an interruption with `--resume_from_checkpoint true`: it goes on from the last checkpoint
+and ends at the same weights. The last weights count, not the best on val as in the public codes.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # run as a file: this folder has modules with names of libraries, and `import evaluate` would find another's file
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import json
+from dataclasses import asdict
+
+import torch
+from transformers.trainer_utils import get_last_checkpoint, set_seed
+
+from datasets_scripts.command_line import UsageError, one_line_errors
+from datasets_scripts.files import write_text
+from trainers.arguments import parse_recipe
+from trainers.pseudo_labels.arguments import (
+    MethodArguments,
+    SegmentationDataArguments,
+    SegmenterArguments,
+    SemiSupervisedTrainingArguments,
+    StrongViewArguments,
+    check_arguments,
+)
+from trainers.pseudo_labels.backbones import build_segmenter, frozen_clip
+from trainers.pseudo_labels.dataset import SemiSupervisedDataset
+from trainers.pseudo_labels.methods import Method
+from trainers.pseudo_labels.methods.semivl import SemiVL
+from trainers.pseudo_labels.methods.supervised import Supervised
+from trainers.pseudo_labels.methods.unimatch import UniMatch
+from trainers.pseudo_labels.methods.unimatch_v2 import UniMatchV2
+from trainers.pseudo_labels.scenes import TrainingScenes, read_training_scenes
+from trainers.pseudo_labels.segmenter import SemanticSegmenter
+from trainers.pseudo_labels.trainer import SemiSupervisedSegmentationTrainer
+
+ARGUMENTS = (
+    SegmenterArguments,
+    MethodArguments,
+    SegmentationDataArguments,
+    StrongViewArguments,
+    SemiSupervisedTrainingArguments,
+)
+RECORD = "training.json"
+
+
+def build_method(
+    method_arguments: MethodArguments, segmenter_arguments: SegmenterArguments, segmenter: SemanticSegmenter
+) -> Method:
+    """Raises:
+    UsageError: a method that does not go with the architecture.
+    """
+    name = method_arguments.method
+    if name == "semivl":
+        if segmenter_arguments.architecture != "semivl":
+            raise UsageError(f"method semivl: architecture {segmenter_arguments.architecture} has no CLIP; give semivl")
+        guided = method_arguments.guidance_weight > 0
+        return SemiVL(method_arguments, frozen_clip(segmenter_arguments, segmenter) if guided else None)
+    if name == "unimatch_v2":
+        return UniMatchV2(method_arguments, segmenter)
+    return {"supervised": Supervised, "unimatch": UniMatch}[name](method_arguments)
+
+
+def training_record(
+    trainer: SemiSupervisedSegmentationTrainer, scenes: TrainingScenes, method_arguments, data_arguments
+) -> dict:
+    """What `predict.py` and tables want to know of a training run."""
+    config = trainer.model.config
+    return {
+        "method": method_arguments.method,
+        "architecture": config.architecture,
+        "data": data_arguments.data,
+        "split_lists": data_arguments.split_lists,
+        "labelled_images": len(scenes.labelled),
+        "unlabelled_images": len(scenes.unlabelled),
+        "seed": trainer.args.seed,
+        "steps": trainer.state.global_step,
+        "batch": trainer.args.train_batch_size * trainer.args.world_size * trainer.args.gradient_accumulation_steps,
+        "classes": dict(zip(map(str, config.class_ids), config.class_names, strict=True)),
+        "absent_classes": list(scenes.absent),
+        "val": getattr(trainer, "val_scores", None),
+        "options": asdict(method_arguments),
+    }
+
+
+def announce_absent(scenes: TrainingScenes, absent_classes: str) -> None:
+    if scenes.absent:
+        what = "they are left out" if absent_classes == "leave_out" else "nothing trains their outputs"
+        print(
+            f"note: {len(scenes.absent)} of {len(scenes.scene_set.classes)} classes are in none of the "
+            f"{len(scenes.labelled)} labelled images ({', '.join(scenes.absent)}); {what} (absent_classes)",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    segmenter_arguments, method_arguments, data_arguments, strong_arguments, arguments = parse_recipe(ARGUMENTS, argv)
+    check_arguments(segmenter_arguments, method_arguments, data_arguments, strong_arguments, arguments)
+    if arguments.max_steps < 1:
+        raise UsageError(f"max_steps: {arguments.max_steps} is no number of steps")
+    if method_arguments.method == "unimatch_v2" and arguments.train_batch_size % 2:
+        raise UsageError(
+            f"per_device_train_batch_size: {arguments.train_batch_size} is odd; unimatch_v2 pastes between pairs"
+        )
+    set_seed(arguments.seed)
+    main_process = arguments.process_index == 0
+    scenes = read_training_scenes(
+        data_arguments, method_arguments.method != "supervised", main_process and not arguments.disable_tqdm
+    )
+    if main_process:
+        announce_absent(scenes, data_arguments.absent_classes)
+    window = (data_arguments.crop_height, data_arguments.crop_width)
+    segmenter = build_segmenter(segmenter_arguments, scenes.classes, window, arguments.seed)
+    method = build_method(method_arguments, segmenter_arguments, segmenter)
+    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    dataset = SemiSupervisedDataset(
+        scenes, method.views, data_arguments, strong_arguments, arguments.max_steps * batch, arguments.seed
+    )
+    trainer = SemiSupervisedSegmentationTrainer(segmenter, method, arguments, dataset, scenes.scene_set, scenes.val)
+    checkpoint = get_last_checkpoint(arguments.output_dir) if arguments.resume_from_checkpoint else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if scenes.val:
+        trainer.evaluate()
+    if main_process:
+        trained = method.trained(trainer.accelerator.unwrap_model(trainer.model))
+        trained.save_pretrained(arguments.output_dir)
+        record = training_record(trainer, scenes, method_arguments, data_arguments)
+        write_text(Path(arguments.output_dir) / RECORD, json.dumps(record, indent=1) + "\n")
+    trainer.save_state()
+
+
+if __name__ == "__main__":
+    torch.set_float32_matmul_precision("high")
+    main()
