@@ -123,9 +123,6 @@ def clean(process, data, tmp_path_factory) -> tuple[Path, dict]:
     return out, process.stats()
 
 
-# What comes out
-
-
 def test_verify_agrees_but_for_claims_that_no_mask_decides(clean, data, tmp_path):
     assert verify([str(shutil.copytree(clean[0], tmp_path / "set")), "--data", str(data), "--drop"]) == 0
     assert {line["reasons"][0].partition(":")[0] for line in rejected(tmp_path / "set") if "reasons" in line} == {

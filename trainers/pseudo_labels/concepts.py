@@ -37,7 +37,7 @@ CITYSCAPES_CONCEPTS = {
     "motorcycle": ["motorcycle", "moped", "scooter"],
     "bicycle": ["bicycle"],
 }
-"""SemiVL's 54 concepts of the 19 classes, its own spelling of skyscraper corrected (`Cityscapes_classes_w_concepts3`)."""
+"""SemiVL's 54 concepts of the 19 classes (`Cityscapes_classes_w_concepts3`), with skyscraper spelt right."""
 
 
 def concepts_of(classes: Sequence[SemanticClass], path: str | None = None) -> list[list[str]]:
