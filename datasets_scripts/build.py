@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from multiprocessing import get_context
@@ -24,6 +25,7 @@ from typing import Any
 import datasets
 from tqdm import tqdm
 
+from .bad_items import skipping
 from .command_line import ArgumentParser, UsageError, one_line_errors
 from .files import write_text
 from .folder import READERS, read_data
@@ -119,6 +121,7 @@ def build(
     fractions: Sequence[str] = (),
     name: str = "data",
     brought: Sequence[Instruction] = (),
+    refused: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Builds, or goes on building, the tables of a scene set.
 
@@ -126,6 +129,7 @@ def build(
         fractions: such as "1/30": which of the labelled training scenes a split by `draw_split` shall label.
         name: of the data set, for its card.
         brought: instructions that the data set brings; where there are any, they take the place of ours.
+        refused: what the reader left out, see `bad_items.py`; listed before what is skipped here.
 
     Returns:
         numbers of scenes and instructions, and what was skipped.
@@ -147,7 +151,10 @@ def build(
     result: dict[str, Any] = {
         "scenes": sum(d["scenes"] for d in done),
         "instructions": sum(d["instructions"] for d in done),
-        "skipped": [entry for d in done for entry in d["skipped"]],
+        "skipped": [
+            *({"image_id": None, "reason": reason} for reason in refused),
+            *(entry for d in done for entry in d["skipped"]),
+        ],
     }
     if not result["scenes"]:
         first = result["skipped"][0]["reason"] if result["skipped"] else "it has none"
@@ -294,7 +301,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.shard_size < 1:
         raise UsageError(f"--shard_size {given.shard_size}: less than 1")
     layout = given.name if given.name in READERS else None
-    scene_set, brought = read_data(given.root, given.split_lists, layout, components=True)
+    with skipping() if given.skip_bad else nullcontext([]) as refused:
+        scene_set, brought = read_data(given.root, given.split_lists, layout, components=True)
     result = build(
         scene_set,
         given.out,
@@ -306,10 +314,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         given.fractions,
         given.name,
         brought,
+        [" ".join(str(error).split()) for error in refused],
     )
     print(f"{given.out}: {result['scenes']} scenes, {result['instructions']} instructions")
     for entry in result["skipped"]:
-        print(f"skipped {entry['image_id']}: {entry['reason']}")
+        print(f"skipped {entry['image_id'] or 'an entry'}: {entry['reason']}")
     if given.push_to_hub:
         push(given.out, given.push_to_hub)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .bad_items import refuse
 from .records import IGNORE_INDEX, DataError, Scene, SceneSet, SemanticClass
 from .splits import image_id_of, read_split
 
@@ -244,7 +245,8 @@ def _scenes_of_split(root: Path, split: str) -> list[Scene]:
     for image in sorted(path for path in folder.glob("*/*_leftImg8bit.*") if path.suffix in (".png", ".jpg", ".jpeg")):
         image_id = image_id_of(image)
         if image_id in scenes:
-            raise DataError(f"{image}: {scenes[image_id].image.name} has the same image id {image_id}")
+            refuse(DataError(f"{image}: {scenes[image_id].image.name} has the same image id {image_id}"))
+            continue
         truth = root / "gtFine" / split / image.parent.name
         labels, instances = (truth / f"{image_id}_gtFine_{kind}.png" for kind in ("labelIds", "instanceIds"))
         scenes[image_id] = Scene(
@@ -264,9 +266,11 @@ def relabelled(scenes: list[Scene], split_lists: str | Path) -> list[Scene]:
     for name, entries in read_split(split_lists).items():
         for image_id, place in entries:
             if image_id not in train:
-                raise DataError(f"{place}: {image_id} is not among the {len(train)} training images")
+                refuse(DataError(f"{place}: {image_id} is not among the {len(train)} training images"))
+                continue
             scene = train[image_id]
             if name == "labeled.txt" and not scene.labelled:
-                raise DataError(f"{place}: {image_id} is listed as labelled and has no label map")
+                refuse(DataError(f"{place}: {image_id} is listed as labelled and has no label map"))
+                continue
             chosen.append(scene if name == "labeled.txt" else replace(scene, label_map=None, instance_map=None))
     return chosen + [scene for scene in scenes if scene.split != "train"]

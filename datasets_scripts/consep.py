@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from .bad_items import refuse
 from .pannuke import CHANNELS, CLASSES, nuclei_maps
 from .planes import stacked
 from .records import DataError, Scene, SceneSet
@@ -93,12 +94,15 @@ def read_consep(root: str | Path) -> SceneSet:
     for row, (image_id, tissue) in enumerate(zip(ids, types, strict=True)):
         tile = _TILE.fullmatch(str(image_id))
         if tile is None:
-            raise DataError(f"{path}: ids[{row}] is {image_id!r}; train_1_r0c0 would be right")
+            refuse(DataError(f"{path}: ids[{row}] is {image_id!r}; train_1_r0c0 would be right"))
+            continue
         if image_id in scenes:
-            raise DataError(f"{path}: id {image_id} stands for two tiles")
+            refuse(DataError(f"{path}: id {image_id} stands for two tiles"))
+            continue
         image = root / "tiles" / f"{image_id}.jpg"
         if not image.exists():
-            raise DataError(f"{image}: no such file; {path} has its masks")
+            refuse(DataError(f"{image}: no such file; {path} has its masks"))
+            continue
         scenes[image_id] = Scene(
             image_id,
             image,

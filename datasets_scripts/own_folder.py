@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .bad_items import refuse
 from .coco import CocoFile, CocoMap, category_classes, classes_with_background, read_coco
 from .json_files import excerpt, read_json
 from .records import IGNORE_INDEX, DataError, ImageSource, Scene, SceneSet, SemanticClass, Split, read_map
@@ -159,7 +160,8 @@ def _read_split(
 ) -> list[Scene]:
     images, unlabelled = _by_stem(folder / "images"), _by_stem(folder / "unlabelled")
     for stem in images.keys() & unlabelled.keys():
-        raise DataError(f"{unlabelled[stem]}: {images[stem]} has the same stem")
+        refuse(DataError(f"{unlabelled[stem]}: {images[stem]} has the same stem"))
+        del unlabelled[stem]
     labels: dict[str, ImageSource]
     instances: dict[str, ImageSource]
     if coco is not None:
@@ -168,11 +170,12 @@ def _read_split(
         labels, instances = dict(_by_stem(folder / "masks")), dict(_by_stem(folder / "instances"))
         for stem, masks in _class_masks(folder / "masks", classes, background).items():
             if stem in labels:
-                raise DataError(f"{masks}: {labels[stem]} is a mask of the same image; one of the two would be right")
+                refuse(DataError(f"{masks}: {labels[stem]} is a mask of the same image; one of the two would be right"))
+                continue
             labels[stem] = masks
     for stem, mask in labels.items():
         if stem not in images:
-            raise DataError(f"{mask}: {folder / 'images'} has no image of this stem")
+            refuse(DataError(f"{mask}: {folder / 'images'} has no image of this stem"))
     facts = {path.stem: _read_facts(path) for path in (folder / "facts").glob("*.json") if path.stem in images}
     return [
         *(
@@ -196,9 +199,12 @@ def _class_masks(folder: Path, classes: tuple[SemanticClass, ...], background: i
     for path in _binary_masks(folder):
         stem, name = (path.stem, path.parent.name) if path.parent.name in order else (path.parent.name, path.stem)
         if name not in order:
-            raise DataError(f"{path}: neither {path.parent.name!r} nor {path.stem!r} is a class of {', '.join(order)}")
+            known = ", ".join(order)
+            refuse(DataError(f"{path}: neither {path.parent.name!r} nor {path.stem!r} is a class of {known}"))
+            continue
         if name in found.setdefault(stem, {}):
-            raise DataError(f"{path}: {found[stem][name]} is the same class of the same image")
+            refuse(DataError(f"{path}: {found[stem][name]} is the same class of the same image"))
+            continue
         found[stem][name] = path
     class_masks = {}
     for stem, masks in found.items():
@@ -231,9 +237,11 @@ def _coco_maps(
     for image in coco.images.values():
         stem = Path(image.file_name).stem
         if stem not in images:
-            raise DataError(f"{coco.path}: images: id {image.id}: {folder / 'images'} has no {image.file_name}")
+            refuse(DataError(f"{coco.path}: images: id {image.id}: {folder / 'images'} has no {image.file_name}"))
+            continue
         if stem in labels:
-            raise DataError(f"{coco.path}: images: id {image.id}: {image.file_name} stands twice")
+            refuse(DataError(f"{coco.path}: images: id {image.id}: {image.file_name} stands twice"))
+            continue
         labels[stem] = CocoMap(coco.path, image, class_ids, background, "label map")
         instances[stem] = CocoMap(coco.path, image, class_ids, background, "instance map")
     return labels, instances
@@ -243,7 +251,8 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in _images(folder):
         if path.stem in files:
-            raise DataError(f"{path}: {files[path.stem].name} has the same stem")
+            refuse(DataError(f"{path}: {files[path.stem].name} has the same stem"))
+            continue
         files[path.stem] = path
     return files
 

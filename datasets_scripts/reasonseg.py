@@ -16,6 +16,7 @@ from typing import Any, get_args
 import numpy as np
 from PIL import Image
 
+from .bad_items import refuse
 from .instructions.free_text import free_text_instruction
 from .json_files import excerpt, is_number, read_json
 from .polygons import paint_polygon
@@ -83,14 +84,20 @@ def read_reasonseg(root: str | Path) -> tuple[SceneSet, list[Instruction]]:
         images = {path.stem: path for path in sorted(folder.glob("*.jpg"))}
         for path in sorted(folder.glob("*.json")):
             if path.stem not in images:
-                raise DataError(f"{path}: {path.stem}.jpg is not beside it")
+                refuse(DataError(f"{path}: {path.stem}.jpg is not beside it"))
         for image_id, image in images.items():
             if image_id in scenes:
-                raise DataError(f"{image}: {scenes[image_id].image} has the same id")
+                refuse(DataError(f"{image}: {scenes[image_id].image} has the same id"))
+                continue
             path = image.with_suffix(".json")
-            content = read_json(path, ENCODINGS)
-            texts, is_sentence = _texts(path, content)
-            scenes[image_id] = Scene(image_id, image, PaintedPolygons(path, image, _shapes(path, content)), split=split)
+            try:
+                content = read_json(path, ENCODINGS)
+                texts, is_sentence = _texts(path, content)
+                shapes = _shapes(path, content)
+            except DataError as error:
+                refuse(error)
+                continue
+            scenes[image_id] = Scene(image_id, image, PaintedPolygons(path, image, shapes), split=split)
             facts = {"is_sentence": is_sentence}
             instructions.append(free_text_instruction(image_id, TARGET.name, texts, facts=facts))
     if not scenes:

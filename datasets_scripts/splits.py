@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .bad_items import refuse
 from .files import write_text
 from .records import DataError
 
@@ -45,7 +46,8 @@ def read_split(folder: str | Path) -> dict[str, list[tuple[str, str]]]:
                 continue
             image_id, place = image_id_of(line.split()[0]), f"{path}:{number}"
             if image_id in seen:
-                raise DataError(f"{place}: {image_id} stands in {seen[image_id]} already")
+                refuse(DataError(f"{place}: {image_id} stands in {seen[image_id]} already"))
+                continue
             seen[image_id] = place
             lists[name].append((image_id, place))
     if not lists["labeled.txt"]:

@@ -145,6 +145,26 @@ def test_a_bad_scene_stops_or_is_skipped_and_listed(damaged, tmp_path, capsys):
     assert len(read_tables(tmp_path / "lenient")[0].scenes) == 2
 
 
+def test_what_the_reader_refuses_is_skipped_and_listed(tmp_path, capsys):
+    """A duplicate id, and a split that names a missing image."""
+    write_scenes(tmp_path / "data", 2, 0, 1, seed=0, size=(64, 96))
+    first, second = sorted((tmp_path / "data" / "images").glob("*.png"))
+    first.with_suffix(".jpg").write_bytes(first.read_bytes())
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "labeled.txt").write_text(f"{second.name} x\nscene_999999.png x\n")
+    (tmp_path / "lists" / "unlabeled.txt").write_text("")
+    arguments = ["own", "--root", str(tmp_path / "data"), "--split_lists", str(tmp_path / "lists"), "--workers", "1"]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--out", str(tmp_path / "strict")])
+    assert "has the same stem" in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "strict").exists()
+    main([*arguments, "--out", str(tmp_path / "out"), "--skip-bad"])
+    listed = [json.loads(line)["reason"] for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert len(listed) == 2 and "has the same stem" in listed[0]
+    assert "labeled.txt:2: scene_999999 is not among the 2 training images" in listed[1]
+    scene_set, _ = read_tables(tmp_path / "out")
+    assert [s.image_id for s in scene_set.split("train")] == [second.stem]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -103,7 +103,7 @@ def test_two_processes_equal_one(street, tmp_path):
 
 
 def test_query_pretraining_separates_the_classes(street, tmp_path):
-    main(options(street, tmp_path, max_steps=1, query_pretraining_steps=80, learning_rate=1e-9))
+    main(options(street, tmp_path, max_steps=1, query_pretraining_steps=140, learning_rate=1e-9))
     model, processor = load_trained(str(tmp_path))
     image = read_image(next((street / "images").rglob("*.png")))
     queries = ["Segment the road.", "Where is the road?", "Segment the sky.", "Where is the sky?"]

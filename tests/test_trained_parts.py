@@ -42,7 +42,8 @@ def test_lisa_recipe_trains_what_lisa_trains(tiny):
 
 
 def test_parts_are_disjoint_and_complete(tiny):
-    model, _ = tiny
+    model, processor = tiny
+    model.add_anchors(processor.add_anchor_token())
     every = {n for n, _ in model.named_parameters()}
     seen: list[str] = []
     for part in PARTS:
@@ -51,6 +52,11 @@ def test_parts_are_disjoint_and_complete(tiny):
         assert mine, part
         seen += mine
     assert sorted(seen) == sorted(every)
+
+
+def test_a_model_without_anchors_has_no_such_part(tiny):
+    wrapped = select_trained_parts(tiny[0], TrainedPartsArguments())
+    assert "anchor_encoder" not in parameter_table(wrapped)
 
 
 def test_a_random_start_trains_everything(tiny):
@@ -76,7 +82,8 @@ def test_wrong_choices_are_named(tiny, fields, message):
 
 
 def test_table_counts_every_parameter_once(tiny):
-    model, _ = tiny
+    model, processor = tiny
+    model.add_anchors(processor.add_anchor_token())
     everything = sum(p.numel() for p in model.parameters())
 
     def rows(model) -> dict[str, list[str]]:
