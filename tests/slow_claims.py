@@ -26,6 +26,12 @@ def answer(yes: bool, no: bool) -> str:
     return YES if yes else NO if no else UNCLEAR
 
 
+def heron(a: float, b: float, c: float) -> float:
+    """Area of a triangle, by Kahan's arrangement, which is exact enough for flat ones."""
+    a, b, c = sorted((a, b, c), reverse=True)
+    return math.sqrt(max(0.0, (a + (b + c)) * (c - (a - b)) * (c + (a - b)) * (a + (b - c)))) / 4
+
+
 class Thing:
     """An instance or a whole class: a mask of the image's size, and what is measured on its list of pixels."""
 
@@ -196,8 +202,9 @@ class SlowScene:
         if apart < 2 * r.BETWEEN[0] * self.diagonal:
             return UNCLEAR
         to_one, to_two = math.dist((t.y, t.x), (one.y, one.x)), math.dist((t.y, t.x), (two.y, two.x))
-        along = (to_one**2 - to_two**2 + apart**2) / (2 * apart**2)  # law of cosines
-        aside = math.sqrt(max(0.0, to_one**2 - (along * apart) ** 2)) / apart
+        along = round((to_one**2 - to_two**2 + apart**2) / (2 * apart**2), 9)  # law of cosines
+        height = 2 * heron(apart, to_one, to_two) / apart  # of the triangle over the line between the anchors
+        aside = round(height / apart, 9)
         yes = r.BETWEEN[0] <= along <= 1 - r.BETWEEN[0] and aside <= r.BETWEEN[1]
         return answer(yes, along < 0 or along > 1 or aside >= r.BETWEEN[2])
 

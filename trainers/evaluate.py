@@ -4,8 +4,8 @@
     accelerate launch trainers/evaluate.py --model DIR --data DIR --split val --out DIR
 
 Protocol `lisa` (LISA's `validate()`): the answer is teacher-forced, a pixel is foreground where its logit is above 0,
-ignored pixels (255) count nowhere. Asked is every instruction of the split: one semantic query for each class that an
-image shows, and attribute queries where classes or instances have attributes.
+ignored pixels (255) count nowhere. Asked is every instruction of the split, but of several descriptions of one target
+only the first.
 
 Writes `samples.jsonl` (one line per query), `metrics.json`, `metrics.md` and `overlays.png`.
 """
@@ -20,7 +20,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -179,6 +179,16 @@ def _captioned_comparison(image: Image.Image, target, mask, query: str) -> Image
     return captioned(comparison(image, target, mask, legend=False), f"IoU {iou:.2f}  {query}")
 
 
+def _each_once(instructions: Iterable[Instruction]) -> list[Instruction]:
+    """The first of those that say the same of the same target: a class has many descriptions."""
+    found: dict[tuple, Instruction] = {}
+    for i in instructions:
+        # free text says something else each time
+        said = i.query if i.kind == "reasoning" else (i.claim, tuple((a.class_name, a.instance_ids) for a in i.anchors))
+        found.setdefault((i.image_id, i.kind, i.class_name, i.instance_ids, said), i)
+    return list(found.values())
+
+
 def run_evaluation(arguments: EvaluationArguments) -> dict:
     """Evaluates and writes the results; returns the summary."""
     if arguments.anchors not in ("given", "none"):
@@ -191,7 +201,7 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
     model, processor = load_trained(arguments.model)
     model.to(accelerator.device)
     every_kind = labelled_instructions(scene_set, scenes, built, seed=0)
-    instructions = [i for i in every_kind if i.kind in arguments.kinds]
+    instructions = _each_once(i for i in every_kind if i.kind in arguments.kinds)
     mean_mask = MeanMask(scene_set, scene_set.split("train", labelled=True))
     anchors = {"given": True, "none": False}[arguments.anchors]
     records = evaluate_scenes(model, processor, scene_set, scenes, instructions, mean_mask, accelerator, anchors)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -82,16 +82,20 @@ class InstructionDataset(torch.utils.data.Dataset):
 
     def _draw(self, candidates: Sequence[Instruction], rng: np.random.Generator) -> list[Instruction]:
         """`queries_per_image` of them; a target comes a second time only when every target has come once, since a
-        second query for the same mask teaches SAM nothing."""
+        second query for the same mask teaches SAM nothing. A target's kinds take turns, however many queries each has:
+        a class has one name and many descriptions."""
         shuffled = [candidates[i] for i in rng.permutation(len(candidates))]
-        times: Counter[tuple] = Counter()
-        turns = []
+        of_target: dict[tuple, dict[str, list[Instruction]]] = {}
         for instruction in shuffled:
             target = (instruction.class_name, instruction.instance_ids)
-            turns.append(times[target])
-            times[target] += 1
-        order = sorted(range(len(shuffled)), key=turns.__getitem__)
-        return [shuffled[i] for i in order[: self.arguments.queries_per_image]]
+            of_target.setdefault(target, {}).setdefault(instruction.kind, []).append(instruction)
+        turns: list[tuple[int, Instruction]] = []
+        for kinds in of_target.values():
+            order = [kinds[kind] for kind in rng.permutation(sorted(kinds)).tolist()]
+            mixed = [i for row in zip_longest(*order) for i in row if i is not None]
+            turns += enumerate(mixed)
+        chosen = sorted(turns, key=lambda turn: turn[0])[: self.arguments.queries_per_image]
+        return [instruction for _, instruction in chosen]
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.scenes))

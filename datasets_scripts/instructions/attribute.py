@@ -24,6 +24,8 @@ TEMPLATES: tuple[str, ...] = (
     "Show me {phrase}.",
     "Which pixels belong to {phrase}?",
     "Give me a mask of {phrase}, please.",
+    "Highlight {phrase}.",
+    "Find {phrase} and outline it.",
 )
 
 SIZE_MARGIN = 1.5
@@ -127,9 +129,14 @@ def attribute_claims(scene: SceneObjects, semantic_class: SemanticClass) -> list
     return [*ATTRIBUTES.values(), *(colour_claim(colour, clothes) for colour in known or COLOURS)]
 
 
-def attribute_queries(semantic_class: SemanticClass) -> tuple[str, ...]:
-    """All phrasings that ask for every pixel of a class without its name; none where it has no attributes."""
-    return tuple(text for text in phrasings(semantic_class.attributes) if not names_class(text, semantic_class.name))
+def attribute_queries(semantic_class: SemanticClass, attribute: str | None = None) -> tuple[str, ...]:
+    """All phrasings that ask for every pixel of a class without its name; none where it has no attributes.
+
+    Args:
+        attribute: only those of this one.
+    """
+    texts = phrasings(semantic_class.attributes if attribute is None else [attribute])
+    return tuple(text for text in texts if not names_class(text, semantic_class.name))
 
 
 def instance_queries(semantic_class: SemanticClass, claim: Claim) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from .attribute import attribute_claims, attribute_queries, instance_queries
 from .claims import single_out
 from .conditional import conditional_claims
 from .objects import SceneObject, SceneObjects
-from .places import PLACES, place_queries
+from .places import PLACES, place_descriptions, place_queries
 from .semantic import ANSWERS, semantic_queries
 
 KINDS: tuple[Kind, ...] = ("semantic", "attribute", "conditional")
@@ -45,10 +45,10 @@ def build_instructions(
 ) -> list[Instruction]:
     """Instructions for labelled scenes, each true of its target alone.
 
-    Semantic and attribute: one for each class that an image shows, and one for each place that singles out some of it
-    ("in the left half"). Attribute: one for each claim that singles out an instance. Conditional: one for each
-    relation that picks its target out of a class. Which phrasing is the query depends on the seed, the image and the
-    claim alone.
+    Semantic: one for each class that an image shows, and one for each place that singles out some of it ("in the left
+    half"). Attribute: the same for each description of the class, and one for each claim that singles out an instance.
+    Conditional: one for each relation that picks its target out of a class. Which phrasing is the query depends on the
+    seed, the image and the claim alone.
 
     Raises:
         DataError: a scene has no label map, or a map is wrong; an unknown kind.
@@ -68,7 +68,10 @@ def scene_instructions(scene_set: SceneSet, scene: Scene, kinds: Sequence[Kind],
         if not semantic_class.asked or shown < max(1, MIN_CLASS_AREA * objects.labels.size):
             continue
         new = partial(_instruction, scene.image_id, semantic_class, seed)
-        made += [new(kind, class_queries(semantic_class, kind)) for kind in kinds]
+        if "semantic" in kinds:
+            made.append(new("semantic", semantic_queries(semantic_class)))
+        if "attribute" in kinds:
+            made += [new("attribute", attribute_queries(semantic_class, a)) for a in semantic_class.attributes]
         candidates, counted = objects.of_class(semantic_class.id), objects.counted(semantic_class.id)
         if "attribute" in kinds and counted:
             for claim in attribute_claims(objects, semantic_class):
@@ -79,10 +82,12 @@ def scene_instructions(scene_set: SceneSet, scene: Scene, kinds: Sequence[Kind],
         for claim in PLACES.values():
             if picked := single_out(claim, candidates, (), objects):
                 targets, facts = picked
-                for kind in ("semantic", "attribute"):
-                    queries = place_queries(semantic_class, claim, kind == "attribute", counted)
-                    if kind in kinds:
-                        made.append(new(kind, queries, targets, claim=claim.name, facts=facts))
+                place = partial(new, targets=targets, claim=claim.name, facts=facts)
+                if "semantic" in kinds:
+                    made.append(place("semantic", place_queries(semantic_class, claim)))
+                if "attribute" in kinds:
+                    descriptions = place_descriptions(semantic_class, counted)
+                    made += [place("attribute", place_queries(semantic_class, claim, d)) for d in descriptions]
     if "conditional" in kinds:
         for found in conditional_claims(objects):
             semantic_class = objects.classes[found.targets[0].class_id]

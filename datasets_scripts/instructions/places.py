@@ -61,7 +61,7 @@ PLACES: dict[str, Claim] = {
         *(
             Claim(
                 f"{side} edge",
-                (f"{{target}} at the {side} edge of the picture", f"{{target}} that reaches the image's {side} edge"),
+                (f"{{target}} at the {side} edge of the picture", f"{{target}} along the {side} border of the image"),
                 partial(_edge, axis=axis, first=first),
             )
             for side, axis, first in (("left", 1, True), ("right", 1, False), ("top", 0, True), ("bottom", 0, False))
@@ -71,19 +71,24 @@ PLACES: dict[str, Claim] = {
 """By name. Their phrases take a noun phrase with its article."""
 
 
-def place_queries(semantic_class: SemanticClass, claim: Claim, described: bool, counted: bool) -> tuple[str, ...]:
+def place_descriptions(semantic_class: SemanticClass, counted: bool) -> tuple[str, ...]:
+    """Noun phrases with their article that a place can follow and that do not name the class.
+
+    Args:
+        counted: whether one thing is meant, and not patches of a mass.
+    """
+    if counted:
+        return (f"the {semantic_class.noun}",) if semantic_class.noun else ()
+    # "what grows leaves at the left edge" could mean the leaves
+    return tuple(a for a in semantic_class.attributes if a.startswith("the ") and not re.search("picture|image", a))
+
+
+def place_queries(semantic_class: SemanticClass, claim: Claim, description: str | None = None) -> tuple[str, ...]:
     """All phrasings of a place.
 
     Args:
-        described: without the class's name; none where it has no noun (a thing) or no attributes (a mass).
-        counted: whether one thing is meant, and not patches of a mass.
+        description: one of `place_descriptions`; the class's name where it is not given.
     """
-    name = semantic_class.name
-    if not described:
-        return phrasings(phrase.format(target=f"the {name}") for phrase in claim.phrases)
-    if counted:
-        targets = [f"the {semantic_class.noun}"] if semantic_class.noun else []
-    else:  # "what grows leaves at the left edge" could mean the leaves
-        targets = [a for a in semantic_class.attributes if a.startswith("the ") and not re.search("picture|image", a)]
-    texts = phrasings(phrase.format(target=target) for phrase in claim.phrases for target in targets)
-    return tuple(text for text in texts if not names_class(text, name))
+    target = description or f"the {semantic_class.name}"
+    texts = phrasings(phrase.format(target=target) for phrase in claim.phrases)
+    return tuple(text for text in texts if description is None or not names_class(text, semantic_class.name))

@@ -171,8 +171,9 @@ def _between(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObjec
     length = float(np.hypot(*axis))
     if length < 2 * BETWEEN[0] * np.hypot(scene.height, scene.width):
         return Verdict.UNCLEAR, {}  # too close together for anything to be between them
-    along = float((point - start) @ axis) / length**2
-    aside = abs(float((point - start)[0] * axis[1] - (point - start)[1] * axis[0])) / length**2
+    # rounded, so that what lies exactly on a margin is decided by the margin and not by the last bit
+    along = round(float((point - start) @ axis) / length**2, 9)
+    aside = round(abs(float((point - start)[0] * axis[1] - (point - start)[1] * axis[0])) / length**2, 9)
     true = BETWEEN[0] <= along <= 1 - BETWEEN[0] and aside <= BETWEEN[1]
     return verdict(true, not 0 <= along <= 1 or aside >= BETWEEN[2]), {
         "along": round(along, 4),

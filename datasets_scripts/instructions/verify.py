@@ -15,7 +15,7 @@ from .build import MIN_CLASS_AREA
 from .claims import Claim, Verdict, single_out
 from .conditional import COUNTED_ONLY, ConditionalClaim, NamedObject, name_of
 from .objects import SceneObject, SceneObjects
-from .places import PLACES, place_queries
+from .places import PLACES, place_descriptions, place_queries
 from .relations import RELATIONS
 from .semantic import semantic_queries
 
@@ -343,8 +343,10 @@ def _phrasings(
     named: Sequence[NamedObject],
 ) -> tuple[str, ...]:
     if claim is not None and claim.name in PLACES:
-        described = instruction.kind == "attribute"
-        return place_queries(target_class, claim, described, objects.counted(target_class.id))
+        if instruction.kind == "semantic":
+            return place_queries(target_class, claim)
+        descriptions = place_descriptions(target_class, objects.counted(target_class.id))
+        return tuple(text for d in descriptions for text in place_queries(target_class, claim, d))
     if instruction.kind == "semantic":
         return semantic_queries(target_class)
     if claim is None:
