@@ -200,11 +200,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._json([self.hub.entry(path, files[path]) for path in paths if path in files], commit)
         elif what == "preupload":
             paths = [asked["path"] for asked in json.loads(self.body)["files"]]
-            oids = [self.hub.tag(path, files[path]) if path in files else None for path in paths]
             modes = ["lfs" if path.endswith(_LFS_SUFFIXES) else "regular" for path in paths]
-            rows = zip(paths, modes, oids, strict=True)
-            keys = ("path", "uploadMode", "oid", "shouldIgnore")
-            self._json({"files": [dict(zip(keys, (*row, False), strict=True)) for row in rows]})
+            oids = [self.hub.tag(path, files[path]) if path in files else None for path in paths]
+            rows = [{"path": p, "uploadMode": m, "oid": o} for p, m, o in zip(paths, modes, oids, strict=True)]
+            self._json({"files": [{**row, "shouldIgnore": False} for row in rows]})
         elif what == "commit":
             self._commit(repository, dict(files))
         else:
@@ -221,10 +220,10 @@ class _Handler(BaseHTTPRequestHandler):
         return entries + [self.hub.entry(p, files[p]) for p in inside if deep or "/" not in p[len(prefix) :]]
 
     def _wanted(self, asked: dict) -> dict:
-        """An LFS object with the places where to send it, unless it is there."""
-        places = {"upload": asked["oid"], "verify": "verify"}
-        actions = {action: {"href": f"{self.hub.address}/lfs/{last}"} for action, last in places.items()}
-        return asked if self.hub.blob(asked["oid"]).exists() else {**asked, "actions": actions}
+        """An LFS object with the place where to send it, unless it is there."""
+        places = {"upload": {"href": f"{self.hub.address}/lfs/{asked['oid']}"}}
+        places["verify"] = {"href": f"{self.hub.address}/lfs/verify"}
+        return asked if self.hub.blob(asked["oid"]).exists() else {**asked, "actions": places}
 
     def _take(self, oid: str) -> None:
         """An LFS object."""
