@@ -22,6 +22,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 USER, ORGANISATION = "someone", "org"
 
+_FIXED = {
+    "/api/whoami-v2": {"type": "user", "name": USER, "orgs": [{"name": ORGANISATION}], "auth": {}},
+    "/api/validate-yaml": {"errors": [], "warnings": []},
+}
 _LFS_SUFFIXES = (".parquet", ".safetensors", ".bin")
 _API = re.compile(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)(?:/([a-z-]+)/([^/]+)/?(.*))?")
 _RESOLVE = re.compile(r"/(?:(datasets|spaces)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
@@ -92,12 +96,9 @@ class LocalHub:
         """A folder as a repository of one commit."""
         self.create(kind, name, {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()})
 
-    def blob(self, sha256: str, content: bytes | None = None) -> Path:
-        """The file of an LFS object, written first where its content is given."""
-        path = Path(self._blobs.name) / sha256
-        if content is not None:
-            path.write_bytes(content)
-        return path
+    def blob(self, sha256: str) -> Path:
+        """The file of an uploaded object."""
+        return Path(self._blobs.name) / sha256
 
     def tag(self, path: str, blob: Path) -> str:
         """What tells contents apart: SHA-256 for LFS, else git's SHA-1."""
@@ -159,10 +160,8 @@ class _Handler(BaseHTTPRequestHandler):
         return repository
 
     def _route(self, path: str) -> None:
-        if path == "/api/whoami-v2":
-            self._json({"type": "user", "name": USER, "orgs": [{"name": ORGANISATION}], "auth": {}})
-        elif path == "/api/validate-yaml":
-            self._json({"errors": [], "warnings": []})
+        if path in _FIXED:
+            self._json(_FIXED[path])
         elif path == "/api/repos/create":
             self._create(json.loads(self.body))
         elif match := _RESOLVE.fullmatch(path):
@@ -234,7 +233,7 @@ class _Handler(BaseHTTPRequestHandler):
             waits = hub.stall_after is not None and len(hub.uploads) >= hub.stall_after
             if drop is None and not waits:
                 assert hashlib.sha256(content).hexdigest() == oid
-                hub.blob(oid, content)
+                hub.blob(oid).write_bytes(content)
                 hub.uploads.append(len(content))
                 return self._json({})
         if waits:
@@ -247,7 +246,8 @@ class _Handler(BaseHTTPRequestHandler):
             key, value = line["key"], line["value"]
             if key == "file":
                 content = base64.b64decode(value["content"])
-                files[value["path"]] = self.hub.blob(hashlib.sha256(content).hexdigest(), content)
+                files[value["path"]] = self.hub.blob(hashlib.sha256(content).hexdigest())
+                files[value["path"]].write_bytes(content)
             elif key == "lfsFile":
                 files[value["path"]] = self.hub.blob(value["oid"])
             elif key == "deletedFile":
