@@ -2,6 +2,7 @@
 
     python -m datasets_scripts.build camvid --root DIR --out DIR
     python -m datasets_scripts.build folder --root DIR --out DIR --fractions 1/30 1/8 --workers 8 --skip-bad
+    python -m datasets_scripts.build folder --root DIR --out DIR --push_to_hub organisation/name --private
 
 Instances are those of the data set or, where it has none, connected components. Work is done shard by shard, each
 written whole; run again after an interruption it goes on with the shards that are missing, and the result is the same
@@ -30,6 +31,7 @@ from .command_line import ArgumentParser, UsageError, one_line_errors
 from .files import write_text
 from .folder import READERS, read_data
 from .instructions.build import KINDS, class_queries, scene_instructions
+from .push import make_repository, push
 from .records import DataError, Instruction, Scene, SceneSet
 from .splits import draw_split, write_split
 from .tables import (
@@ -286,7 +288,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--shard_size", type=int, default=64, help="scenes in a file (default: 64)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     parser.add_argument("--skip-bad", action="store_true", help="go on without scenes that cannot be read, list them")
-    parser.add_argument("--push_to_hub", metavar="NAME", help="upload the finished folder to this data set repository")
+    parser.add_argument("--push_to_hub", metavar="NAME", help="upload the result to this data set repository")
+    parser.add_argument("--private", action="store_true", help="which only its owners see, if it is new")
     given = parser.parse_args(argv)
     for kind in given.kinds:
         if kind not in KINDS:
@@ -300,9 +303,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UsageError(f"--fractions {fraction!r}: not a fraction above 0 and up to 1, such as 1/30")
     if given.shard_size < 1:
         raise UsageError(f"--shard_size {given.shard_size}: less than 1")
+    if given.private and not given.push_to_hub:
+        raise UsageError("--private: goes with --push_to_hub")
     layout = given.name if given.name in READERS else None
     with skipping() if given.skip_bad else nullcontext([]) as refused:
         scene_set, brought = read_data(given.root, given.split_lists, layout, components=True)
+    # before the work, which may take hours; after the data are known to be there
+    repo_id = make_repository(given.push_to_hub, given.private) if given.push_to_hub else None
     result = build(
         scene_set,
         given.out,
@@ -319,17 +326,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{given.out}: {result['scenes']} scenes, {result['instructions']} instructions")
     for entry in result["skipped"]:
         print(f"skipped {entry['image_id'] or 'an entry'}: {entry['reason']}")
-    if given.push_to_hub:
-        push(given.out, given.push_to_hub)
-
-
-def push(folder: Path, repo_id: str) -> None:
-    """Uploads a finished folder; an interrupted upload goes on where it stopped."""
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    api.create_repo(repo_id, repo_type="dataset", exist_ok=True)
-    api.upload_folder(folder_path=folder, repo_id=repo_id, repo_type="dataset", ignore_patterns=[f"{PROGRESS}/*"])
+    if repo_id:
+        print(f"pushed: {push(given.out, repo_id)}")
 
 
 if __name__ == "__main__":
