@@ -1,7 +1,7 @@
 """Does the language model cost anything? CORA against one learned prompt per class, in equal time on one machine.
 
     python benchmarks/class_vector.py
-    python benchmarks/class_vector.py trainers/recipes/camvid.yaml --data DIR --split_lists DIR/splits/camvid/1_30
+    python benchmarks/class_vector.py trainers/recipes/camvid_13.yaml --data DIR --split_lists DIR/splits/camvid/1_30
 
 Trains stage 1 with the recipe (any field can be overridden; drawn scenes and 60 steps where none is given), then, for
 as many seconds as that took, the bare alternative: the same SAM, random start, items, losses and SAM learning rate,

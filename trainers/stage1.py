@@ -1,7 +1,7 @@
 """Stage 1: labelled images with semantic and attribute queries.
 
 accelerate launch trainers/stage1.py trainers/recipes/demo.yaml
-accelerate launch trainers/stage1.py trainers/recipes/camvid.yaml --data DIR --max_steps 2000
+accelerate launch trainers/stage1.py trainers/recipes/camvid.yaml --data DIR
 """
 
 from __future__ import annotations
