@@ -240,6 +240,15 @@ def _write_extras(
     write_text(out / "README.md", card(name, scene_set, result))
 
 
+def renew_card(out: Path, scene_set: SceneSet, instructions: int) -> None:
+    """Writes the numbers of a finished folder again, after instructions were taken out."""
+    result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    name = json.loads((out / "build.json").read_text(encoding="utf-8"))["name"]
+    result["instructions"] = instructions
+    write_text(out / "result.json", _json(result))
+    write_text(out / "README.md", card(name, scene_set, result))
+
+
 def card(name: str, scene_set: SceneSet, result: dict[str, Any]) -> str:
     """The data set card: front matter that `load_dataset` follows, and what is inside."""
     configs = []

@@ -23,6 +23,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet
 from PIL import Image
 
 from .files import write_bytes
@@ -178,7 +179,7 @@ def keep_instructions(root: str | Path, keep: Sequence[bool]) -> None:
     rest = iter(keep)
     for split in SPLITS:
         for path in sorted((Path(root) / "instructions").glob(f"{split}-*.parquet")):
-            rows = datasets.Dataset.from_parquet(str(path)).to_list()
+            rows = pyarrow.parquet.read_table(path).to_pylist()  # `datasets` refuses a table without rows
             chosen = [row for row in rows if next(rest)]
             if len(chosen) < len(rows):
                 write_table(path, chosen, INSTRUCTION_FEATURES)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from .build import renew_card
 from .command_line import ArgumentParser, UsageError, one_line_errors
 from .files import write_text
 from .folder import READERS, read_data
@@ -178,6 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if given.drop and false:
             instructions, reasons = drop(given.directory, instructions, reasons), []
+            if (given.directory / "result.json").exists():
+                renew_card(given.directory, scene_set, len(instructions))
         preview = given.directory / "preview.html"
         title = f"Instructions of {given.directory.resolve().name}"
         write_preview(preview, scene_set, instructions, reasons, given.shown, given.seed, title)

@@ -24,7 +24,8 @@ from datasets_scripts.instructions.build import build_instructions
 from datasets_scripts.records import DataError, read_image
 from datasets_scripts.scenes import write_scenes
 from datasets_scripts.splits import draw_split, read_split
-from datasets_scripts.tables import read_tables
+from datasets_scripts.tables import INSTRUCTION_FEATURES, read_tables, write_table
+from datasets_scripts.verify import main as verify
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +198,23 @@ def test_damaged_tables_are_named(drawn, tmp_path):
     with pytest.raises(DataError, match="instructions/val") as error:
         read_tables(tmp_path / "built")
     assert "\n" not in str(error.value)
+
+
+def test_verify_takes_false_instructions_out_of_the_tables(drawn, tmp_path):
+    """And the card tells the new number; the true ones keep their bytes' meaning and order."""
+    out = tmp_path / "built"
+    build(with_components(read_folder(drawn)), out, shard_size=2, name="drawn")
+    _, before = read_tables(out)
+    assert verify([str(out)]) == 0
+    (shard, *_) = sorted((out / "instructions").glob("train-*.parquet"))
+    rows = datasets.Dataset.from_parquet(str(shard)).to_list()
+    rows[0]["answer"], rows[3]["query"] = "no token", "[SEG] here"
+    write_table(shard, rows, INSTRUCTION_FEATURES)
+    assert verify([str(out)]) == 1 and verify([str(out), "--drop"]) == 0 and verify([str(out)]) == 0
+    _, after = read_tables(out)
+    assert after == [i for n, i in enumerate(before) if n not in (0, 3)]
+    assert f"{len(after)} instructions" in (out / "README.md").read_text()
+    assert len((out / "rejected.jsonl").read_text().splitlines()) == 2
 
 
 def test_groups_stay_on_one_side_and_every_class_is_drawn():
