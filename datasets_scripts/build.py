@@ -4,13 +4,14 @@
     python -m datasets_scripts.build folder --root DIR --out DIR --fractions 1/30 1/8 --workers 8 --skip-bad
     python -m datasets_scripts.build folder --root DIR --out DIR --push_to_hub organisation/name --private
 
-Instances are those of the data set or, where it has none, connected components. Work is done shard by shard, each
+Instances are those of the data set and, of masses, patches (`components.py`). Work is done shard by shard, each
 written whole; run again after an interruption it goes on with the shards that are missing, and the result is the same
 to the byte, whatever the number of processes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -28,7 +29,7 @@ from tqdm import tqdm
 
 from .bad_items import skipping
 from .command_line import ArgumentParser, UsageError, one_line_errors
-from .files import write_text
+from .files import claim_folder, write_text
 from .folder import READERS, read_data
 from .instructions.build import KINDS, class_queries, scene_instructions
 from .push import make_repository, push
@@ -140,8 +141,17 @@ def build(
         DataError: a scene cannot be read (with `skip_bad`: none can), or `out` holds something else.
     """
     shards = list(shards_of(scene_set, shard_size, brought))
-    _claim_folder(out, {"rules": RULES, "name": name, "kinds": list(kinds), "seed": seed, "shard_size": shard_size,
-                        "scenes": len(scene_set.scenes), "skip_bad": skip_bad})  # fmt: skip
+    settings = {
+        "rules": RULES,
+        "name": name,
+        "scenes": _digest(scene_set.scenes),
+        "kinds": list(kinds),
+        "fractions": list(fractions),
+        "seed": seed,
+        "shard_size": shard_size,
+        "skip_bad": skip_bad,
+    }
+    claim_folder(out, "build.json", settings)
     if (out / "README.md").exists():
         return json.loads((out / "result.json").read_text(encoding="utf-8"))
     missing = [shard for shard in shards if not (out / PROGRESS / f"{shard.name}.json").exists()]
@@ -188,26 +198,15 @@ def _built(
             raise
 
 
+def _digest(scenes: Sequence[Scene]) -> str:
+    """Of which scenes there are, and which of them are labelled: other lists of labelled images make another set."""
+    text = "\n".join(f"{scene.split} {scene.image_id} {scene.labelled}" for scene in scenes)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def _only(scene_set: SceneSet, shard: Shard) -> SceneSet:
     """The set with the scenes of one shard: what a worker is sent."""
     return replace(scene_set, scenes=shard.scenes)
-
-
-def _claim_folder(out: Path, settings: dict[str, Any]) -> None:
-    """Makes the folder ours, or finds that it is, with the same settings."""
-    record = out / "build.json"
-    if record.exists():
-        try:
-            found = json.loads(record.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{record}: not JSON ({error})") from None
-        for key, value in settings.items():
-            if found.get(key) != value:
-                raise DataError(f"{record}: was built with {key} {found.get(key)}, not {value}; choose another folder")
-        return
-    if out.exists() and any(out.iterdir()):
-        raise DataError(f"{out}: is not empty and holds no build.json; choose another folder")
-    write_text(record, json.dumps(settings, indent=1) + "\n")
 
 
 def _write_extras(

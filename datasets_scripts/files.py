@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
+
+from .records import DataError
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -37,3 +42,32 @@ def write_image(path: str | Path, image: Image.Image) -> None:
     content = io.BytesIO()
     image.save(content, file_format)
     write_bytes(path, content.getvalue())
+
+
+def claim_folder(folder: str | Path, record: str, settings: Mapping[str, Any]) -> None:
+    """Makes a folder ours for work that goes on where it stopped, or finds that it is.
+
+    Args:
+        record: name of the JSON file in it that keeps the settings.
+        settings: what the content depends on, as JSON has it (lists, no tuples).
+
+    Raises:
+        DataError: the folder holds something else, or was made with other settings.
+    """
+    path = Path(folder) / record
+    if not path.exists():
+        others = sorted(p.name for p in path.parent.glob("*") if not p.name.endswith(".partial"))
+        if others:
+            raise DataError(f"{folder}: holds {others[0]} and no {record}; a new or empty folder would be right")
+        write_text(path, json.dumps(settings, indent=1) + "\n")
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not JSON ({error})") from None
+    if found != settings:
+        found = found if isinstance(found, dict) else {}
+        name = next((key for key in settings if found.get(key) != settings[key]), "an unknown setting")
+        raise DataError(
+            f"{path}: was made with {name} {found.get(name)}, not {settings.get(name)}; choose another folder"
+        )

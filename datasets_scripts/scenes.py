@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .command_line import ArgumentParser, one_line_errors
-from .files import write_image, write_text
+from .files import claim_folder, write_image, write_text
 from .records import DataError, SemanticClass
 from .street import draw_street
 
@@ -228,7 +228,7 @@ def write_scenes(
     _check_size(*size)
     settings = {"drawing": DRAWING, "seed": seed, "height": size[0], "width": size[1], **counts}
     try:
-        _claim(directory, settings)
+        claim_folder(directory, "scenes.json", settings)
         numbers = [part * PART_SIZE + k for part, count in enumerate(counts.values()) for k in range(count)]
         for number in tqdm(numbers, desc="drawing scenes", unit="scene", disable=not progress):
             _write_scene(directory, number, seed, size)
@@ -241,30 +241,6 @@ def _check_size(height: int, width: int) -> None:
     for name, value in (("height", height), ("width", width)):
         if not SMALLEST <= value <= LARGEST:
             raise DataError(f"{name} {value}: {SMALLEST}..{LARGEST} pixels would be right")
-
-
-def _claim(directory: Path, settings: dict[str, int]) -> None:
-    """Records the settings in a new folder; refuses one that holds anything but scenes of the same settings."""
-    record = directory / "scenes.json"
-    directory.mkdir(parents=True, exist_ok=True)
-    if not record.exists():
-        others = [path.name for path in directory.iterdir() if not path.name.endswith(".partial")]
-        if others:
-            raise DataError(
-                f"{directory}: holds {min(others)} and no scenes.json; a new or empty folder would be right"
-            )
-        _write_json(record, settings)
-        return
-    try:
-        found = json.loads(record.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{record}: not JSON ({error})") from None
-    if found != settings:
-        found = found if isinstance(found, dict) else {}
-        name = next((key for key in settings if found.get(key) != settings[key]), "an unknown setting")
-        raise DataError(
-            f"{record}: was drawn with {name} {found.get(name)}, not {settings.get(name)}; choose another folder"
-        )
 
 
 def _write_scene(directory: Path, number: int, seed: int, size: tuple[int, int]) -> None:

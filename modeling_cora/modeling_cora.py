@@ -39,6 +39,7 @@ class CoraOutput(ModelOutput):
         iou_scores (`torch.FloatTensor` of shape `(N,)`): SAM's estimate of each mask's IoU.
         seg_embeddings (`torch.FloatTensor` of shape `(N, C)`): projected `[SEG]` states, C = SAM's prompt width.
         seg_batch_index, seg_branch_index (`torch.LongTensor` of shape `(N,)`): the image and the query of each mask.
+        sam_image_embeddings (`torch.FloatTensor` of shape `(B, C, h, w)`): of SAM's encoder, to ask again without it.
         logits (`torch.FloatTensor` of shape `(B, L, V)`, only with `output_logits=True`).
         sequences (`torch.LongTensor` of shape `(B, L)`, only from `generate`): prompt and generated tokens.
     """
@@ -53,6 +54,7 @@ class CoraOutput(ModelOutput):
     seg_embeddings: torch.Tensor | None = None
     seg_batch_index: torch.Tensor | None = None
     seg_branch_index: torch.Tensor | None = None
+    sam_image_embeddings: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     sequences: torch.Tensor | None = None
 
@@ -322,6 +324,7 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         )
         if sam_image_embeddings is None and sam_pixel_values is not None:
             sam_image_embeddings = self.get_image_embeddings(sam_pixel_values)
+        output.sam_image_embeddings = sam_image_embeddings
         if sam_image_embeddings is not None:
             output.pred_masks, output.iou_scores = self.decode_masks(
                 sam_image_embeddings, seg_embeddings, seg.batch_index

@@ -6,6 +6,7 @@ from __future__ import annotations
 import colorsys
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -40,7 +41,7 @@ class Thing:
         self.pixels = [(int(y), int(x)) for y, x in zip(*np.nonzero(mask), strict=True)]
         self.area = len(self.pixels)
         ys, xs = [y for y, _ in self.pixels], [x for _, x in self.pixels]
-        self.y, self.x = sum(ys) / self.area, sum(xs) / self.area
+        self.y, self.x = Fraction(sum(ys), self.area), Fraction(sum(xs), self.area)  # exact
         self.box = (min(ys), min(xs), max(ys) + 1, max(xs) + 1)
         self.left, self.top = reached(sorted(xs)), reached(sorted(ys))
         self.right, self.bottom = reached(sorted(xs, reverse=True)), reached(sorted(ys, reverse=True))
@@ -217,7 +218,8 @@ class SlowScene:
             return answer(min(ratios) >= a.SIZE_MARGIN, min(ratios) <= 1 / a.SIZE_MARGIN)
         if name in ("leftmost", "rightmost"):
             ahead = min((o.x - t.x if name == "leftmost" else t.x - o.x) / self.width for o in rivals)
-            return answer(ahead >= a.SIDE_MARGIN, ahead <= -a.SIDE_MARGIN)
+            margin = Fraction(str(a.SIDE_MARGIN))
+            return answer(ahead >= margin, ahead <= -margin)
         if name in ("closest", "farthest"):
             feet = [self.foot(o) for o in (t, *rivals)]
             if None in feet:

@@ -174,8 +174,9 @@ def test_what_the_reader_refuses_is_skipped_and_listed(tmp_path, capsys):
         (["--fractions", "2"], "--fractions '2'"),
         (["--shard_size", "0"], "--shard_size 0"),
         (["--root", "/nowhere"], "/nowhere: no such folder"),
-        (["--seed", "1", "--out", "OTHER"], "was built with seed 0, not 1"),
-        (["--out", "FULL"], "is not empty"),
+        (["--seed", "1", "--out", "OTHER"], "was made with seed 0, not 1"),
+        (["--fractions", "1/2", "--out", "OTHER"], "was made with fractions []"),
+        (["--out", "FULL"], "holds mine.txt and no build.json"),
     ],
 )
 def test_wrong_arguments_get_one_line(drawn, tmp_path, capsys, arguments, message):

@@ -246,7 +246,7 @@ def test_interrupted_writing_goes_on(tmp_path):
 def test_folders_with_something_else_are_left_alone(tmp_path):
     write_scenes(tmp_path / "a", 1, 0, 0, size=SMALL, progress=False)
     for change in (dict(labelled=2), dict(seed=1), dict(size=(64, 48))):
-        with pytest.raises(DataError, match=r"scenes\.json: was drawn with .* choose another folder"):
+        with pytest.raises(DataError, match=r"scenes\.json: was made with .* choose another folder"):
             write_scenes(tmp_path / "a", **{**dict(labelled=1, unlabelled=0, val=0, size=SMALL), **change})
     (tmp_path / "a/scenes.json").write_text("{")
     with pytest.raises(DataError, match=r"scenes\.json: not JSON"):

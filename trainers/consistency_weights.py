@@ -18,7 +18,6 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import hashlib
-import json
 import zlib
 from dataclasses import asdict, dataclass, field
 
@@ -29,7 +28,7 @@ from safetensors.numpy import save
 from tqdm.auto import tqdm
 
 from datasets_scripts.command_line import UsageError, one_line_errors
-from datasets_scripts.files import write_bytes, write_text
+from datasets_scripts.files import claim_folder, write_bytes
 from datasets_scripts.folder import read_data
 from datasets_scripts.instructions.build import class_queries
 from datasets_scripts.records import DataError, Scene, SceneSet, read_image
@@ -106,7 +105,8 @@ def write_weights(arguments: ConsistencyArguments) -> int:
     model, processor = load_trained(arguments.model)
     model.to(accelerator.device)
     out = Path(arguments.out)
-    _claim(out, {**asdict(arguments), "out": "", "weights": weights_hash(model)}, accelerator)
+    with accelerator.main_process_first():
+        claim_folder(out, "meta.json", {**asdict(arguments), "out": "", "weights": weights_hash(model)})
     known = frozenset(c.id for c in scene_set.classes)
     own = scenes[accelerator.process_index :: accelerator.num_processes]
     for scene in tqdm(own, desc="consistency", unit="image", disable=not accelerator.is_main_process):
@@ -138,18 +138,6 @@ def weights_hash(model: torch.nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _claim(out: Path, settings: dict, accelerator: Accelerator) -> None:
-    record = out / "meta.json"
-    if record.exists():
-        found = json.loads(record.read_text(encoding="utf-8"))
-        for name, value in settings.items():
-            if found.get(name) != value:
-                raise DataError(f"{record}: was written with {name} {found.get(name)}, not {value}; take another --out")
-    elif accelerator.is_main_process:
-        write_text(record, json.dumps(settings, indent=1) + "\n")
-    accelerator.wait_for_everyone()
 
 
 @one_line_errors

@@ -115,22 +115,10 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
         anchors=trainer_class.uses_anchors,
     )
     collator, more = InstructionCollator(processor), {}
-    for unlabelled in rest:
-        ratio = unlabelled.unlabelled_per_labelled
-        others = UnlabelledDataset(
-            scene_set,
-            scene_set.split("train", labelled=False),
-            unlabelled,
-            data_arguments,
-            length=len(dataset) * ratio,
-            seed=arguments.seed,
-        )
-        if others.without and arguments.process_index == 0:
-            print(f"{others.without} unlabelled images have no pseudo-label and are left out", flush=True)
-        dataset, collator = (
-            PairedDataset(dataset, others, ratio),
-            PairedCollator(processor, unlabelled.unlabelled_weight > 0),
-        )
+    if trainer_class.uses_unlabelled:
+        (unlabelled,) = rest
+        dataset = _paired(dataset, scene_set, unlabelled, data_arguments, arguments)
+        collator = PairedCollator(processor)
         more = {"unlabelled": unlabelled, "num_classes": len(scene_set.classes)}
     trainer = trainer_class(
         model=model,
@@ -150,3 +138,21 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     trainer.save_state()
     if trainer.is_world_process_zero():
         write_instructions(Path(arguments.output_dir) / "instructions.jsonl", instructions)
+
+
+def _paired(
+    labelled: InstructionDataset,
+    scene_set: SceneSet,
+    unlabelled: UnlabelledArguments,
+    data_arguments: DataArguments,
+    arguments: CoraTrainingArguments,
+) -> PairedDataset:
+    """Labelled items and the unlabelled ones that go with them; none, and none is read, for sigma = 0."""
+    ratio, others = unlabelled.unlabelled_per_labelled, None
+    if unlabelled.unlabelled_weight:
+        scenes = scene_set.split("train", labelled=False)
+        length = len(labelled) * ratio
+        others = UnlabelledDataset(scene_set, scenes, unlabelled, data_arguments, length, arguments.seed)
+        if others.without and arguments.process_index == 0:
+            print(f"{others.without} unlabelled images have no pseudo-label and are left out", flush=True)
+    return PairedDataset(labelled, others, ratio)

@@ -18,19 +18,14 @@ if __name__ == "__main__":
 import torch
 
 from datasets_scripts.command_line import one_line_errors
-from trainers.cora_trainer import CoraTrainer
 from trainers.stage import train_stage
+from trainers.stage1 import Stage1Trainer
 
 
-class Stage2Trainer(CoraTrainer):
-    """Eq. 5 on conditional queries."""
+class Stage2Trainer(Stage1Trainer):
+    """Stage 1's loss, eq. 5, on conditional queries with their anchors."""
 
     uses_anchors = True
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        output = model(**inputs)
-        loss = self.labelled_loss(output, self.counts(inputs), num_items_in_batch)
-        return (loss, output) if return_outputs else loss
 
 
 @one_line_errors

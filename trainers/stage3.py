@@ -28,6 +28,7 @@ from transformers.utils import ModelOutput
 from datasets_scripts.command_line import one_line_errors
 from datasets_scripts.records import DataError
 from modeling_cora.consistency import consistency_weight, mask_variance
+from modeling_cora.image_layouts import VISION_INPUTS, select_images
 from modeling_cora.masks import resize_mask_logits
 from trainers.arguments import UnlabelledArguments
 from trainers.cora_trainer import CoraTrainer
@@ -62,8 +63,8 @@ class Stage3Trainer(CoraTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         own, counts = self.accelerator.unwrap_model(model), self.counts(inputs)
-        weights = self._weights(own, inputs)
         output = model(**inputs["inputs"])
+        weights = self._weights(own, inputs, output)
         labelled, unlabelled = _split(output, inputs["labelled"])
         masks, sizes = inputs["masks"], inputs["inputs"]["reshaped_input_sizes"]
         first = inputs["labelled"]
@@ -94,31 +95,37 @@ class Stage3Trainer(CoraTrainer):
         self.record_terms({"contrast_skipped": losses.new_tensor(float(skipped))})
         return losses.mean()
 
-    def _weights(self, model: torch.nn.Module, inputs: dict) -> list[torch.Tensor] | None:
+    def _weights(self, model: torch.nn.Module, inputs: dict, output: ModelOutput) -> list[torch.Tensor] | None:
         """lambda of eq. 6 for each mask of each unlabelled image; None for 1 everywhere."""
-        masks = inputs["masks"][inputs["labelled"] :]
-        if self.unlabelled.consistency == "none" or not masks:
+        if self.unlabelled.consistency == "none" or len(inputs["masks"]) == inputs["labelled"]:
             return None
         weights = inputs["weights"]
         if self.unlabelled.consistency == "online":
-            variances = self._variances(model, inputs["rephrasings"], masks)
             options = self.unlabelled
+            variances = self._variances(model, inputs, output.sam_image_embeddings)
             weights = [consistency_weight(v, options.weight_kind, options.weight_temperature) for v in variances]
         self.record_terms({"mean_weight": torch.cat([w.flatten() for w in weights]).mean()})
         return weights
 
     @torch.no_grad()
-    def _variances(self, model: torch.nn.Module, rephrasings: dict, masks: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Eq. 6 by the current weights, for each unlabelled image (n, H, W)."""
+    def _variances(
+        self, model: torch.nn.Module, inputs: dict, sam_image_embeddings: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """Eq. 6 by the current weights, for each unlabelled image (n, H, W); SAM's encoder has seen the images."""
+        first, masks = inputs["labelled"], inputs["masks"][inputs["labelled"] :]
+        vision = {name: inputs["inputs"][name] for name in VISION_INPUTS if name in inputs["inputs"]}
+        chosen = torch.arange(first, first + len(masks), device=sam_image_embeddings.device)
         training = model.training
         model.eval()  # without dropout: what differs shall be the words
-        answers = model(**rephrasings)
+        answers = model(
+            **inputs["rephrasings"], **select_images(vision, chosen), sam_image_embeddings=sam_image_embeddings[first:]
+        )
         model.train(training)
         variances = []
         input_size = model.config.sam_config.vision_config.image_size
         for image, of_image in enumerate(masks):
             logits = answers.pred_masks[answers.seg_batch_index == image]
-            reshaped = rephrasings["reshaped_input_sizes"][image].tolist()
+            reshaped = inputs["inputs"]["reshaped_input_sizes"][first + image].tolist()
             logits = resize_mask_logits(logits, input_size, reshaped, of_image.shape[-2:])
             variances.append(mask_variance(logits.unflatten(0, (len(of_image), -1)).transpose(0, 1)))
         return variances

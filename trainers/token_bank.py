@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save
+from torch.nn.functional import one_hot
 
 from datasets_scripts.files import write_bytes
 from modeling_cora.losses import token_contrast
@@ -40,9 +41,9 @@ class TokenBank:
         self.tokens = torch.cat([self.tokens, tokens]) if len(self) else tokens.clone()
         self.classes = torch.cat([self.classes, classes.cpu()])
         if self.balanced:
-            # how many of the same class came later
-            later = torch.stack([(self.classes[i + 1 :] == c).sum() for i, c in enumerate(self.classes)])
-            keep = later < self.per_class
+            _, of_class = self.classes.unique(return_inverse=True)
+            from_here = one_hot(of_class).flip(0).cumsum(0).flip(0)  # of each class, how many here and later
+            keep = from_here.gather(1, of_class[:, None])[:, 0] <= self.per_class
         else:
             keep = torch.arange(len(self)) >= len(self) - self.size
         self.tokens, self.classes = self.tokens[keep], self.classes[keep]

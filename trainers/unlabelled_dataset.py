@@ -19,7 +19,6 @@ from modeling_cora.consistency import MAX_VARIANCE, consistency_weight
 
 from .arguments import DataArguments, UnlabelledArguments
 from .augmentation import View, jitter, shrink
-from .instruction_dataset import InstructionCollator
 from .pseudo_labels.predictions import mask_path, read_prediction
 
 
@@ -199,17 +198,17 @@ class UnlabelledDataset(torch.utils.data.Dataset):
 
 
 class PairedDataset(torch.utils.data.Dataset):
-    """Item k: a labelled item k and `ratio` unlabelled ones."""
+    """Item k: a labelled item k and `ratio` unlabelled ones; none where there is no unlabelled data set."""
 
-    def __init__(self, labelled: torch.utils.data.Dataset, unlabelled: UnlabelledDataset, ratio: int):
+    def __init__(self, labelled: torch.utils.data.Dataset, unlabelled: UnlabelledDataset | None, ratio: int):
         self.labelled, self.unlabelled, self.ratio = labelled, unlabelled, ratio
 
     def __len__(self) -> int:
         return len(self.labelled)
 
     def __getitem__(self, index: int) -> dict:
-        others = [self.unlabelled[index * self.ratio + k] for k in range(self.ratio)]
-        return {"labelled": self.labelled[index], "unlabelled": others}
+        numbers = range(index * self.ratio, (index + 1) * self.ratio) if self.unlabelled is not None else ()
+        return {"labelled": self.labelled[index], "unlabelled": [self.unlabelled[number] for number in numbers]}
 
 
 class PairedCollator:
@@ -219,41 +218,42 @@ class PairedCollator:
 
     Batches: {"inputs": of all images, `labels` only where they are labelled; "masks": a tensor for each image;
     "classes": (N,) of all masks; "labelled": number of labelled images; "weights": a tensor for each unlabelled image,
-    or None; "rephrasings": inputs of the unlabelled images with all their rephrasings, or None; "numbers": (item,
-    place) of each unlabelled mask}.
-
-    Args:
-        unlabelled: False leaves the unlabelled images out (sigma = 0).
+    or None; "rephrasings": `query_inputs` of the unlabelled images with all their rephrasings, or None; "numbers":
+    (item, place) of each unlabelled mask}.
     """
 
-    def __init__(self, processor: CoraProcessor, unlabelled: bool = True):
-        self.processor, self.unlabelled = processor, unlabelled
+    def __init__(self, processor: CoraProcessor):
+        self.processor = processor
 
     def __call__(self, items: Sequence[dict]) -> dict:
         labelled = [item["labelled"] for item in items]
-        others = [other for item in items for other in item["unlabelled"]] if self.unlabelled else []
-        every = [*labelled, *({**item, "anchors": [[] for _ in item["queries"]]} for item in others)]
-        inputs = InstructionCollator(self.processor)(every)
+        others = [other for item in items for other in item["unlabelled"]]
+        every = [*labelled, *others]
+        images = [item["image"] for item in every]
+        anchors = [item.get("anchors") or [[] for _ in item["queries"]] for item in every]
+        inputs = self.processor.image_inputs(images)
+        texts = inputs.pop("image_texts")
+        inputs |= self.processor.query_inputs(
+            [item["queries"] for item in every],
+            texts,
+            [item["answers"] for item in every],
+            anchor_counts=[[len(masks) for masks in of_image] for of_image in anchors],
+        )
+        inputs |= self.processor.anchor_inputs(images, anchors)
         inputs["labels"][len(labelled) :] = -100
-        weights = None
+        weights = rephrasings = None
         if others and others[0]["weights"] is not None:
             weights = [torch.from_numpy(np.ascontiguousarray(item["weights"])) for item in others]
+        if others and others[0]["rephrasings"] is not None:
+            asked = [[text for group in item["rephrasings"] for text in group] for item in others]
+            rephrasings = self.processor.query_inputs(asked, texts[len(labelled) :])
+            del rephrasings["labels"]
         return {
-            "masks": inputs.pop("mask_labels"),
             "inputs": inputs,
+            "masks": [torch.from_numpy(np.ascontiguousarray(item["masks"])) for item in every],
             "classes": torch.tensor([c for item in every for c in item["classes"]]),
             "labelled": len(labelled),
             "weights": weights,
-            "rephrasings": self._rephrasings(others),
+            "rephrasings": rephrasings,
             "numbers": [(item["number"], place) for item in others for place in range(len(item["classes"]))],
         }
-
-    def _rephrasings(self, items: Sequence[dict]) -> dict | None:
-        if not items or items[0]["rephrasings"] is None:
-            return None
-        inputs = self.processor(
-            [item["image"] for item in items],
-            [[text for group in item["rephrasings"] for text in group] for item in items],
-        )
-        del inputs["labels"]
-        return dict(inputs)

@@ -46,7 +46,8 @@ def _size(
 def _side(
     target: SceneObject, rivals: Sequence[SceneObject], anchors: Sequence, scene: SceneObjects, sign: int
 ) -> Decision:
-    ahead = min(sign * (target.centre[1] - r.centre[1]) for r in rivals) / scene.width
+    # rounded, so that what lies exactly on the margin is decided by the margin and not by the last bit
+    ahead = round(min(sign * (target.centre[1] - r.centre[1]) for r in rivals) / scene.width, 9)
     return verdict(ahead >= SIDE_MARGIN, ahead <= -SIDE_MARGIN), {"ahead": round(ahead, 4)}
 
 

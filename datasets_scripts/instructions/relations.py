@@ -9,6 +9,7 @@ that stand there, and the ground itself, are `higher` or `behind` but never `abo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -50,44 +51,43 @@ def _shared_columns(one: SceneObject, other: SceneObject) -> float:
 # false only where the patch reaches no farther to that side than the anchor does.
 
 
-def _left(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
+def _beyond(
+    target: SceneObject,
+    rivals: Sequence,
+    anchors: Sequence[SceneObject],
+    scene: SceneObjects,
+    first: str,
+    last: str,
+    before: bool,
+) -> Decision:
+    """Along one axis, `first` and `last` being the edges of an object there: before the anchor, or behind it."""
     (anchor,) = anchors
-    gap = (anchor.left - target.right - 1) / scene.width
-    if _is_wide(anchor, scene):
+    across = first == "left"
+    if across and _is_wide(anchor, scene):
         return Verdict.UNCLEAR, {}
-    facts = {"target_right": round(target.right / scene.width, 4), "anchor_left": round(anchor.left / scene.width, 4)}
-    false = target.centre[1] >= anchor.centre[1] if scene.counted(target.class_id) else target.left >= anchor.left
+    size, axis = (scene.width, 1) if across else (scene.height, 0)
+    near, far = (last, first) if before else (first, last)  # the target's edge towards the anchor, and the other one
+    sign = 1 if before else -1
+    gap = (sign * (getattr(anchor, far) - getattr(target, near)) - 1) / size
+    if scene.counted(target.class_id):
+        false = round(sign * (target.centre[axis] - anchor.centre[axis]), 9) >= 0
+    else:
+        false = sign * (getattr(target, far) - getattr(anchor, far)) >= 0
+    facts = {
+        f"target_{near}": round(getattr(target, near) / size, 4),
+        f"anchor_{far}": round(getattr(anchor, far) / size, 4),
+    }
     return verdict(gap >= GAP, false), facts
 
 
-def _right(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
-    (anchor,) = anchors
-    gap = (target.left - anchor.right - 1) / scene.width
-    if _is_wide(anchor, scene):
-        return Verdict.UNCLEAR, {}
-    facts = {"target_left": round(target.left / scene.width, 4), "anchor_right": round(anchor.right / scene.width, 4)}
-    false = target.centre[1] <= anchor.centre[1] if scene.counted(target.class_id) else target.right <= anchor.right
-    return verdict(gap >= GAP, false), facts
+_LEFT = partial(_beyond, first="left", last="right", before=True)
+_RIGHT = partial(_beyond, first="left", last="right", before=False)
+_HIGHER = partial(_beyond, first="top", last="bottom", before=True)
+_LOWER = partial(_beyond, first="top", last="bottom", before=False)
 
 
 def _is_wide(anchor: SceneObject, scene: SceneObjects) -> bool:
     return not scene.counted(anchor.class_id) and anchor.right - anchor.left + 1 > WIDE * scene.width
-
-
-def _higher(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
-    (anchor,) = anchors
-    gap = (anchor.top - target.bottom - 1) / scene.height
-    facts = {"target_bottom": round(target.bottom / scene.height, 4), "anchor_top": round(anchor.top / scene.height, 4)}
-    false = target.centre[0] >= anchor.centre[0] if scene.counted(target.class_id) else target.top >= anchor.top
-    return verdict(gap >= GAP, false), facts
-
-
-def _lower(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
-    (anchor,) = anchors
-    gap = (target.top - anchor.bottom - 1) / scene.height
-    facts = {"target_top": round(target.top / scene.height, 4), "anchor_bottom": round(anchor.bottom / scene.height, 4)}
-    false = target.centre[0] <= anchor.centre[0] if scene.counted(target.class_id) else target.bottom <= anchor.bottom
-    return verdict(gap >= GAP, false), facts
 
 
 def _upright(decide: Decide) -> Decide:
@@ -105,7 +105,10 @@ def _upright(decide: Decide) -> Decide:
     return decided
 
 
-def _depth(target: SceneObject, anchor: SceneObject, scene: SceneObjects, nearer: bool) -> Decision:
+def _depth(
+    target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects, nearer: bool
+) -> Decision:
+    (anchor,) = anchors
     contacts = scene.ground_contact(target), scene.ground_contact(anchor)
     if contacts[0] is None or contacts[1] is None:
         return Verdict.UNCLEAR, {}
@@ -114,55 +117,33 @@ def _depth(target: SceneObject, anchor: SceneObject, scene: SceneObjects, nearer
     return verdict(ahead >= DEPTH and _shared_columns(target, anchor) >= OVERLAP, ahead <= 0), facts
 
 
-def _front(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
-    return _depth(target, anchors[0], scene, nearer=True)
-
-
-def _behind(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
-    return _depth(target, anchors[0], scene, nearer=False)
-
-
-def _distances(
-    target: SceneObject, rivals: Sequence[SceneObject], anchor: SceneObject, scene: SceneObjects
-) -> tuple[float, list[float]]:
-    """From the target and from each rival to the anchor, as fractions of the image's diagonal."""
-    diagonal = float(np.hypot(scene.height, scene.width))
-    own, *others = (scene.distance(o, anchor) / diagonal for o in (target, *rivals))
-    return own, others
-
-
 def _clearly(near: float, far: float) -> bool:
     return far >= NEARER * near and far - near >= NEARER_GAP
 
 
-def _nearest(
-    target: SceneObject, rivals: Sequence[SceneObject], anchors: Sequence[SceneObject], scene: SceneObjects
+def _distance(
+    target: SceneObject,
+    rivals: Sequence[SceneObject],
+    anchors: Sequence[SceneObject],
+    scene: SceneObjects,
+    nearest: bool,
 ) -> Decision:
     if not rivals:
         return Verdict.UNCLEAR, {}
-    own, others = _distances(target, rivals, anchors[0], scene)
-    facts = {"distance": round(own, 4), "next_distance": round(min(others), 4)}
-    return verdict(_clearly(own, min(others)), _clearly(min(others), own)), facts
+    diagonal = float(np.hypot(scene.height, scene.width))
+    own, *others = (scene.distance(o, anchors[0]) / diagonal for o in (target, *rivals))
+    other = min(others) if nearest else max(others)
+    ahead, behind = _clearly(own, other), _clearly(other, own)
+    facts = {"distance": round(own, 4), "next_distance": round(other, 4)}
+    return verdict(*((ahead, behind) if nearest else (behind, ahead))), facts
 
 
-def _farthest(
-    target: SceneObject, rivals: Sequence[SceneObject], anchors: Sequence[SceneObject], scene: SceneObjects
+def _size(
+    target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects, larger: bool
 ) -> Decision:
-    if not rivals:
-        return Verdict.UNCLEAR, {}
-    own, others = _distances(target, rivals, anchors[0], scene)
-    facts = {"distance": round(own, 4), "next_distance": round(max(others), 4)}
-    return verdict(_clearly(max(others), own), _clearly(own, max(others))), facts
-
-
-def _larger(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
     ratio = target.area / anchors[0].area
-    return verdict(ratio >= LARGER, ratio <= 1), {"area_ratio": round(ratio, 3)}
-
-
-def _smaller(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
-    ratio = target.area / anchors[0].area
-    return verdict(ratio <= 1 / LARGER, ratio >= 1), {"area_ratio": round(ratio, 3)}
+    decided = (ratio >= LARGER, ratio <= 1) if larger else (ratio <= 1 / LARGER, ratio >= 1)
+    return verdict(*decided), {"area_ratio": round(ratio, 3)}
 
 
 def _between(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObject], scene: SceneObjects) -> Decision:
@@ -216,7 +197,7 @@ RELATIONS: dict[str, Claim] = {
                 "the {target} that is on the left-hand side of the {anchor}",
                 "the {target} farther left in the picture than the {anchor}",
             ),
-            _left,
+            _LEFT,
             1,
         ),
         Claim(
@@ -227,7 +208,7 @@ RELATIONS: dict[str, Claim] = {
                 "the {target} that is on the right-hand side of the {anchor}",
                 "the {target} farther right in the picture than the {anchor}",
             ),
-            _right,
+            _RIGHT,
             1,
         ),
         Claim(
@@ -238,7 +219,7 @@ RELATIONS: dict[str, Claim] = {
                 "the {target} directly above the {anchor} in the picture",
                 "the {target} located above the {anchor}",
             ),
-            _upright(_higher),
+            _upright(_HIGHER),
             1,
         ),
         Claim(
@@ -249,7 +230,7 @@ RELATIONS: dict[str, Claim] = {
                 "the {target} directly below the {anchor} in the picture",
                 "the {target} located below the {anchor}",
             ),
-            _upright(_lower),
+            _upright(_LOWER),
             1,
         ),
         Claim(
@@ -260,7 +241,7 @@ RELATIONS: dict[str, Claim] = {
                 "the {target} closer to the top of the picture than the {anchor}",
                 "the {target} shown farther up in the image than the {anchor}",
             ),
-            _higher,
+            _HIGHER,
             1,
         ),
         Claim(
@@ -271,7 +252,7 @@ RELATIONS: dict[str, Claim] = {
                 "the {target} closer to the bottom of the picture than the {anchor}",
                 "the {target} shown farther down in the image than the {anchor}",
             ),
-            _lower,
+            _LOWER,
             1,
         ),
         Claim(
@@ -282,7 +263,7 @@ RELATIONS: dict[str, Claim] = {
                 "the {target} that is closer to the camera than the {anchor}",
                 "the {target} between the camera and the {anchor}",
             ),
-            _front,
+            partial(_depth, nearer=True),
             1,
         ),
         Claim(
@@ -293,7 +274,7 @@ RELATIONS: dict[str, Claim] = {
                 "the {target} that is farther from the camera than the {anchor}",
                 "the {target} beyond the {anchor}",
             ),
-            _behind,
+            partial(_depth, nearer=False),
             1,
         ),
         Claim(
@@ -304,7 +285,7 @@ RELATIONS: dict[str, Claim] = {
                 "the {target} with the smallest distance in the image to the {anchor}",
                 "the {target} shown nearest to the {anchor}",
             ),
-            _nearest,
+            partial(_distance, nearest=True),
             1,
         ),
         Claim(
@@ -315,7 +296,7 @@ RELATIONS: dict[str, Claim] = {
                 "the {target} with the largest distance in the image to the {anchor}",
                 "the {target} shown farthest away from the {anchor}",
             ),
-            _farthest,
+            partial(_distance, nearest=False),
             1,
         ),
         Claim(
@@ -326,7 +307,7 @@ RELATIONS: dict[str, Claim] = {
                 "the {target} that covers a larger area than the {anchor}",
                 "the {target} that appears bigger than the {anchor}",
             ),
-            _larger,
+            partial(_size, larger=True),
             1,
         ),
         Claim(
@@ -337,7 +318,7 @@ RELATIONS: dict[str, Claim] = {
                 "the {target} that covers a smaller area than the {anchor}",
                 "the {target} that appears smaller than the {anchor}",
             ),
-            _smaller,
+            partial(_size, larger=False),
             1,
         ),
         Claim(
