@@ -27,12 +27,14 @@ from typing import Any
 import datasets
 from tqdm import tqdm
 
+from publishing.hub import make_repository
+
 from .bad_items import skipping
 from .command_line import ArgumentParser, UsageError, one_line_errors
 from .files import claim_folder, write_text
 from .folder import READERS, read_data
 from .instructions.build import KINDS, class_queries, scene_instructions
-from .push import make_repository, push
+from .push import push
 from .records import DataError, Instruction, Scene, SceneSet
 from .splits import draw_split, write_split
 from .tables import (
@@ -317,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with skipping() if given.skip_bad else nullcontext([]) as refused:
         scene_set, brought = read_data(given.root, given.split_lists, layout, components=True)
     # before the work, which may take hours; after the data are known to be there
-    repo_id = make_repository(given.push_to_hub, given.private) if given.push_to_hub else None
+    repo_id = make_repository(given.push_to_hub, "dataset", given.private) if given.push_to_hub else None
     result = build(
         scene_set,
         given.out,

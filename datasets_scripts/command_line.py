@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn, ParamSpec, TypeVar
 
+from publishing.hub import HubError
+
 from .records import DataError
 
 P = ParamSpec("P")
@@ -32,7 +34,7 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return main(*args, **kwargs)
-        except (DataError, UsageError) as error:
+        except (DataError, HubError, UsageError) as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             raise SystemExit(2) from None
 

@@ -4,8 +4,8 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_cora import SEG_TOKEN, TASK, CoraConfig
-from .hub import ModelNotFoundError
 from .modeling_cora import CoraForReasoningSegmentation, CoraOutput, CoraPreTrainedModel
+from .named_models import ModelNotFoundError
 from .pipeline import ReasoningSegmentationPipeline
 from .processing_cora import CoraProcessor
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig, SamConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .hub import FromNamedModel
+from .named_models import FromNamedModel
 
 SEG_TOKEN = "[SEG]"
 TASK = "reasoning-segmentation"

@@ -16,10 +16,10 @@ from transformers.utils import ModelOutput, logging
 from .anchors import AnchorEncoder, added_to_placeholders
 from .branches import PACKED_FAMILIES, PREFIX, SegPositions, branch_attention_mask, branch_position_ids
 from .configuration_cora import CoraConfig
-from .hub import FromNamedModel
 from .image_layouts import VISION_INPUTS, select_images
 from .losses import next_token_loss
 from .mask_losses import mask_losses
+from .named_models import FromNamedModel
 from .tiny_vit import TinyVitEncoder
 
 logger = logging.get_logger(__name__)

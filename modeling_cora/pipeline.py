@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 from transformers import Pipeline, pipeline
 
 from .configuration_cora import TASK
-from .hub import resolve_name
 from .images import load_image
+from .named_models import resolve_name
 from .processing_cora import DEFAULT_ANSWER, CoraProcessor
 from .segmentation import Segmentation, answer_batch, segment_batch
 
@@ -55,10 +55,10 @@ class ReasoningSegmentationPipeline(Pipeline):
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], organisation: str | None = None, **kwargs: Any) -> Any:
-        """`pipeline(TASK, model=name)` that knows the names of `hub.py` ("cora-7b"), which transformers does not.
+        """`pipeline(TASK, model=name)` that knows the names of `named_models.py` ("cora-7b"), as transformers does not.
 
         Args:
-            organisation: see `hub.resolve_name`.
+            organisation: see `named_models.resolve_name`.
             kwargs: go to `transformers.pipeline`.
         """
         return pipeline(TASK, model=str(resolve_name(name, organisation)), pipeline_class=cls, **kwargs)

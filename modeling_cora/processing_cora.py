@@ -15,9 +15,9 @@ from transformers import BatchFeature, ProcessorMixin
 from .anchors import ANCHOR_TOKEN, TOKENS_PER_ANCHOR, anchor_box, anchor_crop
 from .branches import Branch, pack_branches
 from .configuration_cora import SEG_TOKEN
-from .hub import FromNamedModel
 from .image_layouts import VISION_INPUTS, image_texts, vision_inputs
 from .masks import resize_mask_logits
+from .named_models import FromNamedModel
 
 DEFAULT_ANSWER = f"It is {SEG_TOKEN}."
 

@@ -29,6 +29,7 @@ _FIXED = {
 _LFS_SUFFIXES = (".parquet", ".safetensors", ".bin")
 _API = re.compile(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)(?:/([a-z-]+)/([^/]+)/?(.*))?")
 _RESOLVE = re.compile(r"/(?:(datasets|spaces)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+_VARIABLES = re.compile(r"/api/spaces/([^/]+/[^/]+)/variables")
 _BATCH = re.compile(r"/(?:(datasets|spaces)/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch")
 
 
@@ -38,11 +39,18 @@ class Refusal(Exception):
 
 @dataclass
 class Repository:
-    """Commits with their files, by path in the repository; the last one is `main`."""
+    """Commits with their files, by path in the repository; the last one is `main`.
+
+    Attributes:
+        messages: of the commits that were uploaded.
+        variables: of a Space.
+    """
 
     url: str
     commits: dict[str, dict[str, Path]]
     private: bool = False
+    messages: list[str] = field(default_factory=list)
+    variables: dict[str, str] = field(default_factory=dict)
 
     def at(self, revision: str) -> tuple[str, dict[str, Path]]:
         commit = [*self.commits][-1] if revision == "main" else revision
@@ -164,6 +172,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(_FIXED[path])
         elif path == "/api/repos/create":
             self._create(json.loads(self.body))
+        elif match := _VARIABLES.fullmatch(path):
+            asked = json.loads(self.body)
+            self._repository("spaces", match[1]).variables[asked["key"]] = asked["value"]
+            self._json({asked["key"]: {"value": asked["value"]}})
         elif match := _RESOLVE.fullmatch(path):
             self._resolve(self._repository(match[1], match[2]), match[3], match[4])
         elif match := _API.fullmatch(path):
@@ -250,6 +262,8 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]].write_bytes(content)
             elif key == "lfsFile":
                 files[value["path"]] = self.hub.blob(value["oid"])
+            elif key == "header":
+                repository.messages.append(value["summary"])
             elif key == "deletedFile":
                 del files[value["path"]]
         commit = hashlib.sha1(f"{len(repository.commits)} {sorted(files.items())}".encode()).hexdigest()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from modeling_cora import CoraConfig, CoraForReasoningSegmentation, CoraProcessor, ModelNotFoundError
-from modeling_cora.hub import resolve_name
+from modeling_cora.named_models import resolve_name
 from trainers.loading import load_trained
 
 from .local_hub import local_hub
@@ -90,7 +90,7 @@ def test_programs_say_how_to_get_the_model_too(tmp_path, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("modeling_cora.hub.cached_file", refuse)
+    monkeypatch.setattr("modeling_cora.named_models.cached_file", refuse)
     with pytest.raises(UsageError, match=r"no network.*modeling_cora\.convert_llava_sam") as caught:
         load_trained("cora-7b")
     assert "\n" not in str(caught.value)

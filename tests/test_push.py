@@ -19,13 +19,13 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 
 from datasets_scripts.build import build, card, main
-from datasets_scripts.command_line import UsageError
 from datasets_scripts.components import with_components
 from datasets_scripts.folder import read_folder
 from datasets_scripts.push import push
 from datasets_scripts.records import Scene, SceneSet
 from datasets_scripts.scenes import write_scenes
 from datasets_scripts.tables import SCENE_FEATURES, read_tables, write_table
+from publishing.hub import HubError
 
 from .local_hub import LocalHub
 
@@ -176,11 +176,11 @@ def test_what_the_builder_makes_goes_up_by_the_library_alone(drawn, hub, tmp_pat
 @pytest.mark.parametrize(
     ("token", "name", "message"),
     [
-        ("", "org/a", "push_to_hub org/a: no token; set HF_TOKEN"),
-        ("hf_wrong", "org/a", "push_to_hub org/a: the Hub does not accept the token"),
-        (RIGHT, "else/a", "push_to_hub else/a: the token may not write there (You don't have the rights"),
-        (RIGHT, "a b", "push_to_hub a b: not a name such as organisation/name"),
-        (RIGHT, "NOWHERE", "push_to_hub org/a: no connection to http://127.0.0.1:9"),
+        ("", "org/a", "org/a: no token; set HF_TOKEN"),
+        ("hf_wrong", "org/a", "org/a: the Hub does not accept the token"),
+        (RIGHT, "else/a", "else/a: the token may not write there (You don't have the rights"),
+        (RIGHT, "a b", "a b: not a name such as organisation/name"),
+        (RIGHT, "NOWHERE", "org/a: no connection to http://127.0.0.1:9"),
     ],
 )
 def test_refusals_take_one_line_and_come_before_the_work(
@@ -197,7 +197,7 @@ def test_refusals_take_one_line_and_come_before_the_work(
 
 
 def test_an_upload_that_fails_says_how_to_go_on(drawn, hub):
-    with pytest.raises(UsageError, match=r"someone/gone: .*status 404.*built is whole, the same command goes on"):
+    with pytest.raises(HubError, match=r"someone/gone: .*no such repository.*built is whole, the same command goes on"):
         push(drawn / "built", "someone/gone")
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from datasets_scripts.command_line import ArgumentParser, UsageError
 from datasets_scripts.records import DataError
@@ -97,6 +98,9 @@ class DataArguments:
     )
     split_lists: str | None = field(
         default=None, metadata={"help": "Folder with labeled.txt and unlabeled.txt (UniMatch's format)."}
+    )
+    data_name: str | None = field(
+        default=None, metadata={"help": "What a model card calls the data: a Hub id, or the folder's name by default."}
     )
     kinds: list[str] = field(
         default_factory=lambda: ["semantic", "attribute"],
@@ -216,6 +220,11 @@ class CoraTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            raise UsageError(
+                f"hub_strategy {self.hub_strategy.value}: optimizer states and training_args.bin name places of this "
+                "machine and stay there; end or every_save would be right"
+            )
         # without a GPU there is nothing to pin memory for, and torch warns about it at every start
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
 

@@ -26,6 +26,7 @@ from trainers.stage1 import main as train
 from trainers.summary import markdown_table
 
 LABELLED, UNLABELLED, VAL = 24, 96, 40
+DATA_NAME = "drawn street scenes"
 RECIPE = Path(__file__).parent / "recipes/demo.yaml"
 
 NEXT_STEPS = """
@@ -50,12 +51,14 @@ def main(argv: list[str] | None = None) -> None:
 
     print("2/3  training cora-tiny from a random start on the labelled scenes", flush=True)
     options = ["--data", str(scenes), "--output_dir", str(model), "--resume_from_checkpoint", "true"]
+    options += ["--data_name", DATA_NAME]
     if arguments.steps:
         options += ["--max_steps", str(arguments.steps)]
     train([str(RECIPE), *options])
 
     print("3/3  asking about unseen scenes", flush=True)
-    summary = run_evaluation(EvaluationArguments(model=str(model), data=str(scenes), out=str(evaluation)))
+    paths = {"model": str(model), "data": str(scenes), "out": str(evaluation)}
+    summary = run_evaluation(EvaluationArguments(**paths, data_name=DATA_NAME))
     minutes = (time.monotonic() - start) / 60
     introduction = (
         f"cora-tiny, trained from a random start on {LABELLED} labelled drawn scenes (semantic and attribute queries), "

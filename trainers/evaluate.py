@@ -35,6 +35,7 @@ from datasets_scripts.folder import read_data
 from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, read_image
 from metrics.ciou.ciou import intersection_and_union
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
+from modeling_cora.hub.run_folder import weights_digest
 from modeling_cora.segmentation import segment
 from trainers.arguments import parse_recipe
 from trainers.baselines import MeanMask, trivial_counts
@@ -50,6 +51,9 @@ class EvaluationArguments:
     model: str = field(default="", metadata={"help": "Folder or Hub id of a CORA model."})
     data: str = field(default="", metadata={"help": "Folder with labelled images; see datasets_scripts/folder.py."})
     split_lists: str | None = field(default=None, metadata={"help": "Folder with labeled.txt and unlabeled.txt."})
+    data_name: str | None = field(
+        default=None, metadata={"help": "What a model card calls the data: a Hub id, or the folder's name by default."}
+    )
     split: str = field(default="val", metadata={"help": "train, val or test."})
     kinds: list[str] = field(
         default_factory=lambda: ["semantic", "attribute"], metadata={"help": "Kinds of instructions to ask."}
@@ -189,6 +193,22 @@ def _each_once(instructions: Iterable[Instruction]) -> list[Instruction]:
     return list(found.values())
 
 
+def _measured(arguments: EvaluationArguments, images: int) -> dict:
+    """What the numbers beside it are of: a model card takes them for these weights only, and names nothing local."""
+    model = Path(arguments.model)
+    return {
+        "model": model.resolve().name if model.is_dir() else arguments.model,
+        "weights": weights_digest(model),
+        "data": arguments.data_name or Path(arguments.data).resolve().name,
+        "split": arguments.split,
+        "images": images,
+        "kinds": arguments.kinds,
+        "anchors": arguments.anchors,
+        "limit": arguments.limit,
+        "protocol": "lisa",
+    }
+
+
 def run_evaluation(arguments: EvaluationArguments) -> dict:
     """Evaluates and writes the results; returns the summary."""
     if arguments.anchors not in ("given", "none"):
@@ -209,7 +229,8 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
     if accelerator.is_main_process and arguments.out:
         out = Path(arguments.out)
         write_text(out / "samples.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-        write_text(out / "metrics.json", json.dumps(summary, indent=1) + "\n")
+        measured = _measured(arguments, len({instruction.image_id for instruction in instructions}))
+        write_text(out / "metrics.json", json.dumps({"evaluation": measured, **summary}, indent=1) + "\n")
         write_text(out / "metrics.md", markdown_table(summary))
         if arguments.examples:
             picture = overlay_grid(model, processor, scene_set, scenes, instructions, arguments.examples)

@@ -6,6 +6,7 @@ from safetensors import SafetensorError
 
 from datasets_scripts.command_line import UsageError
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor, ModelNotFoundError
+from publishing.hub import cause, reason
 
 
 def load_trained(model: str) -> tuple[CoraForReasoningSegmentation, CoraProcessor]:
@@ -20,10 +21,12 @@ def load_trained(model: str) -> tuple[CoraForReasoningSegmentation, CoraProcesso
         loaded, info = CoraForReasoningSegmentation.from_pretrained(model, output_loading_info=True)
         processor = CoraProcessor.from_pretrained(model)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        lines = str(error).splitlines()
-        # the second line says how to make the model
-        reason = ". ".join(lines) if isinstance(error, ModelNotFoundError) else lines[0]
-        raise UsageError(f"{model}: cannot be loaded as a CORA model ({reason})") from None
+        lines = str(error).splitlines() or [type(error).__name__]
+        if isinstance(error, ModelNotFoundError):
+            why = ". ".join(lines)  # the second line says how to make the model
+        else:
+            why = reason(found) if (found := cause(error)) else lines[0]
+        raise UsageError(f"{model}: cannot be loaded as a CORA model: {why}") from None
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             raise UsageError(f"{model}: {problem.replace('_', ' ')}: {', '.join(map(str, sorted(info[problem])[:5]))}")

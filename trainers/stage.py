@@ -1,7 +1,8 @@
 """From a recipe to a trained folder: what the programs of all stages share.
 
-Writes the model, the processor and `instructions.jsonl` to `output_dir`. Run again after an interruption with
-`--resume_from_checkpoint true`: it goes on from the last checkpoint and ends at the same weights.
+Writes the model, the processor, `instructions.jsonl` and `training.json` (how it was trained, for the model card) to
+`output_dir`. Run again after an interruption with `--resume_from_checkpoint true`: it goes on from the last checkpoint
+and ends at the same weights.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from .cora_trainer import CoraTrainer
 from .instruction_dataset import InstructionCollator, InstructionDataset
 from .query_pretraining import pretrain_queries
 from .trained_parts import parameter_table, select_trained_parts
+from .training_record import write_training_record
 from .unlabelled_dataset import PairedCollator, PairedDataset, UnlabelledDataset
 
 CONFIG_FIELDS = (
@@ -104,6 +106,11 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
         base = CoraConfig.from_pretrained(model_arguments.model)
         if base.seg_state != model.config.seg_state:
             raise UsageError(f"seg_state {model.config.seg_state}: an adapter uses its base's, {base.seg_state}")
+        if arguments.push_to_hub and Path(model_arguments.model).is_dir():
+            raise UsageError(
+                f"push_to_hub: the adapter's base, model {model_arguments.model}, is a folder of this machine; push it "
+                "first (python -m modeling_cora.hub push) and give its name, or push with --merge after the training"
+            )
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     dataset = InstructionDataset(
         scene_set,
@@ -128,16 +135,19 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
         processing_class=processor,
         **more,
     )
+    if trainer.is_world_process_zero():
+        stage, others = trainer_class.__name__.removesuffix("Trainer").lower(), [parts, pretraining, *rest]
+        write_training_record(stage, model, scene_set, instructions, arguments, model_arguments, data_arguments, others)
     checkpoint = get_last_checkpoint(arguments.output_dir) if arguments.resume_from_checkpoint else None
     if pretraining.query_pretraining_steps and checkpoint is None:
         pretrain_queries(
             model, processor, scenes, instructions, pretraining, arguments.seed, trainer.is_world_process_zero()
         )
     trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
         write_instructions(Path(arguments.output_dir) / "instructions.jsonl", instructions)
+    trainer.save_model()  # with push_to_hub the upload as well, which may fail
 
 
 def _paired(

@@ -69,10 +69,10 @@ def select_trained_parts(
     return get_peft_model(model, config)
 
 
-def parameter_table(model: torch.nn.Module) -> str:
-    """Parameters, how many of them train, and MiB of their weights, for each part.
+def parameter_counts(model: torch.nn.Module) -> dict[str, list[int]]:
+    """Parameters, how many of them train, and bytes of their weights, for each part and for "all".
 
-    The rows are disjoint; an adapter's frozen originals of the parts that it trains in full are a row of their own,
+    The parts are disjoint; an adapter's frozen originals of the parts that it trains in full are one of their own,
     since they take memory.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -84,7 +84,12 @@ def parameter_table(model: torch.nn.Module) -> str:
         row[2] += parameter.numel() * parameter.element_size()
     order = {part: place for place, part in enumerate(PARTS)}
     rows = dict(sorted(rows.items(), key=lambda item: order.get(item[0], len(order))))
-    rows["all"] = [sum(row[column] for row in rows.values()) for column in range(3)]
+    return {**rows, "all": [sum(row[column] for row in rows.values()) for column in range(3)]}
+
+
+def parameter_table(model: torch.nn.Module) -> str:
+    """`parameter_counts` as text, with MiB."""
+    rows = parameter_counts(model)
     lines = [f"{'part':<16}{'parameters':>16}{'trained':>16}{'MiB':>10}"]
     lines += [f"{name:<16}{row[0]:>16,}{row[1]:>16,}{row[2] / 2**20:>10,.1f}" for name, row in rows.items()]
     return "\n".join(lines)

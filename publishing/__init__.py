@@ -1,0 +1,1 @@
+"""What leaves for the Hub and how that fails; the one house that the others share. Knows huggingface_hub alone."""

@@ -1,0 +1,73 @@
+"""`training.json`: how a folder was trained, for its model card. It names no place of this machine, and no token."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from datasets_scripts.files import write_text
+from datasets_scripts.records import Instruction, SceneSet
+from modeling_cora.hub.run_folder import TRAINING, base_models
+
+from .arguments import CoraTrainingArguments, DataArguments, ModelArguments, UnlabelledArguments
+from .trained_parts import parameter_counts
+
+LEFT_OUT = {"model", "data", "data_name", "split_lists", "pseudo_labels", "consistency_weights", "cache_scenes"}
+"""Fields that name places, are told in other words, or change nothing."""
+OF_THE_TRAINER = (
+    "seed", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
+    "sam_learning_rate", "projector_learning_rate", "warmup_steps", "lr_scheduler_type", "weight_decay", "adam_beta1",
+    "adam_beta2", "max_grad_norm", "bf16", "fp16",
+)  # fmt: skip
+PACKAGES = ("torch", "transformers", "peft", "accelerate")
+
+
+def write_training_record(
+    stage: str,
+    model: torch.nn.Module,
+    scene_set: SceneSet,
+    instructions: Sequence[Instruction],
+    arguments: CoraTrainingArguments,
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    others: Sequence[Any],
+) -> None:
+    """Writes the record to `output_dir`.
+
+    Args:
+        stage: its name.
+        model: as it is trained.
+        instructions: what it is trained on.
+        others: further dataclasses of hyper-parameters.
+    """
+    train, start = scene_set.split("train"), Path(model_arguments.model)
+    labelled = sum(scene.labelled for scene in train)
+    unlabelled = any(isinstance(group, UnlabelledArguments) and group.unlabelled_weight for group in others)
+    chosen = [model_arguments, data_arguments, *others]
+    settings = {f.name: getattr(group, f.name) for group in chosen for f in fields(group) if f.name not in LEFT_OUT}
+    if not isinstance(model, PeftModel):
+        settings = {name: value for name, value in settings.items() if not name.startswith("lora_")}
+    record = {
+        "stage": stage,
+        "model": start.resolve().name if start.is_dir() else model_arguments.model,
+        "base_models": base_models(model_arguments.model),
+        "data": {
+            "name": data_arguments.data_name or Path(data_arguments.data).resolve().name,
+            "labelled_images": labelled,
+            "unlabelled_images": len(train) - labelled if unlabelled else 0,
+            "instructions": len(instructions),
+            "classes": [c.name for c in scene_set.classes if c.asked],
+        },
+        "images_per_step": (arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size),
+        "settings": {**settings, **{name: getattr(arguments, name) for name in OF_THE_TRAINER}},
+        "parameters": {part: row[:2] for part, row in parameter_counts(model).items()},
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+    write_text(Path(arguments.output_dir) / TRAINING, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
