@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 
 from modeling_cora.presets import cora_tiny
+
+from .local_hub import RIGHT, LocalHub
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -48,3 +52,19 @@ def saved(tmp_path_factory) -> Path:
 def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A small Hub that this process takes for the Hub, logged in."""
+    monkeypatch.setenv("HF_TOKEN", RIGHT)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+    with LocalHub(RIGHT) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+        template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # which keeps the address that it was made with
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub cache"))
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+        yield hub

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import tempfile
 import threading
@@ -21,6 +22,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 USER, ORGANISATION = "someone", "org"
+RIGHT = "hf_right"
+"""A token, for tests that want one."""
 
 _FIXED = {
     "/api/whoami-v2": {"type": "user", "name": USER, "orgs": [{"name": ORGANISATION}], "auth": {}},
@@ -34,7 +37,7 @@ _BATCH = re.compile(r"/(?:(datasets|spaces)/)?([^/]+/[^/]+)\.git/info/lfs/object
 
 
 class Refusal(Exception):
-    """An answer that is no success: (status, X-Error-Code, X-Error-Message)."""
+    """An answer that is no success: (status, X-Error-Code, X-Error-Message), and the commit where a file is missing."""
 
 
 @dataclass
@@ -133,8 +136,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._check_token(writes=self.command not in ("GET", "HEAD") and "/paths-info/" not in path)
             self._route(path)
         except Refusal as refusal:
-            status, code, message = refusal.args
-            self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": message, "X-Repo-Commit": COMMIT})
+            status, code, message, *commit = refusal.args
+            headers = {"X-Error-Code": code, "X-Error-Message": message}
+            self._send(status, b"{}", {**headers, "X-Repo-Commit": commit[0] if commit else COMMIT})
         except (BrokenPipeError, ConnectionResetError):
             pass
 
@@ -273,7 +277,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _resolve(self, repository: Repository, revision: str, path: str) -> None:
         commit, files = repository.at(revision)
         if path not in files:
-            raise Refusal(404, "EntryNotFound", "Entry not found")
+            raise Refusal(404, "EntryNotFound", "Entry not found", commit)
         tag, content = self.hub.tag(path, files[path]), files[path].read_bytes()
         headers = {"ETag": f'"{tag}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         if len(tag) == 64:
@@ -292,3 +296,10 @@ def local_hub(repositories: dict[str, Path]) -> Iterator[str]:
         for name, folder in repositories.items():
             hub.serve("models", name, folder)
         yield hub.address
+
+
+def environment(address: str, home: Path, token: str | None) -> dict[str, str]:
+    """Of another process that takes this for the Hub."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    hub = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return {**clean, **hub, **({"HF_TOKEN": token} if token else {})}

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from .test_remote_code import CODE
+
 ROOT = Path(__file__).resolve().parents[1]
 OWN = ("publishing", "modeling_cora", "datasets_scripts", "metrics", "trainers", "benchmarks", "tests", "spaces")
 ALLOWED = {
     "publishing": set(),
-    "modeling_cora": set(),
-    "modeling_cora/hub": {"publishing"},
+    "modeling_cora": {"publishing"},
     "datasets_scripts": {"publishing"},
     "metrics": set(),
     "trainers": {"modeling_cora", "datasets_scripts", "metrics", "publishing"},
@@ -31,11 +32,15 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("package", ALLOWED)
 def test_imports_go_one_way(package):
-    inner = [ROOT / name for name in ALLOWED if name.startswith(f"{package}/")]
-    files = [f for f in (ROOT / package).rglob("*.py") if not any(f.is_relative_to(folder) for folder in inner)]
+    files = list((ROOT / package).rglob("*.py"))
     assert files
     for path in files:
-        assert not (imports(path) & set(OWN)) - ALLOWED[package] - {package.partition("/")[0]}, path
+        assert not (imports(path) & set(OWN)) - ALLOWED[package] - {package}, path
+
+
+def test_the_files_of_a_saved_model_know_no_house():
+    for name in CODE:
+        assert not imports(ROOT / "modeling_cora" / name) & set(OWN), name
 
 
 def test_data_readers_do_not_need_torch():

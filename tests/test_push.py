@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -27,10 +26,9 @@ from datasets_scripts.scenes import write_scenes
 from datasets_scripts.tables import SCENE_FEATURES, read_tables, write_table
 from publishing.hub import HubError
 
-from .local_hub import LocalHub
+from .local_hub import RIGHT, LocalHub, environment
 
 ROOT = Path(__file__).parents[1]
-RIGHT = "hf_right"
 
 READ = "import json, sys; from tests.test_push import rows_of; print(json.dumps(rows_of(sys.argv[1])))"
 
@@ -60,12 +58,6 @@ def drawn(tmp_path_factory):
     write_scenes(folder / "data", 3, 1, 1, seed=3, size=(64, 96))
     build(with_components(read_folder(folder / "data")), folder / "built", shard_size=1, fractions=["1/2"], name="own")
     return folder
-
-
-def environment(address: str, home: Path, token: str | None) -> dict[str, str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    hub = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    return {**clean, **hub, **({"HF_TOKEN": token} if token else {})}
 
 
 def command(drawn: Path, name: str, *more: str) -> list[str]:
@@ -128,20 +120,6 @@ def test_an_upload_goes_on_where_it_was_broken_off(drawn, tmp_path):
         assert len(repository.commits) == 2 and len(repository.at("main")[1]) == len(tables) + 5
         assert run(command(drawn, "own"), env).returncode == 0
         assert len(repository.commits) == 2 and len(hub.uploads) == len({p.read_bytes() for p in tables})
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """For this process, which is logged in."""
-    monkeypatch.setenv("HF_TOKEN", RIGHT)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
-    with LocalHub(RIGHT) as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-        template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-        yield hub
 
 
 def test_a_private_set_is_for_its_owners_and_as_good_as_the_folder(drawn, hub, tmp_path):

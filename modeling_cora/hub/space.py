@@ -7,11 +7,13 @@ from pathlib import Path
 
 from huggingface_hub import RepoCard
 
+import publishing
 from publishing.hub import HubError
 
-PACKAGE = Path(__file__).resolve().parents[1]
-MODEL_VARIABLE = "CORA_MODEL"
-"""Environment variable of the demo: the repository of the model that it shows."""
+PACKAGES = (Path(__file__).resolve().parents[1], Path(publishing.__file__).resolve().parent)
+"""modeling_cora, and the house that it knows; they are on no package index."""
+MODEL_VARIABLE = "CORA_SPACE_MODEL"
+"""Environment variable of the demo (`spaces/`): the repository of the model that it shows."""
 
 
 def is_space(folder: Path) -> bool:
@@ -21,7 +23,7 @@ def is_space(folder: Path) -> bool:
 def space_files(folder: Path, repo_id: str, model: str | None = None) -> tuple[dict[str, Path | bytes], str]:
     """The files by their path in the repository, and the SDK that the front matter names.
 
-    `modeling_cora/` goes with an app that imports it: it is on no package index.
+    `modeling_cora/` and `publishing/` go with an app that imports the first.
 
     Args:
         model: its repository, for the front matter's `models`.
@@ -42,8 +44,9 @@ def space_files(folder: Path, repo_id: str, model: str | None = None) -> tuple[d
         modules = sorted(path.stem for path in folder.glob("*.py") if path.name not in ("app.py", "__init__.py"))
         raise HubError(f"{repo_id}: evaluate.load would look for {name}.py; {' or '.join(modules)} is the name's end")
     files: dict[str, Path | bytes] = _tree(folder)
-    if any(_imports_package(path) for path in folder.glob("*.py")):
-        files |= {f"{PACKAGE.name}/{name}": path for name, path in _tree(PACKAGE).items() if name.endswith(".py")}
+    if any(_imports_the_model(path) for path in folder.rglob("*.py")):
+        for package in PACKAGES:
+            files |= {f"{package.name}/{name}": path for name, path in _tree(package).items() if name.endswith(".py")}
     if model:
         card.data["models"] = [model]
         files["README.md"] = str(card).encode()
@@ -60,5 +63,5 @@ def _tree(folder: Path) -> dict[str, Path | bytes]:
     }
 
 
-def _imports_package(path: Path) -> bool:
-    return bool(re.search(rf"^\s*(?:from|import) {PACKAGE.name}\b", path.read_text(encoding="utf-8"), re.MULTILINE))
+def _imports_the_model(path: Path) -> bool:
+    return bool(re.search(r"^\s*(?:from|import) modeling_cora\b", path.read_text(encoding="utf-8"), re.MULTILINE))
