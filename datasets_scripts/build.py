@@ -31,6 +31,7 @@ from publishing.hub import make_repository
 
 from .bad_items import skipping
 from .command_line import ArgumentParser, UsageError, one_line_errors
+from .dataset_card import write_card
 from .files import claim_folder, write_text
 from .folder import READERS, read_data
 from .instructions.build import KINDS, class_queries, scene_instructions
@@ -38,12 +39,12 @@ from .push import push
 from .records import DataError, Instruction, Scene, SceneSet
 from .splits import draw_split, write_split
 from .tables import (
-    CARD_CONFIGS,
     INSTRUCTION_FEATURES,
     SCENE_FEATURES,
     SPLITS,
     instruction_row,
     scene_row,
+    stored_instructions,
     write_table,
 )
 
@@ -127,6 +128,7 @@ def build(
     name: str = "data",
     brought: Sequence[Instruction] = (),
     refused: Sequence[str] = (),
+    licence: str | None = None,
 ) -> dict[str, Any]:
     """Builds, or goes on building, the tables of a scene set.
 
@@ -134,6 +136,7 @@ def build(
         fractions: such as "1/30": which of the labelled training scenes a split by `draw_split` shall label.
         name: of the data set, for its card.
         brought: instructions that the data set brings; where there are any, they take the place of ours.
+        licence: of the images and labels, for the card; an identifier of the Hub such as "cc-by-4.0".
         refused: what the reader left out, see `bad_items.py`; listed before what is skipped here.
 
     Returns:
@@ -152,6 +155,7 @@ def build(
         "seed": seed,
         "shard_size": shard_size,
         "skip_bad": skip_bad,
+        **({"license": licence} if licence else {}),
     }
     claim_folder(out, "build.json", settings)
     if (out / "README.md").exists():
@@ -173,7 +177,7 @@ def build(
     if not result["scenes"]:
         first = result["skipped"][0]["reason"] if result["skipped"] else "it has none"
         raise DataError(f"{name}: no scene could be read: {first}")
-    _write_extras(out, scene_set, result, done, fractions, seed, name)
+    _write_extras(out, scene_set, result, done, fractions, seed, name, licence)
     shutil.rmtree(out / PROGRESS)
     return result
 
@@ -219,6 +223,7 @@ def _write_extras(
     fractions: Sequence[str],
     seed: int,
     name: str,
+    licence: str | None,
 ) -> None:
     """Everything besides the tables; the card comes last and says that the set is complete."""
     write_text(out / "classes.json", _json({"classes": [asdict(c) for c in scene_set.classes]}))
@@ -238,47 +243,16 @@ def _write_extras(
     if result["skipped"]:
         write_text(out / "skipped.jsonl", "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in result["skipped"]))
     write_text(out / "result.json", _json(result))
-    write_text(out / "README.md", card(name, scene_set, result))
+    write_card(out, name, scene_set, result["scenes"], stored_instructions(out), licence)
 
 
-def renew_card(out: Path, scene_set: SceneSet, instructions: int) -> None:
-    """Writes the numbers of a finished folder again, after instructions were taken out."""
+def renew_card(out: Path, scene_set: SceneSet, instructions: Sequence[Instruction]) -> None:
+    """Writes the numbers and the preview of a finished folder again, after instructions were taken out."""
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
-    name = json.loads((out / "build.json").read_text(encoding="utf-8"))["name"]
-    result["instructions"] = instructions
+    settings = json.loads((out / "build.json").read_text(encoding="utf-8"))
+    result["instructions"] = len(instructions)
     write_text(out / "result.json", _json(result))
-    write_text(out / "README.md", card(name, scene_set, result))
-
-
-def card(name: str, scene_set: SceneSet, result: dict[str, Any]) -> str:
-    """The data set card: front matter that `load_dataset` follows, and what is inside."""
-    configs = []
-    for table, files in CARD_CONFIGS.items():
-        present = [f for f in files if scene_set.split(f["split"])]
-        configs += [f"- config_name: {table}", "  data_files:"]
-        configs += [line for f in present for line in (f"  - split: {f['split']}", f"    path: {f['path']}")]
-    classes = ", ".join(c.name for c in scene_set.classes if c.asked)
-    return "\n".join(
-        [
-            "---",
-            "task_categories: [image-segmentation]",
-            "tags: [reasoning-segmentation, cora]",
-            "configs:",
-            *configs,
-            "---",
-            "",
-            f"# {name}: scenes and instructions",
-            "",
-            f"{result['scenes']} images and {result['instructions']} instructions about {classes}.",
-            "",
-            "`scenes` has a row for each image with its label map (8-bit PNG of class ids, 255 = ignored) and instance",
-            "map (16-bit PNG, 0 = none); `instructions` a row for each instruction, joined by `image_id`: which pixels",
-            "it is about, the query, its rephrasings, what it claims, and the numbers that make the claim true.",
-            "",
-            "Images and masks keep the licence of the data set they come from.",
-            "",
-        ]
-    )
+    write_card(out, settings["name"], scene_set, result["scenes"], instructions, settings.get("license"))
 
 
 def _json(content: object) -> str:
@@ -298,6 +272,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--shard_size", type=int, default=64, help="scenes in a file (default: 64)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     parser.add_argument("--skip-bad", action="store_true", help="go on without scenes that cannot be read, list them")
+    parser.add_argument("--license", help="of the images and labels, for the card, such as cc-by-4.0")
     parser.add_argument("--push_to_hub", metavar="NAME", help="upload the result to this data set repository")
     parser.add_argument("--private", action="store_true", help="which only its owners see, if it is new")
     given = parser.parse_args(argv)
@@ -332,6 +307,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         given.name,
         brought,
         [" ".join(str(error).split()) for error in refused],
+        given.license,
     )
     print(f"{given.out}: {result['scenes']} scenes, {result['instructions']} instructions")
     for entry in result["skipped"]:

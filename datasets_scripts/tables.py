@@ -169,6 +169,13 @@ def read_tables(root: str | Path) -> tuple[SceneSet, list[Instruction]]:
     return scene_set, [i for split in SPLITS for i in _read_instructions(root, split)]
 
 
+def stored_instructions(root: str | Path) -> list[Instruction]:
+    """The instructions of tables that were just written: nothing is checked, and nothing is cached on disk."""
+    paths = [path for split in SPLITS for path in sorted((Path(root) / "instructions").glob(f"{split}-*.parquet"))]
+    rows = (row for path in paths for row in pyarrow.parquet.read_table(path).to_pylist())
+    return [Instruction.from_dict({**row, "facts": json.loads(row["facts"])}) for row in rows]
+
+
 def keep_instructions(root: str | Path, keep: Sequence[bool]) -> None:
     """Writes the instructions again without some of them, table by table, each whole.
 

@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.drop and false:
             instructions, reasons = drop(given.directory, instructions, reasons), []
             if (given.directory / "result.json").exists():
-                renew_card(given.directory, scene_set, len(instructions))
+                renew_card(given.directory, scene_set, instructions)
         preview = given.directory / "preview.html"
         title = f"Instructions of {given.directory.resolve().name}"
         write_preview(preview, scene_set, instructions, reasons, given.shown, given.seed, title)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,15 +14,16 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import DatasetCard, constants, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 
-from datasets_scripts.build import build, card, main
+from datasets_scripts.build import build, main
 from datasets_scripts.components import with_components
+from datasets_scripts.dataset_card import card
 from datasets_scripts.folder import read_folder
 from datasets_scripts.push import push
-from datasets_scripts.records import Scene, SceneSet
+from datasets_scripts.records import Instruction, Scene, SceneSet, SemanticClass
 from datasets_scripts.scenes import write_scenes
 from datasets_scripts.tables import SCENE_FEATURES, read_tables, write_table
 from publishing.hub import HubError
@@ -117,7 +119,7 @@ def test_an_upload_goes_on_where_it_was_broken_off(drawn, tmp_path):
         assert sorted(hub.uploads) == sorted({p.read_bytes(): p.stat().st_size for p in tables}.values())
         assert hub.drop_after is None
         repository = hub.repositories["datasets", "someone/own"]
-        assert len(repository.commits) == 2 and len(repository.at("main")[1]) == len(tables) + 5
+        assert len(repository.commits) == 2 and len(repository.at("main")[1]) == len(tables) + 5 + 6
         assert run(command(drawn, "own"), env).returncode == 0
         assert len(repository.commits) == 2 and len(hub.uploads) == len({p.read_bytes() for p in tables})
 
@@ -149,6 +151,41 @@ def test_what_the_builder_makes_goes_up_by_the_library_alone(drawn, hub, tmp_pat
     result = run([sys.executable, "-c", PUSH, str(drawn / "data")], environment(hub.address, tmp_path / "home", RIGHT))
     assert result.returncode == 0, result.stderr[-3000:]
     assert json.loads(result.stdout.splitlines()[-1]) == rows_of(str(drawn / "built"))
+
+
+def test_the_card_has_statistics_a_licence_and_pictures_that_load(drawn, hub, tmp_path):
+    """Numbers counted again from the rows; pictures as the Hub shows them."""
+    out = tmp_path / "licensed"
+    main([*command(drawn, "org/shown", "--license", "cc-by-4.0", "--out", str(out))[3:]])
+    files = hub.repositories["datasets", "org/shown"].content()
+    card_ = DatasetCard(files["README.md"].decode())
+    assert (card_.data.license, card_.data.language, card_.data.task_categories) == (
+        "cc-by-4.0", "en", ["image-segmentation"],
+    )  # fmt: skip
+    _, instructions = read_tables(out)
+    assert f"| instructions | {len(instructions)} |" in re.sub(" +", " ", card_.text)
+    for kind in {i.kind for i in instructions}:
+        count = sum(i.kind == kind for i in instructions)
+        assert f"| kind: {kind} | {count} |" in re.sub(" +", " ", card_.text)
+    shown = re.findall(r"!\[[^]]*\]\((preview/\d+\.jpg)\)", card_.text)
+    assert len(shown) == 6 and set(shown) == {name for name in files if name.startswith("preview/")}
+    orange = 0
+    for name in shown:
+        pixels = np.asarray(Image.open(io.BytesIO(files[name])).convert("RGB")).astype(int)
+        orange += bool((abs(pixels - (213, 94, 0)).sum(-1) < 60).any())
+    assert orange == 6  # each has its target's outline
+    queries = {i.query for i in instructions}
+    captions = re.findall(r"\| ([^|]+?) \((?:semantic|attribute|conditional)[^)]*\)", card_.text)
+    assert captions and set(captions) <= queries
+    assert {i.kind for i in instructions} == set(re.findall(r"\((semantic|attribute|conditional)\b", card_.text))
+
+
+def test_class_names_are_never_html_in_the_card(tmp_path):
+    name = "<script>x</script> | ![p](http://there/p.png)"
+    scenes = SceneSet((SemanticClass(0, name),), (Scene("a", tmp_path, None, None, "train"),))
+    text = card(name, scenes, 1, [Instruction("a", "semantic", name, name, "It is [SEG].")])
+    assert not re.search(r"<script|(?<!\\)!\[", DatasetCard(text).text)
+    assert all(len(re.findall(r"(?<!\\)\|", line)) in (0, 3) for line in DatasetCard(text).text.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -207,7 +244,7 @@ def test_streaming_needs_memory_for_a_few_rows_only(tmp_path):
             table.append({**empty, "image_id": expected[-1][0], "image": image, "labelled": False, "facts": "{}"})
         write_table(folder / "scenes" / f"train-{shard:05d}-of-00040.parquet", table, SCENE_FEATURES)
     scenes = SceneSet((), tuple(Scene(name, folder, None, None, "train") for name, _ in expected))
-    (folder / "README.md").write_text(card("large", scenes, {"scenes": 80, "instructions": 0}))
+    (folder / "README.md").write_text(card("large", scenes, 80, []))
     total = sum(path.stat().st_size for path in folder.rglob("*.parquet"))
     with LocalHub() as hub:
         hub.serve("datasets", "org/large", folder)

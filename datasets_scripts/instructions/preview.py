@@ -110,12 +110,15 @@ def write_preview(
     """
     scenes = {scene.image_id: scene for scene in scene_set.scenes}
     maps = lru_cache(maxsize=4)(
-        lambda image_id: (read_image(scenes[image_id].image), *_maps(scene_set, scenes[image_id]))
+        lambda image_id: (read_image(scenes[image_id].image), *read_labels(scene_set, scenes[image_id]))
     )
     cards = []
     for index in choose(instructions, count, seed):
         instruction = instructions[index]
-        shown = _picture(scene_set, instruction, *maps(instruction.image_id)) if instruction.image_id in scenes else ""
+        shown = ""
+        if instruction.image_id in scenes:
+            picture = instruction_picture(scene_set, instruction, *maps(instruction.image_id))
+            shown = _embedded(picture, instruction.image_id)
         cards.append(_card(instruction, shown, reasons[index] if reasons else ()))
     found = statistics(instructions)
     facts = f"{found['instructions']} instructions with {found['queries']} queries about {found['images']} images"
@@ -142,18 +145,23 @@ def choose(instructions: Sequence[Instruction], count: int, seed: int) -> list[i
     return [strata[key][turn] for turn, key in chosen]
 
 
-def _maps(scene_set: SceneSet, scene: Scene) -> tuple[np.ndarray | None, np.ndarray | None]:
+def read_labels(scene_set: SceneSet, scene: Scene) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The maps of a scene, None where it has none."""
     return scene_set.read_maps(scene) if scene.labelled else (None, None)
 
 
-def _picture(
+def instruction_picture(
     scene_set: SceneSet,
     instruction: Instruction,
     image: Image.Image,
     labels: np.ndarray | None,
     instances: np.ndarray | None,
-) -> str:
-    """The image with its target and anchors as an `<img>`."""
+) -> bytes:
+    """The image with the instruction's target and, dashed, its anchors, as a JPEG.
+
+    Args:
+        labels, instances: the scene's maps; None for an image without labels, which is shown as it is.
+    """
     regions = []
     class_ids = {c.name: c.id for c in scene_set.classes}
     places = [*zip(ANCHORS, instruction.anchors, strict=False), (TARGET, instruction)]
@@ -166,8 +174,12 @@ def _picture(
             regions.append((colour, mask, colour != TARGET))
     content = io.BytesIO()
     drawn_regions(image, regions).save(content, "JPEG", quality=QUALITY)
-    data = base64.b64encode(content.getvalue()).decode()
-    return f'<img loading="lazy" alt="{html.escape(instruction.image_id)}" src="data:image/jpeg;base64,{data}">'
+    return content.getvalue()
+
+
+def _embedded(picture: bytes, name: str) -> str:
+    data = base64.b64encode(picture).decode()
+    return f'<img loading="lazy" alt="{html.escape(name)}" src="data:image/jpeg;base64,{data}">'
 
 
 def drawn_regions(image: Image.Image, regions: Sequence[tuple[Colour, np.ndarray, bool]]) -> Image.Image:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from publishing.markdown import plain_text
 
 from ..configuration_cora import TASK
 from .run_folder import Evaluation, Run
@@ -68,7 +69,7 @@ def model_card(
         eval_results=[result for evaluation in run.evaluations for result in eval_results(evaluation)] or None,
     )
     sections = [
-        f"# {_text(name)}",
+        f"# {plain_text(name)}",
         _introduction(base_models, adapter, merged),
         f"## Use\n\n{_usage(run, repo_id)}",
         "## Results\n\n" + ("\n\n".join(_results(run, files)) or "Not evaluated."),
@@ -100,7 +101,7 @@ def _introduction(base_models: Sequence[str] | None, adapter: bool, merged: bool
     what = "A LoRA adapter of a CORA model" if adapter else "A CORA model"
     text = f"{what}, which answers a query about an image, in plain words, with a mask."
     if base_models is not None:
-        text += f" It was trained from {', '.join(map(_text, base_models)) or 'a random start'}."
+        text += f" It was trained from {', '.join(map(plain_text, base_models)) or 'a random start'}."
     if merged:
         text += " The adapter that was trained is merged into the weights; the numbers below were measured before that."
     return f"{text} After [CORA](https://arxiv.org/abs/2511.17755)."
@@ -128,7 +129,7 @@ def _results(run: Run, files: Iterable[str]) -> Iterator[str]:
         options += [f"--anchors {measured['anchors']}"] if "conditional" in measured["kinds"] else []
         options += [f"--limit {measured['limit']}"] if measured["limit"] else []
         yield (
-            f"On {_text(measured['data'])}, split {_text(measured['split'])}: {measured['images']} images, "
+            f"On {plain_text(measured['data'])}, split {plain_text(measured['split'])}: {measured['images']} images, "
             f"{evaluation.metrics['all']['queries']} queries, protocol `{measured['protocol']}` (answers are "
             "teacher-forced, a pixel is foreground where its logit is above 0, pixels labelled 255 count nowhere)."
         )
@@ -198,14 +199,8 @@ def _number(value: float | None) -> str:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Markdown; the first column is text, the others numbers."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *([_text(cell) for cell in row] for row in rows)]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *([plain_text(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _text(value: object) -> str:
-    """Text of a data set as it is, never as HTML or a link."""
-    escaped = html.escape(" ".join(str(value).split()), quote=False)
-    return re.sub(r"([\\|*\[\]!])", r"\\\1", escaped)
 
 
 __all__ = ["eval_results", "model_card"]
