@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn, ParamSpec, TypeVar
 
-from publishing.hub import HubError
+from safetensors import SafetensorError
+
+from publishing.hub import DISK_FULL, HubError
 
 from .records import DataError
 
@@ -28,14 +32,28 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
-    """Turns bad input into one line on stderr and exit code 2; errors of the program itself keep their traceback."""
+    """Turns bad input and a full disk into one line on stderr and exit code 2; errors of the program itself keep their
+    traceback."""
 
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return main(*args, **kwargs)
         except (DataError, HubError, UsageError) as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            raise SystemExit(2) from None
+            line = str(error)
+        except (OSError, SafetensorError) as error:
+            if not (line := _full_disk(error)):
+                raise
+        print(f"error: {' '.join(line.split())}", file=sys.stderr)
+        raise SystemExit(2)
 
     return wrapped
+
+
+def _full_disk(error: OSError | SafetensorError) -> str:
+    """What a full disk left unwritten; empty for any other error. safetensors gives the number in its text alone."""
+    told = re.search(r"os error (\d+)", str(error))
+    number = getattr(error, "errno", None) or (int(told[1]) if told else None)
+    if number not in DISK_FULL:
+        return ""
+    return f"{getattr(error, 'filename', None) or 'weights'}: cannot be written ({os.strerror(number)})"

@@ -15,11 +15,19 @@ from .records import DataError
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Readers see the old file or the new one, never a part; makes the folder."""
+    """Readers see the old file or the new one, never a part; makes the folder.
+
+    Raises:
+        OSError: it cannot be written; names the file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
+    try:
+        partial.write_bytes(content)
+    except OSError as error:  # a full disk is told without the file's name
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
     os.replace(partial, path)
 
 

@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 
 # an upload is done by threads, whose errors huggingface_hub (LFS) and hf_xet wrap in RuntimeError
 _FAILURES = (httpx2.HTTPError, OSError, RuntimeError)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class HubError(ValueError):
@@ -37,7 +38,7 @@ def hub_errors(name: str, then: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (HFValidationError, *_FAILURES) as error:
+    except (ValueError, *_FAILURES) as error:  # ValueError: not a name, or front matter that the Hub refuses
         raise HubError(f"{name}: {reason(error)}{then}") from None
 
 
@@ -71,16 +72,18 @@ def upload(
     message: str,
     replaces: Sequence[str] = (),
     token: str | None = None,
+    then: str = "; nothing is lost, the same command goes on with the upload",
     **options: Any,
 ) -> Any:
     """Uploads files in one commit, so that nobody ever loads a part of them.
 
-    Broken off, the same call goes on: LFS objects that arrived whole (with Xet: chunks) are not sent again. That is
-    why this is `create_commit`: `upload_folder` cuts large folders into several commits.
+    Broken off, the same call goes on: LFS objects that arrived whole (with Xet: chunks) are not sent again.
+    `upload_folder`, which does the same, cuts large folders into several commits.
 
     Args:
         files: by path in the repository.
         message: of the commit.
+        then: how to go on after a failure; ends its line.
         replaces: patterns of files in the repository that go, unless `files` has them.
         options: of `HfApi.create_commit` (`revision`, `run_as_future`).
 
@@ -91,7 +94,7 @@ def upload(
         HubError: the upload failed.
     """
     api = HfApi(token=token)
-    with hub_errors(repo_id, "; nothing is lost, the same command goes on with the upload"):
+    with hub_errors(repo_id, then):
         there = api.list_repo_files(repo_id, repo_type=repo_type, revision=options.get("revision"))
         stale = [path for path in there if path not in files and any(fnmatch(path, p) for p in replaces)]
         return api.create_commit(
@@ -146,10 +149,10 @@ def reason(error: BaseException) -> str:
     if isinstance(error, httpx2.TransportError | ConnectionError):
         return f"no connection to {constants.ENDPOINT} ({' '.join(str(error).split()) or type(error).__name__})"
     if isinstance(error, OSError) and error.errno is not None:
-        full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) and not error.filename
+        full = error.errno in DISK_FULL and not error.filename
         where = f"downloads go to HF_HOME, {constants.HF_HOME}" if full else error.filename
         return f"{error.strerror}{f' ({where})' if where else ''}"
     return " ".join(str(error).split()) or type(error).__name__
 
 
-__all__ = ["HubError", "address", "cause", "hub_errors", "make_repository", "reason", "upload"]
+__all__ = ["DISK_FULL", "HubError", "address", "cause", "hub_errors", "make_repository", "reason", "upload"]

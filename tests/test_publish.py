@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,9 +22,11 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 
 from datasets_scripts.command_line import UsageError
+from datasets_scripts.files import write_bytes
 from datasets_scripts.scenes import write_scenes
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.hub.__main__ import main
+from modeling_cora.segmentation import segment
 from trainers import evaluate, stage1
 from trainers.loading import load_trained
 
@@ -154,23 +157,40 @@ def test_the_card_tells_the_runs_own_results(run, hub):
         assert word in text
 
 
-def test_the_cards_snippet_runs_where_nothing_is_installed(run, hub, tmp_path):
-    push(run, "org/small")
-    card = hub.repositories["models", "org/small"].content()["README.md"].decode()
+def printed_by_the_snippet(card: str, hub: LocalHub, folder: Path) -> list[str]:
+    """What the card's snippet prints about image.jpg where this package is not installed."""
     (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    noise_image(40, 30).save(tmp_path / "image.jpg")
+    noise_image(40, 30).save(folder / "image.jpg")
     guard = "\n".join(line for line in WITHOUT_THE_PACKAGE.splitlines() if "argv" not in line)
-    printed = in_another_process(f"{guard}\n{snippet}", hub, tmp_path).splitlines()[-2:]
-    model, processor = load_trained(str(run))
-    queries = re.findall(r'"(the [^"]+)"', snippet)
-    assert len(queries) == len(printed) == 2
-    from modeling_cora.segmentation import segment
+    return in_another_process(f"{guard}\n{snippet}", hub, folder).splitlines()[-2:]
 
-    expected = segment(model, processor, Image.open(tmp_path / "image.jpg"), queries)
+
+def is_the_answer_of(model: str, card: str, printed: list[str], image: Path) -> None:
+    queries = re.findall(r'"(the [^"]+)"', card)
+    expected = segment(*load_trained(model), Image.open(image), queries)
+    assert len(queries) == len(printed) == 2
     for line, query, mask, score in zip(printed, queries, expected.masks, expected.scores.tolist(), strict=True):
         assert line.startswith(query)
         shown = [float(word) for word in line.removeprefix(query).split()]
         assert shown == pytest.approx([score, mask.float().mean().item()], abs=1e-5)
+
+
+def test_the_cards_snippet_runs_where_nothing_is_installed(run, hub, tmp_path):
+    push(run, "org/small")
+    card = hub.repositories["models", "org/small"].content()["README.md"].decode()
+    printed = printed_by_the_snippet(card, hub, tmp_path)
+    is_the_answer_of(str(run), card, printed, tmp_path / "image.jpg")
+
+
+@pytest.mark.slow
+def test_so_does_an_adapters(run, adapter, hub, tmp_path):
+    push(run, "org/base")
+    push(adapter, "org/lora", "--license", "apache-2.0", "--base_model", "org/base")
+    card = hub.repositories["models", "org/lora"].content()["README.md"].decode()
+    printed = printed_by_the_snippet(card, hub, tmp_path)
+    is_the_answer_of(str(adapter), card, printed, tmp_path / "image.jpg")
+    with pytest.raises(AssertionError):
+        is_the_answer_of(str(run), card, printed, tmp_path / "image.jpg")
 
 
 LOAD = """
@@ -350,7 +370,7 @@ def test_folders_that_are_no_run(trained, run, hub, tmp_path, capsys):
     assert "has no config.json" in refused(capsys, trained / "scenes", "org/a")
     assert "--model: goes with a Space" in refused(capsys, run, "org/a", "--model", "org/b")
     config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps({**config, "seg": f"{tempfile_root()}/x"}))
+    (run / "config.json").write_text(json.dumps({**config, "seg": f"{tempfile.gettempdir()}/x"}))
     assert "config.json: names " in refused(capsys, run, "org/a")
     (run / "config.json").write_text(json.dumps({**config, "model_type": "llava"}))
     assert "config.json: model_type 'llava'" in refused(capsys, run, "org/a")
@@ -358,12 +378,6 @@ def test_folders_that_are_no_run(trained, run, hub, tmp_path, capsys):
     assert "config.json: not JSON" in refused(capsys, run, "org/a")
     (run / "model.safetensors").unlink()
     assert not hub.repositories
-
-
-def tempfile_root() -> str:
-    import tempfile
-
-    return tempfile.gettempdir()
 
 
 def test_an_upload_goes_on_where_it_was_broken_off(run, hub, tmp_path):
@@ -422,7 +436,7 @@ def disk_for(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_takes_one_line(trained, adapter, hub, capsys):
+def test_a_full_disk_takes_one_line(trained, adapter, hub, tmp_path, capsys):
     hub.serve("models", "org/small", trained / "run")
     with disk_for(5_000_000), pytest.raises(UsageError) as caught:
         load_trained("org/small")
@@ -432,3 +446,14 @@ def test_a_full_disk_takes_one_line(trained, adapter, hub, capsys):
         line = refused(capsys, adapter, "org/merged", "--merge", "--license", "apache-2.0")
     assert line.startswith("--merge: ") and "File too large" in line
     assert not hub.repositories["models", "org/merged"].content() and not list(adapter.glob(".merged*"))
+    with disk_for(5_000_000), pytest.raises(SystemExit) as stopped:
+        train(trained / "scenes", tmp_path / "out", save_strategy="no")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: weights: cannot be written (File too large)"
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    write_bytes(tmp_path / "a", b"old")
+    with disk_for(1000), pytest.raises(OSError, match=f"File too large: '{tmp_path / 'a'}'"):
+        write_bytes(tmp_path / "a", bytes(2000))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_bytes() == b"old"

@@ -206,6 +206,7 @@ class CoraTrainer(Trainer):
             message,
             REPLACED,
             token or self.args.hub_token,
+            f"; the run is whole, python -m modeling_cora.hub push {self.args.output_dir} {self.hub_model_id} goes on",
             revision=revision or self.args.hub_revision,
             run_as_future=run_as_future,
         )

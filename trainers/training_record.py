@@ -52,8 +52,12 @@ def write_training_record(
     unlabelled = any(isinstance(group, UnlabelledArguments) and group.unlabelled_weight for group in others)
     chosen = [model_arguments, data_arguments, *others]
     settings = {f.name: getattr(group, f.name) for group in chosen for f in fields(group) if f.name not in LEFT_OUT}
-    if not isinstance(model, PeftModel):
-        settings = {name: value for name, value in settings.items() if not name.startswith("lora_")}
+    unused = [
+        *(["lora_"] if not isinstance(model, PeftModel) else []),
+        *(["clip_image_size", "sam_image_size"] if model_arguments.model != "cora-tiny" else []),
+        *(["query_pretraining_"] if not settings["query_pretraining_steps"] else []),
+    ]
+    settings = {name: value for name, value in settings.items() if not name.startswith(tuple(unused))}
     record = {
         "stage": stage,
         "model": start.resolve().name if start.is_dir() else model_arguments.model,

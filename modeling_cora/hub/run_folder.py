@@ -61,14 +61,12 @@ class Run:
 
     Attributes:
         folder: with the weights.
-        weights: SHA-256 of each weights file, by its name.
         training: training.json, `{}` where there is none.
         history: the log lines of the training.
         evaluations: those of these weights.
     """
 
     folder: Path
-    weights: dict[str, str]
     training: dict[str, Any]
     history: tuple[dict[str, Any], ...]
     evaluations: tuple[Evaluation, ...]
@@ -89,12 +87,13 @@ def read_run(run_dir: str | Path, only_its_own: bool = False) -> Run:
     """
     run_dir = Path(run_dir)
     folder = _model_folder(run_dir)
-    weights = weights_digest(folder)
-    if not weights:
+    if not any(folder.glob(WEIGHTS)):
         raise HubError(f"{folder}: has no weights ({WEIGHTS}); the folder that a training wrote would be right")
     state, training = folder / "trainer_state.json", folder / TRAINING
     evaluations = []
-    for path in sorted(run_dir.glob(f"evaluation*/{METRICS}")):
+    found = sorted(run_dir.glob(f"evaluation*/{METRICS}"))
+    weights = weights_digest(folder) if found else {}
+    for path in found:
         metrics = read_json(path)
         if metrics.get("evaluation", {}).get("weights") == weights:
             evaluations.append(Evaluation(path.parent, metrics))
@@ -105,7 +104,6 @@ def read_run(run_dir: str | Path, only_its_own: bool = False) -> Run:
             )
     return Run(
         folder,
-        weights,
         read_json(training) if training.is_file() else {},
         tuple(read_json(state).get("log_history", ())) if state.is_file() else (),
         tuple(evaluations),
