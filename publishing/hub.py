@@ -16,7 +16,6 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     RepositoryNotFoundError,
-    RevisionNotFoundError,
 )
 
 # an upload is done by threads, whose errors huggingface_hub (LFS) and hf_xet wrap in RuntimeError
@@ -85,10 +84,10 @@ def upload(
         message: of the commit.
         then: how to go on after a failure; ends its line.
         replaces: patterns of files in the repository that go, unless `files` has them.
-        options: of `HfApi.create_commit` (`revision`, `run_as_future`).
+        options: of `HfApi.create_commit` (`revision`).
 
     Returns:
-        `CommitInfo`, or a future of it.
+        `CommitInfo`.
 
     Raises:
         HubError: the upload failed.
@@ -132,8 +131,6 @@ def reason(error: BaseException) -> str:
         return f"not a name such as organisation/name ({error})"
     if isinstance(error, GatedRepoError):
         return "its owners give access on request; ask on its page, and log in with `hf auth login`"
-    if isinstance(error, RevisionNotFoundError):
-        return "the repository has no such revision"
     if isinstance(error, HfHubHTTPError):
         status, said = error.response.status_code, error.response.headers.get("X-Error-Message") or ""
         reading = error.response.request.method in ("GET", "HEAD")

@@ -45,6 +45,7 @@ class Repository:
     """Commits with their files, by path in the repository; the last one is `main`.
 
     Attributes:
+        gated: its owners give access on request, to nobody so far.
         messages: of the commits that were uploaded.
         variables: of a Space.
     """
@@ -52,6 +53,7 @@ class Repository:
     url: str
     commits: dict[str, dict[str, Path]]
     private: bool = False
+    gated: bool = False
     messages: list[str] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
 
@@ -74,6 +76,7 @@ class LocalHub:
         repositories: by kind and name, such as ("datasets", "org/name").
         uploads: sizes of the LFS objects that arrived whole, in their order.
         drop_after: bytes after which the connection of the next LFS upload is dropped, once.
+        refuse_next: part of a path; the next request of such a path is refused, once.
         stall_after: number of whole LFS uploads after which each further one waits until the hub closes.
         stalled: set when one waits.
     """
@@ -82,6 +85,7 @@ class LocalHub:
     repositories: dict[tuple[str, str], Repository] = field(default_factory=dict)
     uploads: list[int] = field(default_factory=list)
     drop_after: int | None = None
+    refuse_next: str | None = None
     stall_after: int | None = None
     stalled: threading.Event = field(default_factory=threading.Event)
 
@@ -133,6 +137,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.body = b"" if self.command == "PUT" else self.rfile.read(self.length)
         self.asked, path = parse_qs(urlsplit(self.path).query), unquote(urlsplit(self.path).path)
         try:
+            if self.hub.refuse_next and self.hub.refuse_next in path:
+                self.hub.refuse_next = None
+                raise Refusal(403, "", "Not now")
             self._check_token(writes=self.command not in ("GET", "HEAD") and "/paths-info/" not in path)
             self._route(path)
         except Refusal as refusal:
@@ -169,6 +176,8 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self.hub.repositories.get((kind or "models", name))
         if repository is None or (repository.private and not self.known):
             raise Refusal(404 if self.known else 401, "RepoNotFound", "Repository not found")
+        if repository.gated:
+            raise Refusal(403, "GatedRepo", f"Access to model {name} is restricted")
         return repository
 
     def _route(self, path: str) -> None:

@@ -298,7 +298,12 @@ def test_the_trainer_pushes_as_the_command_does(trained, hub, tmp_path, capsys):
     assert re.sub(r"\bsame$|org/same", lambda m: m[0].replace("same", "mine"), same, flags=re.MULTILINE) == (
         files["README.md"].decode()
     )
+    hub.refuse_next = "/org/again/tree/"  # a checkpoint's upload fails in the background; the last one has all
+    train(trained / "scenes", tmp_path / "again", push_to_hub=True, hub_model_id="org/again")
+    assert hub.refuse_next is None and hub.repositories["models", "org/again"].messages == ["Model save"]
+    base = trained / "run"
     for more, message in (
+        ({"hub_model_id": "org/mine", "model": base}, f"push_to_hub: the adapter's base, model {base}, is a folder"),
         ({"hub_model_id": "else/mine", "hub_token": RIGHT}, "else/mine: the token may not write there"),
         ({"hub_model_id": "org/mine", "hub_strategy": "checkpoint"}, "hub_strategy checkpoint: optimizer states"),
     ):
@@ -411,6 +416,7 @@ def test_an_upload_goes_on_where_it_was_broken_off(run, hub, tmp_path):
     [
         ("", "org/secret", "the Hub has no such repository, or a private one; for that, set HF_TOKEN"),
         (RIGHT, "org/nothing", "the Hub has no such repository"),
+        (RIGHT, "org/gated", "its owners give access on request"),
         ("hf_wrong", "org/small", "the Hub does not accept the token"),
         (RIGHT, "a b", "not a name such as organisation/name"),
     ],
@@ -418,6 +424,7 @@ def test_an_upload_goes_on_where_it_was_broken_off(run, hub, tmp_path):
 def test_loading_what_is_not_to_be_had_takes_one_line(trained, hub, monkeypatch, token, name, message):
     hub.serve("models", "org/small", trained / "run")
     hub.create("models", "org/secret", {}, private=True)
+    hub.create("models", "org/gated", {}).gated = True
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(UsageError) as caught:
         load_trained(name)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import run_as_future as in_background
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
@@ -199,7 +201,8 @@ class CoraTrainer(Trainer):
         revision: str | None = None,
         license: str | None = None,
     ) -> Any:
-        return upload(
+        call = partial(
+            upload,
             self._publication(license),
             self.hub_model_id,
             "model",
@@ -208,5 +211,6 @@ class CoraTrainer(Trainer):
             token or self.args.hub_token,
             f"; the run is whole, python -m modeling_cora.hub push {self.args.output_dir} {self.hub_model_id} goes on",
             revision=revision or self.args.hub_revision,
-            run_as_future=run_as_future,
         )
+        # all of it in the background: a network that fails for a moment must not end a training
+        return in_background(call) if run_as_future else call()

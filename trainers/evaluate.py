@@ -7,7 +7,8 @@ Protocol `lisa` (LISA's `validate()`): the answer is teacher-forced, a pixel is 
 ignored pixels (255) count nowhere. Asked is every instruction of the split, but of several descriptions of one target
 only the first.
 
-Writes `samples.jsonl` (one line per query), `metrics.json`, `metrics.md` and `overlays.png`.
+Writes `samples.jsonl` (one line per query), `metrics.json`, `metrics.md` and `overlays.png`. `metrics.json` also says
+which weights were measured, by their SHA-256, and on what: a model card takes its numbers from there.
 """
 
 from __future__ import annotations

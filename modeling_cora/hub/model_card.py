@@ -56,6 +56,7 @@ def model_card(
         files: names in the repository; an evaluation's picture is shown where it is one of them.
     """
     name, adapter = repo_id.rpartition("/")[2], run.adapter
+    results = [result for evaluation in run.evaluations for result in eval_results(evaluation)]
     data_sets = [run.training.get("data", {}).get("name"), *(e.measured["data"] for e in run.evaluations)]
     data = ModelCardData(
         language="en",
@@ -65,8 +66,8 @@ def model_card(
         tags=[*TAGS, *(["lora"] if adapter else [])],
         base_model=list(base_models) if base_models else None,
         datasets=[name for name in dict.fromkeys(data_sets) if name and "/" in name] or None,
-        model_name=name,
-        eval_results=[result for evaluation in run.evaluations for result in eval_results(evaluation)] or None,
+        model_name=name if results else None,
+        eval_results=results or None,
     )
     sections = [
         f"# {plain_text(name)}",
