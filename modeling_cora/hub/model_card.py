@@ -152,8 +152,10 @@ def _results(run: Run, files: Iterable[str]) -> Iterator[str]:
 def _score_rows(metrics: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
     trivial = ("whole image", "mean training mask")
     groups = [("all queries", metrics["all"])]
-    for title, key in (("kind", "by_kind"), ("class", "by_class")):
-        groups += [(f"{title}: {name}", scores) for name, scores in metrics[key].items()]
+    groups += [(f"kind: {name}", scores) for name, scores in metrics["by_kind"].items()]
+    groups += [
+        (f"class: {name}", scores) for name, scores in sorted(metrics["by_class"].items(), key=lambda c: -c[1]["ciou"])
+    ]
     rows = [
         (name, s["queries"], *(_number(v) for v in (s["ciou"], s["giou"], *(s["trivial"].get(t) for t in trivial))))
         for name, s in groups
