@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import torch
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import Trainer
 
 from .arguments import CoraTrainingArguments
+from .checkpoints import WholeCheckpoints
 
 
-class CoraTrainer(Trainer):
+class CoraTrainer(WholeCheckpoints):
     """Logs each loss term, gives each part its learning rate, and reads items in order (see `InstructionDataset`)."""
 
     args: CoraTrainingArguments

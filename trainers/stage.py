@@ -12,7 +12,7 @@ from pathlib import Path
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from peft import PeftModel
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
-from transformers.trainer_utils import get_last_checkpoint, set_seed
+from transformers.trainer_utils import set_seed
 
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.folder import read_data
@@ -30,6 +30,7 @@ from .arguments import (
     UnlabelledArguments,
     parse_recipe,
 )
+from .checkpoints import last_checkpoint
 from .cora_trainer import CoraTrainer
 from .instruction_dataset import InstructionCollator, InstructionDataset
 from .query_pretraining import pretrain_queries
@@ -128,7 +129,7 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
         processing_class=processor,
         **more,
     )
-    checkpoint = get_last_checkpoint(arguments.output_dir) if arguments.resume_from_checkpoint else None
+    checkpoint = last_checkpoint(arguments.output_dir) if arguments.resume_from_checkpoint else None
     if pretraining.query_pretraining_steps and checkpoint is None:
         pretrain_queries(
             model, processor, scenes, instructions, pretraining, arguments.seed, trainer.is_world_process_zero()
