@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.records import DataError
@@ -23,6 +24,7 @@ from trainers.steps import Step, StepFolders
 
 from .test_stage1 import ROOT, SMALL, largest_difference
 
+CPU_2 = str(ROOT / "trainers/accelerate/cpu_2.yaml")
 RECIPE = str(ROOT / "trainers/recipes/demo_run.yaml")
 COMMON = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 1,
           "max_steps": 2, "save_steps": 1, "warmup_steps": 1}  # fmt: skip
@@ -117,14 +119,25 @@ def test_a_comment_in_a_recipe_changes_nothing(tmp_path):
     keys = []
     for text in ("max_steps: 5\n", "# a word\nmax_steps: 5\n", "max_steps: 6\n"):
         recipe.write_text(text)
-        keys.append(Step("one", "any", {}, recipe=recipe, arguments=ARGUMENTS).key)
+        keys.append(Step("one", "any", {}, recipe=recipe, arguments=ARGUMENTS).key())
     assert keys[0] == keys[1] != keys[2]
 
 
 def test_options_of_sections_override_the_recipe(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("method: lisa\nstage1: {recipe: stage1.yaml, max_steps: 5, flip: 0.5}\n")
-    argv = [str(recipe), "--stage1.max_steps", "7", "--stage2.kinds", "semantic", "attribute", "--seed", "3"]
+    argv = [
+        str(recipe),
+        "--stage1.max_steps",
+        "6",
+        "--stage1.max_steps",
+        "7",
+        "--stage2.kinds",
+        "semantic",
+        "attribute",
+        "--seed",
+        "3",
+    ]
     arguments, sections = read_run([*argv, "--stage3.learning_rate", "1e-3"])
     assert (arguments.method, arguments.seed) == ("lisa", 3)
     assert sections["stage1"] == {"recipe": str(tmp_path / "stage1.yaml"), "max_steps": 7, "flip": 0.5}
@@ -227,6 +240,42 @@ def test_a_checkpoint_that_was_cut_short_does_not_count(tmp_path):
         if state:
             (folder / "trainer_state.json").write_text(state)
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_two_processes_make_other_folders_of_what_they_share(program, tmp_path):
+    one = Step("one", program, {"field": 1}, launched=False)
+    two = Step("two", program, {"before": one})
+    alone, both = StepFolders(tmp_path), StepFolders(tmp_path, CPU_2)
+    assert alone.folder(one) == both.folder(one) and alone.folder(two) != both.folder(two)
+    with pytest.raises(UsageError, match="accelerate_config: nothing"):
+        StepFolders(tmp_path, "nothing.yaml").folder(one)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "trainers/accelerate").glob("*.yaml")), ids=lambda path: path.name)
+def test_accelerate_reads_its_configurations(path):
+    config = load_config_from_file(str(path))
+    assert config.num_processes == int(path.stem[-1])
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_over_a_whole_run(street, tmp_path):
+    """Each with a batch of one, against one process with a batch of two, step by step on the same weights before it.
+
+    What little differs in the last bits, Adam's first steps make large where a gradient is all but zero; therefore SGD.
+    """
+    common = {f"{name}__optim": "sgd" for name in STAGES} | {"pseudo_labels__optimizer": "sgd"}
+    batches = {f"{name}__per_device_train_batch_size": 2 for name in ("pseudo_labels", *STAGES)}
+    run = [sys.executable, str(ROOT / "trainers/run.py")]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for argv in (
+        options(street, tmp_path / "one", **common, **batches),
+        options(street, tmp_path / "two", **common, accelerate_config=CPU_2),
+    ):
+        subprocess.run([*run, *argv], check=True, capture_output=True, env=one_thread)
+    assert largest_difference(tmp_path / "one/model", tmp_path / "two/model") < 2e-6
+    tables = [json.loads((tmp_path / name / "run.json").read_text())["summaries"] for name in ("one", "two")]
+    for stage in STAGES:
+        assert tables[0][stage]["all"]["queries"] == tables[1][stage]["all"]["queries"]
 
 
 @pytest.mark.slow

@@ -133,7 +133,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     values = own
     for word in argv:
         if word.startswith("--") and "." in word:
-            values = dotted.setdefault(word[2:], [])
+            values = dotted[word[2:]] = []  # given twice, the second counts
             continue
         if word.startswith("--"):
             values = own

@@ -15,13 +15,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.files import write_text
 
-from .arguments import parse_recipe, read_recipe
+from .arguments import parse_recipe, read_recipe, read_yaml
 
 DONE = ".done.json"
 """`NAME-KEY.done.json` beside the folder `NAME-KEY` says that the step came to its end."""
@@ -54,19 +55,22 @@ class Step:
     launched: bool = True
     resumes: tuple[str, ...] = ()
 
-    @property
-    def key(self) -> str:
-        """Hash of everything that the content of the folder depends on, but for the code."""
+    def key(self, processes: int = 1) -> str:
+        """Hash of everything that the content of the folder depends on, but for the code.
+
+        Args:
+            processes: that share the work; with their number grows the batch.
+        """
         recipe = read_recipe(self.recipe, self.arguments) if self.recipe else {}
-        given = {name: _content(value) for name, value in {**recipe, **self.fields}.items()}
-        text = json.dumps([self.module, self.words, given], sort_keys=True)
+        given = {name: _content(value, processes) for name, value in {**recipe, **self.fields}.items()}
+        text = json.dumps([self.module, self.words, given, processes if self.launched else 1], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def _content(value: Any) -> Any:
+def _content(value: Any, processes: int) -> Any:
     """What a value stands for: a step's key; a path's files by name, size and time of their last change."""
     if isinstance(value, Step):
-        return value.key
+        return value.key(processes)
     if isinstance(value, Path):
         if not value.exists():
             raise UsageError(f"{value}: no such file or folder")
@@ -91,9 +95,23 @@ class StepFolders:
     _keys: dict[int, str] = field(default_factory=dict)
 
     def folder(self, step: Step) -> Path:
-        # a key reads the times of all files of a data set, once for each step object
-        key = self._keys.setdefault(id(step), step.key)
-        return self.root / f"{step.name}-{key}"
+        if id(step) not in self._keys:
+            # once for each step: a key reads the times of all files of a data set
+            self._keys[id(step)] = step.key(self.processes)
+        return self.root / f"{step.name}-{self._keys[id(step)]}"
+
+    @cached_property
+    def processes(self) -> int:
+        """How many share the work of a step, all machines together.
+
+        Raises:
+            UsageError: `accelerate_config` is no file of that kind.
+        """
+        if self.accelerate_config is None:
+            return 1
+        if not Path(self.accelerate_config).is_file():
+            raise UsageError(f"accelerate_config: {self.accelerate_config}: no such file; see trainers/accelerate")
+        return int(read_yaml(Path(self.accelerate_config)).get("num_processes", 1))
 
     def done(self, step: Step) -> Path:
         """The file that says that the step is done."""
