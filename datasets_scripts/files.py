@@ -52,6 +52,22 @@ def write_image(path: str | Path, image: Image.Image) -> None:
     write_bytes(path, content.getvalue())
 
 
+def link(path: str | Path, target: str | Path) -> None:
+    """Makes `path` another name of the folder `target`, in the place of an earlier link; both may be moved together.
+
+    Raises:
+        DataError: something else than a link lies there.
+    """
+    path, target = Path(path), Path(target)
+    if path.exists() and not path.is_symlink():
+        raise DataError(f"{path}: is no link of an earlier run; another folder would be right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(os.path.relpath(target.resolve(), path.parent.resolve()), target_is_directory=True)
+    os.replace(partial, path)
+
+
 def claim_folder(folder: str | Path, record: str, settings: Mapping[str, Any]) -> None:
     """Makes a folder ours for work that goes on where it stopped, or finds that it is.
 

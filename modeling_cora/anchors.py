@@ -38,11 +38,15 @@ class AnchorEncoder(nn.Module):
         self.dropout = config.anchor_dropout
         self.scaling = config.anchor_dropout_scaling
 
-    def forward(self, appearances: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, appearances: torch.Tensor, boxes: torch.Tensor, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """
         Args:
             appearances: (A, d), from the vision tower and the connector.
             boxes: (A, 4), [top, left, bottom, right] in [0, 1] of SAM's padded frame.
+            noise: (A, 2), uniform in [0, 1): a token whose number is below `anchor_dropout` is dropped in training;
+                drawn where not given.
 
         Returns:
             (A, 2, d).
@@ -50,7 +54,8 @@ class AnchorEncoder(nn.Module):
         tokens = torch.stack([appearances, self.box(boxes.to(self.box.weight.dtype)).to(appearances)], dim=1)
         keep = 1.0 - self.dropout
         if self.training and self.dropout:
-            kept = torch.rand(tokens.shape[:2], device=tokens.device) >= self.dropout
+            noise = torch.rand(tokens.shape[:2], device=tokens.device) if noise is None else noise
+            kept = noise >= self.dropout
             tokens = tokens * kept[..., None]
             return tokens / keep if self.scaling == "inverted" else tokens
         return tokens * keep if self.scaling == "segllm" else tokens

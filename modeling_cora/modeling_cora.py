@@ -163,6 +163,7 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         image_grid_thw: torch.Tensor | None = None,
         anchor_pixel_values: torch.Tensor | None = None,
         anchor_boxes: torch.Tensor | None = None,
+        anchor_noise: torch.Tensor | None = None,
         output_logits: bool = False,
     ) -> CoraOutput:
         """
@@ -181,13 +182,14 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
             pixel_attention_mask, image_grid_thw: of the VLM's image processor, where it makes them (Idefics3 and
                 SmolVLM, Qwen-VL).
             anchor_pixel_values, anchor_boxes: (A, 3, s, s) and (A, 4) of the anchors of all queries, in reading order.
+            anchor_noise: (A, 2) for the dropout of their tokens; see [`AnchorEncoder`].
             output_logits: run the language head on every position.
 
         Raises:
             ValueError: an image has more or fewer masks than `[SEG]` tokens.
         """
         vision = self._vision_inputs(pixel_values, pixel_attention_mask, image_grid_thw)
-        with self._anchored(anchor_pixel_values, anchor_boxes):
+        with self._anchored(anchor_pixel_values, anchor_boxes, anchor_noise):
             states = self._hidden_states(input_ids, branch_ids, vision)
         seg = SegPositions.find(input_ids, branch_ids, self.config.seg_token_id, self.config.seg_state)
         output = self._masks_of(states, seg, sam_pixel_values, sam_image_embeddings)
@@ -206,14 +208,16 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         return output
 
     @contextmanager
-    def _anchored(self, pixel_values: torch.Tensor | None, boxes: torch.Tensor | None) -> Iterator[None]:
+    def _anchored(
+        self, pixel_values: torch.Tensor | None, boxes: torch.Tensor | None, noise: torch.Tensor | None = None
+    ) -> Iterator[None]:
         """Puts the anchors' tokens where their placeholders are."""
         if pixel_values is None or boxes is None or not len(boxes):
             yield
             return
         if self.config.anchor_token_id is None:
             raise ValueError("anchors: this model has no anchor encoder; see add_anchors (stage 2)")
-        tokens = self.anchor_encoder(self.anchor_appearances(pixel_values), boxes)
+        tokens = self.anchor_encoder(self.anchor_appearances(pixel_values), boxes, noise)
         with added_to_placeholders(self.get_input_embeddings(), self.config.anchor_token_id, tokens.flatten(0, 1)):
             yield
 

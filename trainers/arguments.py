@@ -245,22 +245,43 @@ def parse_recipe(types: Sequence[type], argv: Sequence[str] | None = None) -> li
     known = {f.name: f for t in types for f in fields(t)}
     if argv and not argv[0].startswith("-"):
         path = Path(argv.pop(0))
-        parser.set_defaults(**_read_recipe(path, known))
+        parser.set_defaults(**read_recipe(path, types))
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
     except ValueError as error:
         raise UsageError(str(error)) from None
     if unknown:
-        raise UsageError(f"unknown argument {unknown[0]!r}{_nearest(unknown[0].lstrip('-'), known)}")
+        raise UsageError(f"unknown argument {unknown[0]!r}{nearest(unknown[0].lstrip('-'), known)}")
     return parsed
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message: which known name was meant; empty where none is near."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _read_recipe(path: Path, known: dict) -> dict:
+def read_recipe(path: Path, types: Sequence[type]) -> dict:
+    """A YAML file of fields of these dataclasses, with their values.
+
+    Raises:
+        DataError: the recipe is missing, not YAML, or has an unknown field (told with the nearest known one).
+    """
+    known = {f.name: f for t in types for f in fields(t)}
+    recipe = read_yaml(path)
+    for name, value in recipe.items():
+        if name not in known:
+            raise DataError(f"{path}: unknown field {name!r}{nearest(str(name), known)}")
+        recipe[name] = _checked(path, name, value, known[name])
+    return recipe
+
+
+def read_yaml(path: Path) -> dict:
+    """A YAML file that holds one mapping.
+
+    Raises:
+        DataError: it is missing, not YAML, or holds something else.
+    """
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
@@ -269,10 +290,6 @@ def _read_recipe(path: Path, known: dict) -> dict:
         raise DataError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(recipe, dict):
         raise DataError(f"{path}: holds a {type(recipe).__name__}; a recipe is a mapping of fields to values")
-    for name, value in recipe.items():
-        if name not in known:
-            raise DataError(f"{path}: unknown field {name!r}{_nearest(str(name), known)}")
-        recipe[name] = _checked(path, name, value, known[name])
     return recipe
 
 

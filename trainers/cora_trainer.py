@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from huggingface_hub import run_as_future as in_background
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
@@ -22,9 +21,10 @@ from modeling_cora.hub.run_folder import REPLACED, published, read_run
 from publishing.hub import make_repository, upload
 
 from .arguments import CoraTrainingArguments
+from .checkpoints import WholeCheckpoints
 
 
-class CoraTrainer(Trainer):
+class CoraTrainer(WholeCheckpoints):
     """Logs each loss term, gives each part its learning rate, and reads items in order (see `InstructionDataset`)."""
 
     args: CoraTrainingArguments

@@ -21,9 +21,11 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import json
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -44,7 +46,7 @@ from trainers.instruction_dataset import anchor_masks
 from trainers.loading import load_trained
 from trainers.pictures import captioned, comparison, grid
 from trainers.stage import labelled_instructions
-from trainers.summary import markdown_table, summarise_records
+from trainers.summary import markdown, summarise_records, summary_table
 
 
 @dataclass
@@ -65,6 +67,10 @@ class EvaluationArguments:
                   "`none` (words alone)."},
     )  # fmt: skip
     limit: int | None = field(default=None, metadata={"help": "Only the first so many images."})
+    queries_per_kind: int | None = field(
+        default=None,
+        metadata={"help": "At most so many of each kind about each image, drawn by its id; all where not given."},
+    )
     out: str = field(default="", metadata={"help": "Folder for the results."})
     examples: int = field(default=6, metadata={"help": "Images in overlays.png."})
 
@@ -206,14 +212,29 @@ def _measured(arguments: EvaluationArguments, images: int) -> dict:
         "kinds": arguments.kinds,
         "anchors": arguments.anchors,
         "limit": arguments.limit,
+        "queries_per_kind": arguments.queries_per_kind,
         "protocol": "lisa",
     }
+
+
+def _some_of_each(instructions: Sequence[Instruction], most: int) -> list[Instruction]:
+    """At most so many of each kind about each image, in their order; which ones depends on the image's id alone."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for number, i in enumerate(instructions):
+        groups.setdefault((i.image_id, i.kind), []).append(number)
+    chosen = []
+    for (image_id, kind), numbers in groups.items():
+        order = np.random.default_rng(zlib.crc32(f"{image_id}/{kind}".encode())).permutation(len(numbers))
+        chosen += [numbers[k] for k in order[:most]]
+    return [instructions[number] for number in sorted(chosen)]
 
 
 def run_evaluation(arguments: EvaluationArguments) -> dict:
     """Evaluates and writes the results; returns the summary."""
     if arguments.anchors not in ("given", "none"):
         raise UsageError(f"anchors: {arguments.anchors!r} is not one of given, none")
+    if arguments.queries_per_kind is not None and arguments.queries_per_kind < 1:
+        raise UsageError(f"queries_per_kind: {arguments.queries_per_kind} is less than 1")
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     scene_set, built = read_data(arguments.data, arguments.split_lists, components=True)
     scenes = scene_set.split(arguments.split, labelled=True)[: arguments.limit]
@@ -223,6 +244,8 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
     model.to(accelerator.device)
     every_kind = labelled_instructions(scene_set, scenes, built, seed=0)
     instructions = _each_once(i for i in every_kind if i.kind in arguments.kinds)
+    if arguments.queries_per_kind is not None:
+        instructions = _some_of_each(instructions, arguments.queries_per_kind)
     mean_mask = MeanMask(scene_set, scene_set.split("train", labelled=True))
     anchors = {"given": True, "none": False}[arguments.anchors]
     records = evaluate_scenes(model, processor, scene_set, scenes, instructions, mean_mask, accelerator, anchors)
@@ -232,7 +255,7 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
         write_text(out / "samples.jsonl", "".join(json.dumps(record) + "\n" for record in records))
         measured = _measured(arguments, len({instruction.image_id for instruction in instructions}))
         write_text(out / "metrics.json", json.dumps({"evaluation": measured, **summary}, indent=1) + "\n")
-        write_text(out / "metrics.md", markdown_table(summary))
+        write_text(out / "metrics.md", markdown(summary_table(summary)))
         if arguments.examples:
             picture = overlay_grid(model, processor, scene_set, scenes, instructions, arguments.examples)
             write_image(out / "overlays.png", picture)
@@ -242,7 +265,7 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = parse_recipe((EvaluationArguments,), argv)
-    print(markdown_table(run_evaluation(arguments)))
+    print(markdown(summary_table(run_evaluation(arguments))))
 
 
 if __name__ == "__main__":

@@ -78,6 +78,8 @@ class InstructionDataset(torch.utils.data.Dataset):
         }
         if self.anchors:
             item["anchors"] = [anchor_masks(i, self.class_ids, labels, instances, image.size) for i in chosen]
+            # of the item, not of the process that happens to train on it
+            item["anchor_noise"] = rng.random((sum(map(len, item["anchors"])), 2), dtype=np.float32)
         return item
 
     def _draw(self, candidates: Sequence[Instruction], rng: np.random.Generator) -> list[Instruction]:
@@ -130,12 +132,17 @@ class InstructionCollator:
         self.processor = processor
 
     def __call__(self, items: Sequence[dict]) -> dict:
-        return dict(
-            self.processor(
-                [item["image"] for item in items],
-                [item["queries"] for item in items],
-                answers=[item["answers"] for item in items],
-                mask_labels=[item["masks"] for item in items],
-                anchors=[item["anchors"] for item in items] if "anchors" in items[0] else None,
-            )
+        inputs = self.processor(
+            [item["image"] for item in items],
+            [item["queries"] for item in items],
+            answers=[item["answers"] for item in items],
+            mask_labels=[item["masks"] for item in items],
+            anchors=[item["anchors"] for item in items] if "anchors" in items[0] else None,
         )
+        return {**inputs, **anchor_noise(items)}
+
+
+def anchor_noise(items: Sequence[dict]) -> dict[str, torch.Tensor]:
+    """The model's input `anchor_noise` (A, 2) of a batch; {} for no anchors."""
+    found = [item["anchor_noise"] for item in items if len(item.get("anchor_noise", ()))]
+    return {"anchor_noise": torch.from_numpy(np.concatenate(found))} if found else {}

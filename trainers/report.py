@@ -6,11 +6,12 @@ import base64
 import html
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from datasets_scripts.files import write_text
 
-from .summary import html_table
+from .summary import html_table, stage_table, summary_table
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1c2733 }
@@ -31,27 +32,53 @@ COLOURS = {
 }
 
 
-def write_report(path: Path, title: str, introduction: str, summary: dict, overlays: Path, history: Sequence[dict]):
-    """Args:
-    summary: of `summarise_records`.
-    overlays: a PNG, embedded in the page.
-    history: `log_history` of the trainer's state.
+@dataclass(frozen=True)
+class Stage:
+    """One trained model of a run.
+
+    Attributes:
+        summary: of `summarise_records`.
+        overlays: a PNG of its answers.
+        history: `log_history` of its trainer's state.
     """
-    picture = base64.b64encode(overlays.read_bytes()).decode()
+
+    name: str
+    summary: dict
+    overlays: Path
+    history: Sequence[dict]
+
+
+def write_report(path: Path, title: str, introduction: str, stages: Sequence[Stage]) -> None:
+    """The page of a run: what each stage brought, the last one's scores, everybody's pictures and curves."""
+    last = stages[-1]
+    brought = ""
+    if len(stages) > 1:
+        table = html_table(stage_table({stage.name: stage.summary for stage in stages}))
+        brought = f'<h2>What each stage brought</h2><div class="wide">{table}</div>'
+    earlier = "".join(
+        f"<details><summary>the same after {html.escape(stage.name)}</summary>{_picture(stage)}</details>"
+        for stage in stages[:-1]
+    )
+    curves = "".join(f"<h3>{html.escape(stage.name)}</h3>{_curves(stage.history)}" for stage in stages)
     body = f"""<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title>
-<style>{STYLE}</style><h1>{html.escape(title)}</h1><p>{html.escape(introduction)}</p>
-<h2>Unseen images</h2>
+<style>{STYLE}</style><h1>{html.escape(title)}</h1><p>{html.escape(introduction)}</p>{brought}
+<h2>Unseen images, after {html.escape(last.name)}</h2>
 <p>cIoU: all intersections over all unions; gIoU: mean IoU of the queries. The last columns are answers that need no
 model: everything, and the class's mean training mask (cut at the level that is best on the training images).</p>
-<div class="wide">{html_table(summary)}</div>
+<div class="wide">{html_table(summary_table(last.summary))}</div>
 <h2>Answers</h2>
 <p class="key"><span style="background:#009e73"></span>found <span style="background:#d55e00"></span>wrongly added
 <span style="background:#0072b2"></span>missed</p>
-<img alt="queries and answers on unseen images" src="data:image/png;base64,{picture}">
-<h2>Training</h2>{_curves(history)}</html>
+{_picture(last)}{earlier}
+<h2>Training</h2>{curves}</html>
 """
     write_text(path, body)
+
+
+def _picture(stage: Stage) -> str:
+    content = base64.b64encode(stage.overlays.read_bytes()).decode()
+    return f'<img alt="queries and answers on unseen images" src="data:image/png;base64,{content}">'
 
 
 def _curves(history: Sequence[dict], width: int = 860, height: int = 260) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from peft import PeftModel
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
-from transformers.trainer_utils import get_last_checkpoint, set_seed
+from transformers.trainer_utils import set_seed
 
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.folder import read_data
@@ -31,6 +31,7 @@ from .arguments import (
     UnlabelledArguments,
     parse_recipe,
 )
+from .checkpoints import last_checkpoint
 from .cora_trainer import CoraTrainer
 from .instruction_dataset import InstructionCollator, InstructionDataset
 from .query_pretraining import pretrain_queries
@@ -138,7 +139,7 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     if trainer.is_world_process_zero():
         stage, others = trainer_class.__name__.removesuffix("Trainer").lower(), [parts, pretraining, *rest]
         write_training_record(stage, model, scene_set, instructions, arguments, model_arguments, data_arguments, others)
-    checkpoint = get_last_checkpoint(arguments.output_dir) if arguments.resume_from_checkpoint else None
+    checkpoint = last_checkpoint(arguments.output_dir) if arguments.resume_from_checkpoint else None
     if pretraining.query_pretraining_steps and checkpoint is None:
         pretrain_queries(
             model, processor, scenes, instructions, pretraining, arguments.seed, trainer.is_world_process_zero()

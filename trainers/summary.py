@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Iterator, Sequence
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from datasets_scripts.instructions.statistics import markdown_table
 from datasets_scripts.records import DataError
 from metrics.ciou.ciou import summarize
 
-TRIVIAL = ("whole image", "nothing", "mean training mask")
+MEAN_MASK = "mean training mask"
+TRIVIAL = ("whole image", "nothing", MEAN_MASK)
 
 
 def summarise_records(records: Sequence[dict]) -> dict:
@@ -41,7 +44,7 @@ def summarise_records(records: Sequence[dict]) -> dict:
     }
 
 
-COLUMNS = ("queries", "number", "cIoU", "gIoU", "whole image", "mean training mask")
+COLUMNS = ("queries", "number", "cIoU", "gIoU", "whole image", MEAN_MASK)
 
 
 def _rows(summary: dict) -> Iterator[tuple[str, ...]]:
@@ -50,7 +53,7 @@ def _rows(summary: dict) -> Iterator[tuple[str, ...]]:
     def row(name: str, scores: dict) -> tuple[str, ...]:
         trivial = [scores["trivial"].get(column) for column in COLUMNS[4:]]
         numbers = (scores["ciou"], scores["giou"], *trivial)
-        return name, str(scores["queries"]), *("" if v is None else f"{v:.3f}" for v in numbers)
+        return name, str(scores["queries"]), *map(_number, numbers)
 
     yield row("all", summary["all"])
     for name, scores in summary["by_kind"].items():
@@ -60,15 +63,47 @@ def _rows(summary: dict) -> Iterator[tuple[str, ...]]:
     for name, scores in summary["by_claim"].items():
         yield row(f"claim: {name}", scores)
     if summary["miou"] is not None:
-        yield "mean over classes", "", f"{summary['miou']:.3f}", "", "", ""
+        yield "mean over classes", "", _number(summary["miou"]), "", "", ""
 
 
-def markdown_table(summary: dict) -> str:
-    head = [COLUMNS, ("---", *["---:"] * (len(COLUMNS) - 1))]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (*head, *_rows(summary)))
+def mean_and_spread(values: Sequence[float]) -> str:
+    """`mean ± sample standard deviation (n)`, in percent."""
+    if not values:
+        return ""
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{spread} ({len(values)})"
 
 
-def html_table(summary: dict) -> str:
-    head = "".join(f"<th>{html.escape(name)}" for name in COLUMNS)
-    rows = ["".join(f"<td>{html.escape(cell)}" for cell in cells) for cells in _rows(summary)]
-    return f"<table><tr>{head}{''.join(f'<tr>{row}' for row in rows)}</table>"
+Table = list[tuple[str, ...]]
+"""A head and rows."""
+
+
+def summary_table(summary: dict) -> Table:
+    """One evaluation: a head, then a row for all queries, each kind, class and claim."""
+    return [COLUMNS, *_rows(summary)]
+
+
+def stage_table(summaries: Mapping[str, dict]) -> Table:
+    """Evaluations of several models on the same queries: cIoU by kind, a row for each model."""
+    last = [*summaries.values()][-1]
+    kinds = list(last["by_kind"])
+    trivial = [last["by_kind"][kind]["trivial"].get(MEAN_MASK) for kind in kinds]
+    rows = [
+        (name, *(f"{summary['by_kind'][kind]['ciou']:.3f}" for kind in kinds), _number(summary["miou"]))
+        for name, summary in summaries.items()
+    ]
+    return [("cIoU", *kinds, "mean over classes"), *rows, (MEAN_MASK, *map(_number, trivial), "")]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def markdown(table: Table) -> str:
+    return markdown_table(table[0], table[1:])
+
+
+def html_table(table: Table) -> str:
+    head, *rows = (tuple(map(html.escape, cells)) for cells in table)
+    lines = [f"<tr><td>{'<td>'.join(cells)}" for cells in rows]
+    return f"<table><tr><th>{'<th>'.join(head)}{''.join(lines)}</table>"

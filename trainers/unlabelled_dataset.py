@@ -19,6 +19,7 @@ from modeling_cora.consistency import MAX_VARIANCE, consistency_weight
 
 from .arguments import DataArguments, UnlabelledArguments
 from .augmentation import View, jitter, shrink
+from .instruction_dataset import anchor_noise
 from .pseudo_labels.predictions import mask_path, read_prediction
 
 
@@ -239,7 +240,7 @@ class PairedCollator:
             [item["answers"] for item in every],
             anchor_counts=[[len(masks) for masks in of_image] for of_image in anchors],
         )
-        inputs |= self.processor.anchor_inputs(images, anchors)
+        inputs |= self.processor.anchor_inputs(images, anchors) | anchor_noise(labelled)
         inputs["labels"][len(labelled) :] = -100
         weights = rephrasings = None
         if others and others[0]["weights"] is not None:

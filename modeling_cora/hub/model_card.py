@@ -128,7 +128,7 @@ def _results(run: Run, files: Iterable[str]) -> Iterator[str]:
         measured, folder = evaluation.measured, evaluation.folder.name
         options = [f"--split {measured['split']}", f"--kinds {' '.join(measured['kinds'])}"]
         options += [f"--anchors {measured['anchors']}"] if "conditional" in measured["kinds"] else []
-        options += [f"--limit {measured['limit']}"] if measured["limit"] else []
+        options += [f"--{name} {measured[name]}" for name in ("limit", "queries_per_kind") if measured[name]]
         yield (
             f"On {plain_text(measured['data'])}, split {plain_text(measured['split'])}: {measured['images']} images, "
             f"{evaluation.metrics['all']['queries']} queries, protocol `{measured['protocol']}` (answers are "

@@ -51,7 +51,7 @@ class Evaluation:
 
     @property
     def measured(self) -> dict[str, Any]:
-        """`weights`, `data`, `split`, `images`, `kinds`, `anchors`, `limit`, `protocol`."""
+        """`weights`, `data`, `split`, `images`, `kinds`, `anchors`, `limit`, `queries_per_kind`, `protocol`."""
         return self.metrics["evaluation"]
 
 
@@ -77,7 +77,7 @@ class Run:
 
 
 def read_run(run_dir: str | Path, only_its_own: bool = False) -> Run:
-    """Reads RUN_DIR (as trainers/stageN.py write it, with evaluation*/ inside) or RUN_DIR/model (as `make demo` does).
+    """Reads RUN_DIR (as trainers/stageN.py write it, with evaluation*/ inside) or RUN_DIR/model (trainers/run.py).
 
     Args:
         only_its_own: leave out evaluations of other weights, such as of an earlier training in the same folder.

@@ -19,7 +19,6 @@ if __name__ == "__main__":
 
 import argparse
 import json
-import statistics
 import subprocess
 import time
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from tqdm.auto import tqdm
 
 from datasets_scripts.command_line import ArgumentParser, UsageError, one_line_errors
 from datasets_scripts.files import write_text
+from trainers.summary import mean_and_spread
 
 HERE = Path(__file__).resolve().parent
 ROWS = {
@@ -84,14 +84,6 @@ def read_run(folder: Path) -> dict | None:
     audit = folder / "pseudo_labels" / "audit.json"
     pseudo = json.loads(audit.read_text(encoding="utf-8"))["miou"] if audit.exists() else None
     return {"val": (record["val"] or {}).get("miou"), "pseudo_labels": pseudo, "steps": record["steps"]}
-
-
-def mean_and_spread(values: Sequence[float]) -> str:
-    """`mean ± sample standard deviation (n)`, in percent."""
-    if not values:
-        return ""
-    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.1f}{spread} ({len(values)})"
 
 
 def table(runs: Path, fractions: Sequence[str], seeds: Sequence[int]) -> str:

@@ -22,11 +22,12 @@ import json
 from dataclasses import asdict
 
 import torch
-from transformers.trainer_utils import get_last_checkpoint, set_seed
+from transformers.trainer_utils import set_seed
 
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import write_text
 from trainers.arguments import parse_recipe
+from trainers.checkpoints import last_checkpoint
 from trainers.pseudo_labels.arguments import (
     MethodArguments,
     SegmentationDataArguments,
@@ -131,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
         scenes, method.views, data_arguments, strong_arguments, arguments.max_steps * batch, arguments.seed
     )
     trainer = SemiSupervisedSegmentationTrainer(segmenter, method, arguments, dataset, scenes.scene_set, scenes.val)
-    checkpoint = get_last_checkpoint(arguments.output_dir) if arguments.resume_from_checkpoint else None
+    checkpoint = last_checkpoint(arguments.output_dir) if arguments.resume_from_checkpoint else None
     trainer.train(resume_from_checkpoint=checkpoint)
     if scenes.val:
         trainer.evaluate()

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.records import Scene, SceneSet
+from trainers.checkpoints import WholeCheckpoints
 
 from .arguments import SemiSupervisedTrainingArguments
 from .batch_norm import synchronise_batch_norm
@@ -25,7 +26,7 @@ from .segmenter import SemanticSegmenter
 TEACHER = "teacher"
 
 
-class SemiSupervisedSegmentationTrainer(Trainer):
+class SemiSupervisedSegmentationTrainer(WholeCheckpoints):
     """Trains a segmenter by a method.
 
     Every mean is over the batch of all processes, BatchNorm too, so two processes equal one with twice the batch. With

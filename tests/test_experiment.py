@@ -1,0 +1,125 @@
+"""Experiments: what they run, and the tables that come of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from datasets_scripts.files import write_text
+from datasets_scripts.scenes import write_scenes
+from datasets_scripts.splits import write_split
+from trainers.experiment import ALL, Cell, main
+
+from .test_run import RECIPE, SECTIONS
+from .test_stage1 import ROOT
+
+METHODS, FRACTIONS, SEEDS = ("lisa", "cora"), ("1_8", "1_30"), (0, 1, 2)
+
+
+def ciou(method: str, fraction: str, seed: int, stage: int = 3) -> float:
+    """A score that differs between all runs."""
+    return round(
+        0.2 + 0.1 * METHODS.index(method) + 0.05 * FRACTIONS.index(fraction) + 0.01 * seed**2 - stage / 1000, 4
+    )
+
+
+def summary(value: float) -> dict:
+    return {"all": {"ciou": value}, "by_kind": {"semantic, class": {"ciou": value / 2}}, "miou": None}
+
+
+def write_run(out: Path, method: str, fraction: str, seed: int) -> None:
+    stages = {f"stage{k}": summary(ciou(method, fraction, seed, k)) for k in (1, 2, 3)}
+    write_text(Cell(method, fraction, seed).folder(out) / "run.json", json.dumps({"summaries": stages}))
+
+
+def options(tmp_path: Path, *more: str) -> list[str]:
+    for fraction in FRACTIONS:
+        (tmp_path / "splits" / fraction).mkdir(parents=True, exist_ok=True)
+    return ["--recipe", RECIPE, "--data", "data", "--splits", str(tmp_path / "splits"), "--out", str(tmp_path),
+            "--methods", *METHODS, "--fractions", *FRACTIONS, "--only", "results", *more]  # fmt: skip
+
+
+def test_tables_hold_the_mean_and_the_spread_over_seeds(tmp_path, capsys):
+    for method in METHODS:
+        for fraction in FRACTIONS:
+            for seed in SEEDS[: 2 if (method, fraction) == ("cora", "1_8") else 3]:  # one run has not ended yet
+                write_run(tmp_path, method, fraction, seed)
+    main(options(tmp_path))
+    tables = capsys.readouterr().out
+    assert tables == (tmp_path / "results.md").read_text()
+    head, _, *rows = tables.split("\n\n")[1].splitlines()
+    assert [cell.strip() for cell in head.split("|")[1:-1]] == ["%", "1/30", "1/8"]
+    for row, method in zip(rows, METHODS, strict=True):
+        name, *cells = (cell.strip() for cell in row.split("|")[1:-1])
+        assert name == method
+        for cell, fraction in zip(cells, ("1_30", "1_8"), strict=True):
+            seeds = SEEDS[:2] if (method, fraction) == ("cora", "1_8") else SEEDS
+            values = [100 * ciou(method, fraction, seed) for seed in seeds]
+            assert cell == f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} ({len(seeds)})"
+    with open(tmp_path / "results.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 11 * 3 * 2  # runs, stages, scores
+    for line in lines:
+        value = ciou(line["method"], line["fraction"], int(line["seed"]), int(line["stage"][-1]))
+        assert float(line["value"]) == pytest.approx(value / (1 if line["score"] == "all" else 2))
+    # each method has its colour in the curve
+    colours = {pixel for _, pixel in Image.open(tmp_path / "results.png").convert("RGB").getcolors(1 << 20)}
+    assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= colours
+
+
+def test_without_runs_there_are_empty_tables_and_no_curve(tmp_path):
+    main(options(tmp_path))
+    assert (tmp_path / "results.csv").read_text() == "method,fraction,seed,stage,score,value\n"
+    assert not (tmp_path / "results.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--methods", "coral"], "method 'coral'"),
+        (["--fractions", "1_4"], "fractions: 1_4: no folder"),
+        (["--only", "table"], "only: 'table' is not `results`"),
+        (["--recipe", ""], "recipe: not given"),
+    ],
+)
+def test_bad_input_gets_one_line(tmp_path, capsys, more, message):
+    with pytest.raises(SystemExit) as ended:
+        main(options(tmp_path, *more))
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and message in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_an_experiment_shares_steps_and_does_nothing_twice(tmp_path, capsys):
+    street = tmp_path / "street"
+    write_scenes(street, labelled=3, unlabelled=1, val=1, size=(64, 96), progress=False)
+    names = sorted(path.stem for path in (street / "images").glob("*.png"))
+    rows = [f"{name}.png {name}.png" for name in names]
+    write_split(tmp_path / "splits" / "1_2", rows[:2], rows[2:])
+    folders = {"recipe": RECIPE, "data": street, "splits": tmp_path / "splits", "out": tmp_path / "runs"}
+    argv = [text for name, value in folders.items() for text in (f"--{name}", str(value))]
+    argv += ["--methods", "supervised", "lisa", "--fractions", "1_2", "--seeds", "0"]
+    for section, given in SECTIONS.items():
+        argv += [text for name, value in given.items() for text in (f"--{section}.{name}", str(value))]
+    argv += ["--stage3.pseudo_confidence", "0"]  # after two steps nothing is sure of itself
+    main(argv)
+    steps = [path.name.split("-")[0] for path in (tmp_path / "runs/steps").glob("*.done.json")]
+    assert sorted(steps) == sorted([
+        "instructions", "stage1", "evaluation_stage1", "stage2", "evaluation_stage2",  # of both
+        "segmenter", "pseudo_labels", "audit", "stage3", "stage3", "evaluation_stage3", "evaluation_stage3",
+    ])  # fmt: skip
+    table = (tmp_path / "runs/results.md").read_text()
+    capsys.readouterr()
+    main(argv)
+    assert capsys.readouterr().out.count("done before") == 7 + 10
+    assert (tmp_path / "runs/results.md").read_text() == table
+
+
+def test_the_fraction_without_lists_has_a_name():
+    assert Cell("cora", ALL, 1).folder(Path("out")).name == "cora_all_labelled_images_seed1"
+    assert (ROOT / "trainers/recipes/camvid_experiment.yaml").exists()

@@ -1,0 +1,295 @@
+"""A whole run: which steps it has, which of them are done anew, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+
+from datasets_scripts.command_line import UsageError
+from datasets_scripts.records import DataError
+from datasets_scripts.scenes import write_scenes
+from trainers.checkpoints import last_checkpoint
+from trainers.methods import method_named
+from trainers.run import STAGES, main, plan, read_run
+from trainers.stage import ARGUMENTS
+from trainers.steps import Step, StepFolders
+
+from .test_stage1 import ROOT, SMALL, largest_difference
+
+CPU_2 = str(ROOT / "trainers/accelerate/cpu_2.yaml")
+RECIPE = str(ROOT / "trainers/recipes/demo_run.yaml")
+COMMON = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 1,
+          "max_steps": 2, "save_steps": 1, "warmup_steps": 1}  # fmt: skip
+SECTIONS = {
+    "pseudo_labels": {**COMMON, "crop_height": 64, "crop_width": 64, "decoder_channels": 8},
+    "stage1": {**COMMON, **SMALL, "query_pretraining_steps": 2},
+    "stage2": COMMON,
+    "stage3": {**COMMON, "unlabelled_queries": 1},
+    "evaluation": {"queries_per_kind": 2, "examples": 1},
+    "consistency": {"longest_side": 32},
+}
+
+
+def options(street: Path, out: Path, **changes) -> list[str]:
+    """A recipe and the smallest training that touches everything; `changes` as `section__field`."""
+    argv = [RECIPE, "--data", str(street), "--out", str(out)]
+    for section, given in SECTIONS.items():
+        argv += [text for name, value in given.items() for text in (f"--{section}.{name}", str(value))]
+    return argv + [t for name, value in changes.items() for t in (f"--{name.replace('__', '.')}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("street")
+    write_scenes(folder, labelled=2, unlabelled=1, val=1, size=(64, 96), progress=False)
+    return folder
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+def main(argv):
+    fields = dict(zip(argv[::2], argv[1::2]))
+    out = Path(fields["--out"])
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / "calls", "a") as file:
+        file.write("called\\n")
+    if "--fail" in fields:
+        print("it fails")
+        raise SystemExit(2)
+"""
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch) -> str:
+    """A program that counts its calls."""
+    (tmp_path / "counting_program.py").write_text(PROGRAM)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "counting_program"
+
+
+def calls(folder: Path) -> int:
+    return len((folder / "calls").read_text().splitlines())
+
+
+def test_a_step_is_done_once_and_again_only_after_a_change(program, tmp_path):
+    file = tmp_path / "data" / "a.txt"
+    file.parent.mkdir()
+    file.write_text("1")
+
+    def steps(first=1, second=1):
+        one = Step("one", program, {"data": file.parent, "field": first})
+        return one, Step("two", program, {"before": one, "field": second})
+
+    def done(*changes) -> tuple[Path, Path]:
+        folders, pair = StepFolders(tmp_path / "steps"), steps(*changes)
+        folders.run(pair)
+        return folders.folder(pair[0]), folders.folder(pair[1])
+
+    one, two = done()
+    assert done() == (one, two) and (calls(one), calls(two)) == (1, 1)
+    same, other = done(1, 2)  # a change of the second alone
+    assert same == one and other != two and (calls(one), calls(two), calls(other)) == (1, 1, 1)
+    changed = done(2, 1)  # of the first: both
+    assert changed[0] != one and changed[1] not in (two, other)
+    os.utime(file, (1, 1))  # of the data: both
+    assert not set(done()) & {one, two, other, *changed}
+
+
+def test_a_step_that_failed_is_done_again_in_its_folder(program, tmp_path, capsys):
+    step = Step("one", program, {"fail": 1})
+    folders = StepFolders(tmp_path)
+    for times in (1, 2):
+        with pytest.raises(SystemExit) as ended:
+            folders.run([step])
+        assert ended.value.code == 2 and calls(folders.folder(step)) == times
+    assert not folders.done(step).exists()
+
+
+def test_a_comment_in_a_recipe_changes_nothing(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    keys = []
+    for text in ("max_steps: 5\n", "# a word\nmax_steps: 5\n", "max_steps: 6\n"):
+        recipe.write_text(text)
+        keys.append(Step("one", "any", {}, recipe=recipe, arguments=ARGUMENTS).key())
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_options_of_sections_override_the_recipe(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("method: lisa\nstage1: {recipe: stage1.yaml, max_steps: 5, flip: 0.5}\n")
+    argv = [
+        str(recipe),
+        "--stage1.max_steps",
+        "6",
+        "--stage1.max_steps",
+        "7",
+        "--stage2.kinds",
+        "semantic",
+        "attribute",
+        "--seed",
+        "3",
+    ]
+    arguments, sections = read_run([*argv, "--stage3.learning_rate", "1e-3"])
+    assert (arguments.method, arguments.seed) == ("lisa", 3)
+    assert sections["stage1"] == {"recipe": str(tmp_path / "stage1.yaml"), "max_steps": 7, "flip": 0.5}
+    assert sections["stage2"] == {"kinds": ["semantic", "attribute"]}
+    assert float(sections["stage3"]["learning_rate"]) == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("recipe", "argv", "error", "message"),
+    [
+        ("methods: lisa", [], DataError, "unknown field 'methods'; did you mean 'method'?"),
+        ("stage1: 3", [], DataError, "stage1: holds 3; a section is a mapping"),
+        ("", ["--stage4.max_steps", "3"], UsageError, "unknown argument '--stage4.max_steps'; did you mean 'stage3'?"),
+        ("", ["--stage1.max_steps"], UsageError, "--stage1.max_steps: a value is missing"),
+        ("", ["--data", "x", "--out", "y", "--method", "cvi+more"], UsageError, "method 'cvi+more': 'more' is none of"),
+        ("", ["--data", "x"], UsageError, "--out: not given"),
+    ],
+)
+def test_bad_recipes_get_one_line(tmp_path, recipe, argv, error, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe)
+    with pytest.raises(error, match=r"^[^\n]+$") as raised:
+        plan(*read_run([str(path), *argv]))
+    assert message in str(raised.value)
+
+
+def test_a_bad_field_of_the_last_section_stops_the_run_before_its_first_step(street, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([*options(street, tmp_path / "run"), "--evaluation.limits", "3"])
+    assert "unknown argument '--limits'; did you mean 'limit'?" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def stage_fields(method: str) -> tuple[str, dict, list[str]]:
+    """Program of stage 2, fields of stage 3, names of all steps."""
+    arguments, sections = read_run([RECIPE, "--data", "data", "--out", "out", "--method", method])
+    run = plan(arguments, sections)
+    return run.stages["stage2"].module, dict(run.stages["stage3"].fields), [step.name for step in run.steps]
+
+
+def test_methods_differ_in_their_components_alone():
+    without = ["instructions", "stage1", "evaluation_stage1", "stage2", "evaluation_stage2", "stage3",
+               "evaluation_stage3"]  # fmt: skip
+    labels = ["instructions", "segmenter", "pseudo_labels", "audit", *without[1:]]
+    expected = {
+        # stage 2, kinds of stage 3, sigma, consistency, pseudo_confidence, alignment, steps
+        "supervised": ("stage1", False, 0, "none", 0.95, False, without),
+        "segllm": ("stage2", True, 0, "none", 0.95, False, without),
+        "lisa": ("stage1", False, None, "none", 0.95, False, labels),
+        "cvi": ("stage2", True, None, "none", 0.95, False, labels),
+        "tfca": ("stage1", False, None, "none", 0.95, True, labels),
+        "ocpl": ("stage1", False, None, None, 0, False, [*labels[:8], "consistency", *labels[8:]]),
+        "cora": ("stage2", True, None, None, 0, True, [*labels[:8], "consistency", *labels[8:]]),
+    }
+    for method, (program, conditional, sigma, consistency, confidence, alignment, steps) in expected.items():
+        module, fields, names = stage_fields(method)
+        assert module == f"trainers.{program}", method
+        assert fields.get("kinds") == (None if conditional else ["semantic", "attribute"]), method
+        found = (fields.get("sigma"), fields.get("consistency"), fields["pseudo_confidence"], fields["alignment"])
+        assert found == (sigma, consistency, confidence, alignment), method
+        assert names == steps, method
+    assert method_named("cora") == method_named("tfca+cvi+ocpl")
+
+
+def test_methods_share_the_steps_that_they_have_in_common(street, tmp_path):
+    def folders(method: str) -> dict[str, Path]:
+        run = plan(*read_run(options(street, tmp_path, method=method)))
+        return {step.name: StepFolders(tmp_path).folder(step) for step in run.steps}
+
+    cora, lisa, supervised = folders("cora"), folders("lisa"), folders("supervised")
+    shared = {"instructions", "segmenter", "pseudo_labels", "audit", "stage1", "evaluation_stage1"}
+    assert {name for name in lisa if lisa[name] == cora[name]} == shared
+    assert lisa["stage2"] == supervised["stage2"] and lisa["stage3"] != supervised["stage3"]
+
+
+def test_a_run_from_masks_to_a_report(street, tmp_path, capsys):
+    out = tmp_path / "run"
+    main(options(street, out))
+    record = json.loads((out / "run.json").read_text())
+    assert set(record["summaries"]) == set(STAGES)
+    page = (out / "report.html").read_text()
+    for name, summary in record["summaries"].items():
+        assert name in page and {"semantic, class", "conditional, instance"} <= summary["by_kind"].keys()
+        assert f"{summary['by_kind']['semantic, class']['ciou']:.3f}" in page
+    assert (out / "model").resolve() == Path(record["steps"]["stage3"]).resolve()
+    assert (out / "model/model.safetensors").exists() and (out / "evaluation/metrics.json").exists()
+    capsys.readouterr()
+    # another sigma: everything up to stage 3 is kept, and the links go to the new one
+    main(options(street, out, stage3__sigma=0.25))
+    told = capsys.readouterr().out
+    assert told.count("done before") == 9 and "stage3" in told
+    assert (out / "model").resolve() != Path(record["steps"]["stage3"]).resolve()
+
+
+def test_a_checkpoint_that_was_cut_short_does_not_count(tmp_path):
+    assert last_checkpoint(tmp_path / "nothing") is None
+    for step, state in ((5, "{}"), (10, "{}"), (20, '{"global'), (40, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state:
+            (folder / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_two_processes_make_other_folders_of_what_they_share(program, tmp_path):
+    one = Step("one", program, {"field": 1}, launched=False)
+    two = Step("two", program, {"before": one})
+    alone, both = StepFolders(tmp_path), StepFolders(tmp_path, CPU_2)
+    assert alone.folder(one) == both.folder(one) and alone.folder(two) != both.folder(two)
+    with pytest.raises(UsageError, match="accelerate_config: nothing"):
+        StepFolders(tmp_path, "nothing.yaml").folder(one)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "trainers/accelerate").glob("*.yaml")), ids=lambda path: path.name)
+def test_accelerate_reads_its_configurations(path):
+    config = load_config_from_file(str(path))
+    assert config.num_processes == int(path.stem[-1])
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_over_a_whole_run(street, tmp_path):
+    """Each with a batch of one, against one process with a batch of two, step by step on the same weights before it.
+
+    What little differs in the last bits, Adam's first steps make large where a gradient is all but zero; therefore SGD.
+    """
+    common = {f"{name}__optim": "sgd" for name in STAGES} | {"pseudo_labels__optimizer": "sgd"}
+    batches = {f"{name}__per_device_train_batch_size": 2 for name in ("pseudo_labels", *STAGES)}
+    run = [sys.executable, str(ROOT / "trainers/run.py")]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for argv in (
+        options(street, tmp_path / "one", **common, **batches),
+        options(street, tmp_path / "two", **common, accelerate_config=CPU_2),
+    ):
+        subprocess.run([*run, *argv], check=True, capture_output=True, env=one_thread)
+    assert largest_difference(tmp_path / "one/model", tmp_path / "two/model") < 2e-6
+    tables = [json.loads((tmp_path / name / "run.json").read_text())["summaries"] for name in ("one", "two")]
+    for stage in STAGES:
+        assert tables[0][stage]["all"]["queries"] == tables[1][stage]["all"]["queries"]
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_at_the_same_weights(street, tmp_path):
+    program = [sys.executable, str(ROOT / "trainers/run.py")]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # two add up in any order
+    subprocess.run([*program, *options(street, tmp_path / "whole")], check=True, capture_output=True, env=one_thread)
+    command = [*program, *options(street, tmp_path / "killed")]
+    for step in ("stage1", "stage3"):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=one_thread)
+        while not list((tmp_path / "killed/steps").glob(f"{step}-*/checkpoint-1")):
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, capture_output=True, env=one_thread)
+    assert largest_difference(tmp_path / "whole/model", tmp_path / "killed/model") == 0

@@ -1,0 +1,187 @@
+"""Methods x fractions x seeds: every combination is a run of `run.py`, and what came out stands in tables and a curve.
+
+    python trainers/experiment.py trainers/recipes/camvid_experiment.yaml --data CAMVID --out runs/camvid_experiment \
+        --results results/camvid_experiment
+    python trainers/experiment.py RECIPE ... --methods lisa cvi cvi+ocpl cora --seeds 0 1 2 --stage3.max_steps 500
+
+Runs one after another. Steps that several runs have in common (the same instructions, pseudo-labels, first stage) are
+done once (`steps.py`); interrupt it and start it again, and it goes on where it stopped. All methods see the same
+labelled images in the same order and take the same number of steps.
+
+Writes RESULTS.csv (every score of every run), RESULTS.md (mean and standard deviation over seeds) and RESULTS.png (the
+curve over fractions), anew after each run. `--only results` runs nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # run as a file: `import evaluate` would find trainers/evaluate.py in place of the library
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import product
+
+from tqdm.auto import tqdm
+
+from datasets_scripts.command_line import UsageError, one_line_errors
+from datasets_scripts.files import write_text
+from datasets_scripts.instructions.statistics import markdown_table
+from trainers.arguments import parse_recipe
+from trainers.label_efficiency import draw_curves
+from trainers.methods import method_named
+from trainers.run import STAGES, RunArguments, read_run, run
+from trainers.summary import mean_and_spread
+
+ALL = "all labelled images"
+"""The fraction without lists."""
+CSV_COLUMNS = ("method", "fraction", "seed", "stage", "score", "value")
+
+
+@dataclass
+class ExperimentArguments:
+    recipe: str = field(default="", metadata={"help": "Recipe of a run, beside this one; see trainers/run.py."})
+    data: str = field(default="", metadata={"help": "Folder with the data; see datasets_scripts/folder.py."})
+    splits: str | None = field(
+        default=None,
+        metadata={"help": "Folder of folders with labeled.txt and unlabeled.txt, named as in `fractions`."},
+    )
+    fractions: list[str] = field(
+        default_factory=list, metadata={"help": "Such as 1_30 1_16 1_8; none: the data as they are."}
+    )
+    methods: list[str] = field(
+        default_factory=lambda: ["supervised", "lisa", "segllm", "cora"],
+        metadata={"help": "See trainers/methods.py; the paper's table 4: lisa cvi ocpl tfca cvi+ocpl cvi+tfca cora."},
+    )
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Of every training."})
+    out: str = field(default="", metadata={"help": "Folder of the runs and their steps."})
+    results: str = field(default="", metadata={"help": "Path of the results without an ending; OUT/results."})
+    score: str = field(
+        default="all", metadata={"help": "The score of the curve: all, miou, or a kind such as `semantic, class`."}
+    )
+    only: str = field(default="", metadata={"help": "`results`: run nothing."})
+    accelerate_config: str | None = field(default=None, metadata={"help": "As in trainers/run.py."})
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of an experiment."""
+
+    method: str
+    fraction: str
+    seed: int
+
+    def folder(self, out: Path) -> Path:
+        return out / f"{self.method}_{self.fraction.replace(' ', '_')}_seed{self.seed}"
+
+
+def scores_of(summary: dict) -> dict[str, float]:
+    """What one evaluation comes to: cIoU of all queries and of each kind, and the mean over classes."""
+    scores = {"all": summary["all"]["ciou"]} | {kind: s["ciou"] for kind, s in summary["by_kind"].items()}
+    return scores | ({"miou": summary["miou"]} if summary["miou"] is not None else {})
+
+
+def read_cells(cells: Iterable[Cell], out: Path) -> Iterator[tuple[Cell, str, str, float]]:
+    """(cell, stage, score, value) of every run that has ended."""
+    for cell in cells:
+        record = cell.folder(out) / "run.json"
+        if record.exists():
+            for stage, summary in json.loads(record.read_text(encoding="utf-8"))["summaries"].items():
+                for score, value in scores_of(summary).items():
+                    yield cell, stage, score, value
+
+
+def write_results(arguments: ExperimentArguments, cells: Sequence[Cell]) -> str:
+    """Writes the three files; returns the text of the tables."""
+    out, results = Path(arguments.out), Path(arguments.results or Path(arguments.out) / "results")
+    found = list(read_cells(cells, out))
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    writer.writerows((c.method, c.fraction, c.seed, stage, score, value) for c, stage, score, value in found)
+    write_text(results.with_name(results.name + ".csv"), lines.getvalue())
+
+    values: dict[tuple[str, str, str], list[float]] = {}
+    for cell, stage, score, value in found:
+        if stage == STAGES[-1]:
+            values.setdefault((score, cell.method, cell.fraction), []).append(value)
+    fractions = list(dict.fromkeys(cell.fraction for cell in cells))
+    methods = list(dict.fromkeys(cell.method for cell in cells))
+    text = ""
+    for score in dict.fromkeys(key[0] for key in values):
+        rows = [(m, *(mean_and_spread(values.get((score, m, f), [])) for f in fractions)) for m in methods]
+        title = "mean over classes of the cIoU" if score == "miou" else f"cIoU, {score}"
+        text += f"{title}\n\n{markdown_table(('%', *(f.replace('_', '/') for f in fractions)), rows)}\n"
+    write_text(results.with_name(results.name + ".md"), text)
+    curves = {m: {f: values[arguments.score, m, f] for f in fractions if (arguments.score, m, f) in values}
+              for m in methods}  # fmt: skip
+    if any(curves.values()):
+        draw_curves(results.with_name(results.name + ".png"), curves, f"cIoU, {arguments.score}")
+    return text
+
+
+def plan_cells(arguments: ExperimentArguments) -> list[Cell]:
+    """Seed by seed, so that there is something to compare early.
+
+    Raises:
+        UsageError: an unknown method, or a fraction that has no lists.
+    """
+    for method in arguments.methods:
+        method_named(method)
+    for fraction in arguments.fractions:
+        folder = Path(arguments.splits or "") / fraction
+        if not arguments.splits or not folder.is_dir():
+            raise UsageError(f"fractions: {fraction}: no folder {folder} with labeled.txt and unlabeled.txt")
+    fractions = sorted(arguments.fractions, key=_as_number) or [ALL]
+    return [Cell(m, f, s) for s, f, m in product(arguments.seeds, fractions, arguments.methods)]
+
+
+def _as_number(fraction: str) -> Fraction:
+    try:
+        return Fraction(fraction.replace("_", "/"))
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(f"fractions: {fraction!r} is not a fraction such as 1_30") from None
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    own, sections = [], []  # `--stage1.max_steps 100` goes to the runs
+    target = own
+    for word in argv:
+        if word.startswith("--"):
+            target = sections if "." in word else own
+        target.append(word)
+    (arguments,) = parse_recipe((ExperimentArguments,), own)
+    for name in ("recipe", "data", "out"):
+        if not getattr(arguments, name):
+            raise UsageError(f"{name}: not given")
+    if arguments.only not in ("", "results"):
+        raise UsageError(f"only: {arguments.only!r} is not `results`")
+    cells, out = plan_cells(arguments), Path(arguments.out)
+    recipe = Path(own[0]).parent / arguments.recipe if own and not own[0].startswith("-") else Path(arguments.recipe)
+    for cell in tqdm(cells if not arguments.only else [], unit="run"):
+        _, given = read_run([str(recipe), *sections])
+        run_arguments = RunArguments(
+            data=arguments.data,
+            split_lists=None if cell.fraction == ALL else str(Path(arguments.splits or "") / cell.fraction),
+            out=str(cell.folder(out)),
+            steps=str(out / "steps"),
+            method=cell.method,
+            seed=cell.seed,
+            accelerate_config=arguments.accelerate_config,
+        )
+        run(run_arguments, given)
+        write_results(arguments, cells)
+    print(write_results(arguments, cells), end="")
+
+
+if __name__ == "__main__":
+    main()

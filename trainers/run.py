@@ -1,0 +1,320 @@
+"""A whole run from one recipe: instructions, pseudo-labels, the three stages, an evaluation after each, a report.
+
+    python trainers/run.py trainers/recipes/camvid_run.yaml --data CAMVID --split_lists LISTS --out runs/camvid
+    python trainers/run.py RECIPE --data DIR --out DIR --method lisa --seed 1 --stage3.max_steps 2000
+
+A recipe has the fields of `RunArguments` and a section for each program (`SECTIONS`), with that program's fields and,
+under `recipe`, the file that they override. On the command line a field of a section is `--SECTION.FIELD`.
+
+Every step has its own folder in OUT/steps (`steps.py`): interrupt it and run it again, and what is done stays done;
+change a field, and only the steps that depend on it are done anew. Writes OUT/report.html, OUT/run.json, and OUT/model
+and OUT/evaluation, which are links to the last stage's.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # run as a file: `import evaluate` would find trainers/evaluate.py in place of the library
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import yaml
+
+from datasets_scripts.command_line import UsageError, one_line_errors
+from datasets_scripts.files import link, write_text
+from datasets_scripts.folder import read_folder
+from datasets_scripts.records import DataError
+from trainers.arguments import UnlabelledArguments, nearest, parse_recipe, read_yaml
+from trainers.consistency_weights import ConsistencyArguments
+from trainers.evaluate import EvaluationArguments
+from trainers.methods import LISA_CONFIDENCE, method_named
+from trainers.pseudo_labels.audit import AuditArguments
+from trainers.pseudo_labels.predict import PredictionArguments
+from trainers.pseudo_labels.train import ARGUMENTS as PSEUDO_LABEL_ARGUMENTS
+from trainers.report import Stage, read_history, write_report
+from trainers.stage import ARGUMENTS as STAGE_ARGUMENTS
+from trainers.steps import Step, StepFolders
+from trainers.summary import markdown, stage_table
+
+STAGES = ("stage1", "stage2", "stage3")
+LINKS = ("model", "evaluation")
+"""Names in OUT for the folders of the last stage."""
+SECTIONS = ("instructions", "pseudo_labels", "prediction", *STAGES, "consistency", "evaluation")
+"""`instructions`: options of `datasets_scripts.build`; `pseudo_labels`: fields of `trainers/pseudo_labels/train.py`, or
+`folder` for pseudo-labels that are there; `prediction`: of its `predict.py`; the others: of the programs so named."""
+RESUMES = ("--resume_from_checkpoint", "true")
+
+
+@dataclass
+class RunArguments:
+    data: str = field(default="", metadata={"help": "Folder with the data; see datasets_scripts/folder.py."})
+    data_name: str | None = field(
+        default=None, metadata={"help": "What a model card calls the data: a Hub id, or the folder's name by default."}
+    )
+    split_lists: str | None = field(default=None, metadata={"help": "Folder with labeled.txt and unlabeled.txt."})
+    out: str = field(default="", metadata={"help": "Folder of the run."})
+    steps: str | None = field(
+        default=None, metadata={"help": "Folder of the steps, which several runs may share; OUT/steps."}
+    )
+    method: str = field(
+        default="cora",
+        metadata={"help": "cora, lisa, segllm, supervised, or components joined by + (see trainers/methods.py)."},
+    )
+    seed: int = field(default=42, metadata={"help": "Of every training."})
+    accelerate_config: str | None = field(
+        default=None, metadata={"help": "File of `accelerate config`; starts what can be on its devices."}
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """Attributes:
+    preparation: steps before stage 1.
+    stages: by name, the training of each stage.
+    evaluations: by name, the evaluation of each stage.
+    """
+
+    preparation: tuple[Step, ...]
+    stages: dict[str, Step]
+    weights: Step | None
+    evaluations: dict[str, Step]
+
+    @property
+    def steps(self) -> list[Step]:
+        """All of them, in an order in which they can be run."""
+        before = {"stage3": self.weights}
+        steps = list(self.preparation)
+        for name in STAGES:
+            steps += [step for step in (before.get(name), self.stages[name], self.evaluations[name]) if step]
+        return steps
+
+
+def read_run(argv: Sequence[str] | None = None) -> tuple[RunArguments, dict[str, dict[str, Any]]]:
+    """`[recipe.yaml] [--field value ...] [--section.field value ...]` -> the run's own fields, and its sections.
+
+    Raises:
+        DataError, UsageError: a recipe that cannot be read, or an unknown field or section.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    recipe_path = Path(argv.pop(0)) if argv and not argv[0].startswith("-") else None
+    recipe = read_yaml(recipe_path) if recipe_path else {}
+    sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    own: list[str] = []
+    known = {*sections, *(f.name for f in fields(RunArguments))}
+    for name, value in recipe.items():
+        if name not in known:
+            raise DataError(f"{recipe_path}: unknown field {name!r}{nearest(str(name), known)}")
+        if name not in sections:
+            own += [f"--{name}", str(value)]
+        elif not isinstance(value, dict):
+            raise DataError(f"{recipe_path}: {name}: holds {value!r}; a section is a mapping of fields to values")
+        else:
+            sections[name] = dict(value)
+            if "recipe" in value:
+                sections[name]["recipe"] = str(recipe_path.parent / value["recipe"])
+    given, dotted = _split(argv)
+    for name, values in dotted.items():
+        section, _, entry = name.partition(".")
+        if section not in sections:
+            raise UsageError(f"unknown argument '--{name}'{nearest(section, sections)}")
+        sections[section][entry] = [yaml.safe_load(v) for v in values] if len(values) > 1 else yaml.safe_load(values[0])
+    (arguments,) = parse_recipe((RunArguments,), [*own, *given])
+    return arguments, sections
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """The run's own arguments, and the values of those with a dot in their name."""
+    own: list[str] = []
+    dotted: dict[str, list[str]] = {}
+    values = own
+    for word in argv:
+        if word.startswith("--") and "." in word:
+            values = dotted[word[2:]] = []  # given twice, the second counts
+            continue
+        if word.startswith("--"):
+            values = own
+        values.append(word)
+    if empty := [name for name, given in dotted.items() if not given]:
+        raise UsageError(f"--{empty[0]}: a value is missing")
+    return own, dotted
+
+
+def plan(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> Run:
+    """The steps of a run; nothing is read or done yet."""
+    method = method_named(arguments.method)
+    for name in ("data", "out"):
+        if not getattr(arguments, name):
+            raise UsageError(f"--{name}: not given; a folder")
+    data = _instructions(arguments, sections["instructions"])
+    preparation = [data] if isinstance(data, Step) else []
+    named = {"data": data, "data_name": arguments.data_name or Path(arguments.data).resolve().name}
+    stage1 = _stage("stage1", sections, {**named, "seed": arguments.seed})
+    stage2 = _stage(
+        # without conditional queries the second stage goes on as the first
+        "stage2", sections, {"model": stage1, **named, "seed": arguments.seed, **method.stage2()},
+        module="trainers.stage2" if "cvi" in method.components else "trainers.stage1",
+    )  # fmt: skip
+    third = {"model": stage2, **named, "seed": arguments.seed, **method.stage3()}
+    weights = None
+    if method.unlabelled:
+        labels, steps = _pseudo_labels(arguments, sections, data)
+        preparation += steps
+        third["pseudo_labels"] = labels
+        if "ocpl" in method.components and sections["stage3"].get("consistency", "ahead") == "ahead":
+            weights = Step(
+                "consistency",
+                "trainers.consistency_weights",
+                {"model": stage2, "data": data, "pseudo_labels": labels, **sections["consistency"]},
+                arguments=(ConsistencyArguments,),
+            )
+            third["consistency_weights"] = weights
+    stage3 = _stage(
+        "stage3",
+        sections,
+        third,
+        types=(*STAGE_ARGUMENTS, UnlabelledArguments),
+        defaults={"pseudo_confidence": LISA_CONFIDENCE},
+    )
+    stages = {"stage1": stage1, "stage2": stage2, "stage3": stage3}
+    evaluations = {
+        name: Step(
+            f"evaluation_{name}",
+            "trainers.evaluate",
+            {"model": stage, **named, **sections["evaluation"]},
+            arguments=(EvaluationArguments,),
+        )
+        for name, stage in stages.items()
+    }
+    return Run(tuple(preparation), stages, weights, evaluations)
+
+
+def _stage(
+    name: str,
+    sections: Mapping[str, Mapping[str, Any]],
+    decided: Mapping[str, Any],
+    module: str = "",
+    types: tuple[type, ...] = STAGE_ARGUMENTS,
+    defaults: Mapping[str, Any] | None = None,
+) -> Step:
+    """Args:
+    decided: fields that the run or the method decides; a section cannot change them.
+    defaults: fields that a section can change.
+    """
+    section = dict(sections[name])
+    recipe = Path(section.pop("recipe")) if "recipe" in section else None
+    given = {**(defaults or {}), **section, **decided}
+    return Step(name, module or f"trainers.{name}", given, "output_dir", recipe, types, resumes=RESUMES)
+
+
+def _instructions(arguments: RunArguments, section: Mapping[str, Any]) -> Step | Path:
+    """The step that makes tables of a folder; a folder that holds tables stays as it is."""
+    root = Path(arguments.data)
+    if any(root.glob("scenes/*.parquet")):
+        return root
+    options = dict(section)
+    name = options.pop("name", "folder")
+    split_lists = Path(arguments.split_lists) if arguments.split_lists else None
+    own = {"root": root, "split_lists": split_lists, **options}
+    return Step("instructions", "datasets_scripts.build", own, words=(str(name),), launched=False)
+
+
+def _pseudo_labels(
+    arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]], data: Step | Path
+) -> tuple[Step | Path, list[Step]]:
+    """Where the pseudo-labels are, and the steps that make them."""
+    section = dict(sections["pseudo_labels"])
+    if "folder" in section:
+        return Path(section["folder"]), []
+    recipe = Path(section.pop("recipe")) if "recipe" in section else None
+    train = Step(
+        "segmenter",
+        "trainers.pseudo_labels.train",
+        {**section, "data": data, "seed": arguments.seed},
+        "output_dir",
+        recipe,
+        PSEUDO_LABEL_ARGUMENTS,
+        resumes=RESUMES,
+    )
+    predict = Step(
+        "pseudo_labels",
+        "trainers.pseudo_labels.predict",
+        {"model": train, "data": data, **sections["prediction"]},
+        arguments=(PredictionArguments,),
+    )
+    # the folder as it came has the truth of images that the split calls unlabelled; nothing trains on this
+    audit = {"predictions": predict, "data": Path(arguments.data)}
+    checked = Step("audit", "trainers.pseudo_labels.audit", audit, arguments=(AuditArguments,), launched=False)
+    return predict, [train, predict, checked]
+
+
+def write_results(arguments: RunArguments, run: Run, folders: StepFolders) -> dict[str, dict]:
+    """OUT/run.json, OUT/report.html and the names OUT/model and OUT/evaluation for those of the last stage.
+
+    Returns:
+        the summary of each stage (see `summary.py`).
+    """
+    out = Path(arguments.out)
+    summaries = {name: read_summary(folders.folder(step)) for name, step in run.evaluations.items()}
+    record = {
+        "method": arguments.method,
+        "seed": arguments.seed,
+        "steps": {step.name: str(folders.folder(step)) for step in run.steps},
+        "seconds": {step.name: folders.seconds_of(step) for step in run.steps},
+        "summaries": summaries,
+    }
+    write_text(out / "run.json", json.dumps(record, indent=1) + "\n")
+    stages = [
+        Stage(
+            name,
+            summaries[name],
+            folders.folder(run.evaluations[name]) / "overlays.png",
+            read_history(folders.folder(run.stages[name])),
+        )
+        for name in STAGES
+    ]
+    minutes = sum(record["seconds"].values()) / 60
+    introduction = f"Method {arguments.method}, seed {arguments.seed}; {minutes:.1f} minutes in all."
+    for name, step in zip(LINKS, (run.stages[STAGES[-1]], run.evaluations[STAGES[-1]]), strict=True):
+        link(out / name, folders.folder(step))
+    write_report(out / "report.html", f"CORA on {arguments.data}", introduction, stages)
+    return summaries
+
+
+def read_summary(folder: Path) -> dict:
+    """What `evaluate.py` wrote."""
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+
+
+def run(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]:
+    """Does what is not done yet; returns the summary of each stage.
+
+    Raises:
+        DataError, UsageError, SystemExit: see `StepFolders.run`.
+    """
+    planned = plan(arguments, sections)
+    for path in (Path(arguments.out) / name for name in LINKS):
+        if path.exists() and not path.is_symlink():
+            raise UsageError(f"{path}: is not of a run; another --out, or an --out without it, would be right")
+    read_folder(arguments.data, arguments.split_lists)  # whose errors nobody wants to wait for
+    folders = StepFolders(Path(arguments.steps or Path(arguments.out) / "steps"), arguments.accelerate_config)
+    folders.run(planned.steps)
+    return write_results(arguments, planned, folders)
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments, sections = read_run(argv)
+    summaries = run(arguments, sections)
+    print(markdown(stage_table(summaries)), end="")
+    print(f"Report: {Path(arguments.out) / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main()

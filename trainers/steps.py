@@ -1,0 +1,164 @@
+"""Steps of a run: programs of this project, each with a folder of its own, none done twice.
+
+A step's folder is named by what decides its content: the program, its fields, the files that they name and the steps
+that it builds on. Whoever asks for the same again, in another run or after an interruption, gets the same folder;
+whoever changes a field gets another one, and with it every step that comes after.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from datasets_scripts.command_line import UsageError
+from datasets_scripts.files import write_text
+
+from .arguments import parse_recipe, read_recipe, read_yaml
+
+DONE = ".done.json"
+"""`NAME-KEY.done.json` beside the folder `NAME-KEY` says that the step came to its end."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of one program.
+
+    Attributes:
+        name: in words; the folder's name begins with it.
+        module: of the program; its `main(argv)` is called.
+        fields: what it is given. Values that are steps stand for their folders.
+        output: the field that takes the step's own folder.
+        recipe: a YAML file of further fields, which `fields` override.
+        arguments: the dataclasses that its recipe and fields fill; empty for a program that has none. They are checked
+            before the first step of a run begins.
+        words: what stands before all fields, such as the layout that `datasets_scripts.build` reads.
+        launched: whether `accelerate launch` may start it on several devices.
+        resumes: a flag that makes the program go on where it was interrupted, if it needs one.
+    """
+
+    name: str
+    module: str
+    fields: Mapping[str, Any]
+    output: str = "out"
+    recipe: Path | None = None
+    arguments: tuple[type, ...] = ()
+    words: tuple[str, ...] = ()
+    launched: bool = True
+    resumes: tuple[str, ...] = ()
+
+    def key(self, processes: int = 1) -> str:
+        """Hash of everything that the content of the folder depends on, but for the code.
+
+        Args:
+            processes: that share the work; with their number grows the batch.
+        """
+        recipe = read_recipe(self.recipe, self.arguments) if self.recipe else {}
+        given = {name: _content(value, processes) for name, value in {**recipe, **self.fields}.items()}
+        text = json.dumps([self.module, self.words, given, processes if self.launched else 1], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _content(value: Any, processes: int) -> Any:
+    """What a value stands for: a step's key; a path's files by name, size and time of their last change."""
+    if isinstance(value, Step):
+        return value.key(processes)
+    if isinstance(value, Path):
+        if not value.exists():
+            raise UsageError(f"{value}: no such file or folder")
+        files = sorted(p for p in value.rglob("*") if p.is_file()) if value.is_dir() else [value]
+        stats = [(str(p.relative_to(value)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+        return hashlib.sha256(json.dumps([str(value), stats]).encode()).hexdigest()
+    return value
+
+
+@dataclass
+class StepFolders:
+    """Where the steps of any number of runs lie.
+
+    Args:
+        root: folder of their folders.
+        accelerate_config: a file of `accelerate config`; steps that can are then started by `accelerate launch`.
+            Without it they run in this process, which saves loading the libraries for each.
+    """
+
+    root: Path
+    accelerate_config: str | None = None
+    _keys: dict[int, str] = field(default_factory=dict)
+
+    def folder(self, step: Step) -> Path:
+        if id(step) not in self._keys:
+            # once for each step: a key reads the times of all files of a data set
+            self._keys[id(step)] = step.key(self.processes)
+        return self.root / f"{step.name}-{self._keys[id(step)]}"
+
+    @cached_property
+    def processes(self) -> int:
+        """How many share the work of a step, all machines together.
+
+        Raises:
+            UsageError: `accelerate_config` is no file of that kind.
+        """
+        if self.accelerate_config is None:
+            return 1
+        if not Path(self.accelerate_config).is_file():
+            raise UsageError(f"accelerate_config: {self.accelerate_config}: no such file; see trainers/accelerate")
+        return int(read_yaml(Path(self.accelerate_config)).get("num_processes", 1))
+
+    def done(self, step: Step) -> Path:
+        """The file that says that the step is done."""
+        folder = self.folder(step)
+        return folder.with_name(folder.name + DONE)
+
+    def seconds_of(self, step: Step) -> float:
+        """Of a step that is done: from its last start to its end."""
+        return json.loads(self.done(step).read_text(encoding="utf-8"))["seconds"]
+
+    def command(self, step: Step) -> list[str]:
+        """What the program is called with."""
+        command = [*step.words, *([str(step.recipe)] if step.recipe else [])]
+        for name, value in {**step.fields, step.output: self.folder(step)}.items():
+            value = self.folder(value) if isinstance(value, Step) else value
+            if value is not None:
+                command += [f"--{name}", *(map(str, value) if isinstance(value, list | tuple) else [str(value)])]
+        return command
+
+    def run(self, steps: Sequence[Step]) -> None:
+        """Runs what is not done yet, in order.
+
+        Raises:
+            UsageError, DataError: a field that a program does not take, before any of them begins.
+            SystemExit: a program failed; it has said why.
+        """
+        for step in steps:
+            if step.arguments:
+                parse_recipe(step.arguments, self.command(step))
+        for number, step in enumerate(steps, 1):
+            folder = self.folder(step)
+            if self.done(step).exists():
+                print(f"{number}/{len(steps)}  {folder.name}: done before", flush=True)
+                continue
+            print(f"{number}/{len(steps)}  {folder.name}", flush=True)
+            started = time.monotonic()
+            self._call(step)
+            seconds = round(time.monotonic() - started, 1)
+            record = {"module": step.module, "arguments": self.command(step), "seconds": seconds}
+            write_text(self.done(step), json.dumps(record, indent=1) + "\n")
+
+    def _call(self, step: Step) -> None:
+        command = [*self.command(step), *step.resumes]
+        if self.accelerate_config and step.launched:
+            launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", self.accelerate_config]
+            finished = subprocess.run([*launcher, "--module", step.module, *command])
+            if finished.returncode:
+                raise SystemExit(finished.returncode)
+        else:
+            importlib.import_module(step.module).main(command)
