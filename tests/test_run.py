@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
+from huggingface_hub import ModelCard
 
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.records import DataError
 from datasets_scripts.scenes import write_scenes
+from modeling_cora.hub.push import publication
+from modeling_cora.hub.run_folder import read_run as read_finished
 from trainers.checkpoints import last_checkpoint
 from trainers.methods import method_named
 from trainers.run import STAGES, main, plan, read_run
@@ -224,6 +227,12 @@ def test_a_run_from_masks_to_a_report(street, tmp_path, capsys):
         assert f"{summary['by_kind']['semantic, class']['ciou']:.3f}" in page
     assert (out / "model").resolve() == Path(record["steps"]["stage3"]).resolve()
     assert (out / "model/model.safetensors").exists() and (out / "evaluation/metrics.json").exists()
+    files = publication(read_finished(out), "org/name")
+    card = ModelCard(files["README.md"].decode())
+    last = record["summaries"]["stage3"]["all"]
+    assert {r.metric_value for r in card.data.eval_results if r.dataset_config == "all"} == {last["ciou"], last["giou"]}
+    assert (card.data.license, card.data.eval_results[0].dataset_name) == ("apache-2.0", street.name)
+    assert "| stage | stage3 |" in card.text and {"model.safetensors", "evaluation/overlays.jpg"} < files.keys()
     capsys.readouterr()
     # another sigma: everything up to stage 3 is kept, and the links go to the new one
     main(options(street, out, stage3__sigma=0.25))
