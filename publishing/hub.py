@@ -21,6 +21,8 @@ from huggingface_hub.errors import (
 # an upload is done by threads, whose errors huggingface_hub (LFS) and hf_xet wrap in RuntimeError
 _FAILURES = (httpx2.HTTPError, OSError, RuntimeError)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LARGE = 2**24
+"""Bytes; no text that a person wrote is as large."""
 
 
 class HubError(ValueError):
@@ -90,8 +92,11 @@ def upload(
         `CommitInfo`.
 
     Raises:
-        HubError: the upload failed.
+        HubError: the upload failed, or a file holds the token.
     """
+    for name, content in files.items():
+        if (secret := token or get_token()) and secret.encode() in _small(content):
+            raise HubError(f"{name}: holds the token that this upload is made with; a file without it would be right")
     api = HfApi(token=token)
     with hub_errors(repo_id, then):
         there = api.list_repo_files(repo_id, repo_type=repo_type, revision=options.get("revision"))
@@ -106,6 +111,13 @@ def upload(
             commit_message=message,
             **options,
         )
+
+
+def _small(content: Path | bytes) -> bytes:
+    """The content of what may be a text; weights are not read."""
+    if isinstance(content, bytes):
+        return content
+    return content.read_bytes() if content.stat().st_size < LARGE else b""
 
 
 def address(repo_id: str, repo_type: str) -> str:

@@ -326,6 +326,11 @@ def test_a_demo_goes_up_with_the_code_it_needs(hub, tmp_path, capsys):
     (folder / ".env").write_text(SECRET)
     assert "README.md: has no front matter with `sdk`" in refused(capsys, folder, "org/demo")
     (folder / "README.md").write_text("---\ntitle: Demo\nsdk: gradio\n---\nText\n")
+    (folder / "own.py").write_text(f"TOKEN = '{RIGHT}'\n")
+    assert "own.py: holds the token" in refused(capsys, folder, "org/demo")
+    assert not hub.repositories["spaces", "org/demo"].content()
+    (folder / "own.py").unlink()
+    hub.repositories.clear()
     push(folder, "org/demo", "--model", "org/small", "--private")
     repository = hub.repositories["spaces", "org/demo"]
     files = repository.content()
