@@ -124,6 +124,14 @@ def test_a_run_is_pushed_without_what_is_not_for_others(trained, run, hub, monke
             assert str(word).encode() not in content, name
 
 
+def test_pictures_stay_here_where_they_must(run, hub):
+    push(run, "org/small")
+    push(run, "org/small", "--without_pictures")
+    files = hub.repositories["models", "org/small"].content()
+    assert "evaluation/metrics.json" in files and "evaluation/overlays.jpg" not in files
+    assert "![" not in files["README.md"].decode()
+
+
 def test_the_card_tells_the_runs_own_results(run, hub):
     """Scores are computed again from the counts of each query, by the definitions, without the metric's code."""
     push(run, "org/small")
