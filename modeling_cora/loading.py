@@ -1,0 +1,42 @@
+"""Trained models, checked as they are loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from safetensors import SafetensorError
+
+from .hub import ModelNotFoundError
+from .modeling_cora import CoraForReasoningSegmentation
+from .processing_cora import CoraProcessor
+
+
+class ModelLoadError(ValueError):
+    """A model that cannot be used, told in one line that names it."""
+
+
+def load_trained(model: str, **kwargs: Any) -> tuple[CoraForReasoningSegmentation, CoraProcessor]:
+    """Model (in eval mode) and processor of a folder or Hub id.
+
+    Args:
+        kwargs: go to the model's `from_pretrained`.
+
+    Raises:
+        ModelLoadError: no such model, a file cut short, or weights that do not fit their configuration.
+    """
+    try:
+        loaded, info = CoraForReasoningSegmentation.from_pretrained(model, output_loading_info=True, **kwargs)
+        processor = CoraProcessor.from_pretrained(model)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        lines = str(error).splitlines()
+        # the second line says how to make the model
+        reason = ". ".join(lines) if isinstance(error, ModelNotFoundError) else lines[0]
+        raise ModelLoadError(f"{model}: cannot be loaded as a CORA model ({reason})") from None
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[problem]:
+            keys = ", ".join(map(str, sorted(info[problem])[:5]))
+            raise ModelLoadError(f"{model}: {problem.replace('_', ' ')}: {keys}")
+    return loaded.eval(), processor
+
+
+__all__ = ["ModelLoadError", "load_trained"]
