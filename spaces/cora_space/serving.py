@@ -1,0 +1,48 @@
+"""From settings to a page that is served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from .answering import Answering
+from .page import Page
+from .settings import Settings, SettingsError
+
+SESSIONS = 200
+"""Visitors whose answers are kept; an answer is a few MB."""
+
+# the reader's own; those of Gradio's themes come from another server
+FONTS, MONOSPACED = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
+
+
+def serve(settings: Settings, on_gpu: Callable[[Any], Any]) -> None:
+    """Until the process is ended.
+
+    Raises:
+        SettingsError: a model or device that is not there, a port that is taken.
+    """
+    # Pillow counts pixels before it decodes anything, whoever asks it to: here, or Gradio of what was painted.
+    Image.MAX_IMAGE_PIXELS = settings.max_pixels
+    answering = Answering.load(settings, on_gpu=on_gpu)
+    blocks = Page(answering, settings).blocks
+    # without `api_open`, no request passes the queue by
+    blocks.queue(api_open=False, max_size=settings.queue_size, default_concurrency_limit=settings.drawings)
+    try:
+        blocks.launch(
+            server_name=settings.host or None,
+            server_port=settings.port,
+            max_file_size=settings.max_bytes,
+            state_session_capacity=SESSIONS,
+            show_error=False,
+            ssr_mode=False,
+            footer_links=[],
+            theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONOSPACED),
+            css_paths=Path(__file__).with_name("page.css"),
+        )
+    except OSError as error:
+        raise SettingsError(f"--port {settings.port}: cannot be listened on ({error})") from None
