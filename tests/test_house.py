@@ -14,6 +14,7 @@ ALLOWED = {
     "datasets_scripts": set(),
     "metrics": set(),
     "trainers": {"modeling_cora", "datasets_scripts", "metrics"},
+    "spaces": {"modeling_cora"},
 }
 
 

@@ -100,14 +100,16 @@ class Answering:
         Raises:
             SettingsError: there is no such model or device.
         """
-        device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        name = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+            device = torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError):  # torch asserts that it was built for CUDA
+            raise SettingsError(f"--device {name}: not to be had here; cpu and cuda are the usual ones") from None
+        try:
+            dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
             model, processor = load_trained(settings.model, dtype=dtype)
         except ModelLoadError as error:
             raise SettingsError(f"--model {error}") from None
-        except RuntimeError:
-            raise SettingsError(f"--device {device}: no such device; cpu and cuda are the usual ones") from None
         return cls(model.to(device), processor, 1e6 * settings.cache_megabytes, **kwargs)
 
     @property

@@ -14,8 +14,10 @@ from modeling_cora.images import load_image
 
 from .settings import Settings
 
-FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """Those of Pillow that decode by themselves; some of the others start programs."""
+
+Image.init()  # Pillow knows a format by name once its plug-ins are loaded
 
 _POINTING = re.compile(r"\b(this|these)\b", re.IGNORECASE)
 

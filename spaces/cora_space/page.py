@@ -20,8 +20,8 @@ from modeling_cora.segmentation import EncodedImages, MaskLogits
 from . import downloads, drawing
 from .answering import Answer, Answering
 from .inputs import VisitorError, read_anchor, read_file, read_picture, read_queries
-from .photo import Photo
 from .settings import Settings
+from .uploads import Editor, Photo
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +92,13 @@ class Page:
             height=260,
             elem_id="cora-photo",
         )
+        self.examples = gr.Dataset(
+            label="Or try one of these",
+            components=[self.photo],
+            samples=[[str(FOLDER / "examples" / name)] for name, _ in EXAMPLES],
+            type="index",
+            elem_id="cora-examples",
+        )
         self.queries = gr.Textbox(
             label="Queries, one a line",
             info="Shift + Enter asks.",
@@ -102,9 +109,9 @@ class Page:
             elem_id="cora-queries",
         )
         if self.answering.takes_anchors:
-            with gr.Accordion("Point at “this”", open=False, elem_id="cora-pointing"):
+            with gr.Accordion("Point at “this”", open=False, elem_id="cora-pointing") as self.pointing:
                 gr.HTML(POINTING)
-                self.editor = gr.ImageEditor(
+                self.editor = Editor(
                     type="pil",
                     show_label=False,
                     label="Paint over what “this” is",
@@ -116,19 +123,13 @@ class Page:
                     buttons=[],
                     elem_id="cora-editor",
                 )
+                self.forget = gr.Button("Clear", size="sm", elem_id="cora-forget")
         else:
             gr.HTML(NO_POINTING)
         self.uncertainty = gr.Checkbox(
             label="Show uncertainty", info="Also asks six rephrasings of each query: 7 times the work."
         )
         self.ask = gr.Button("Segment", variant="primary", elem_id="cora-ask")
-        self.examples = gr.Dataset(
-            label="Or try one of these",
-            components=[self.photo],
-            samples=[[str(FOLDER / "examples" / name)] for name, _ in EXAMPLES],
-            type="index",
-            elem_id="cora-examples",
-        )
 
     def _results(self) -> None:
         self.status = gr.HTML(elem_id="cora-status")
@@ -188,7 +189,11 @@ class Page:
         shown = [self.status, self.answer, self.empty, self.results, self.tools, self.picture, self.legend]
         editor = [self.editor] if self.answering.takes_anchors else []
         self.photo.change(
-            self._told(self.on_photo), self.photo, [*shown, *editor], show_progress_on=self.status, **model
+            self._told(self.on_photo, self._nothing()),
+            self.photo,
+            [*shown, *editor],
+            show_progress_on=self.status,
+            **model,
         )
         self.examples.click(
             self._told(self.on_example), self.examples, [self.status, self.photo, self.queries], **beside
@@ -217,30 +222,40 @@ class Page:
             (self.get_coco, self.coco_file, self.on_get_coco),
         ):
             filled = button.click(
-                self._told(make), [self.answer, self.threshold], [self.status, file], show_progress_on=button, **beside
+                self._told(make, {file: None}),
+                [self.answer, self.threshold],
+                [self.status, file],
+                show_progress_on=button,
+                **beside,
             )
             filled.then(None, js=f"() => document.querySelector('#{file.elem_id}').click()")
         if editor:
             self.picture.select(
                 self._told(self.on_click),
                 [self.answer, self.threshold, self.editor],
-                [self.status, self.editor],
+                [self.status, self.editor, self.pointing],
                 show_progress="hidden",
                 **beside,
             )
+            self.forget.click(
+                self._told(self.on_forget), self.answer, [self.status, self.editor], show_progress="hidden", **beside
+            )
 
-    def _told(self, handler: Callable[..., dict[Any, Any]]) -> Callable[..., dict[Any, Any]]:
-        """The handler, whose errors become a line on the page."""
+    def _told(
+        self, handler: Callable[..., dict[Any, Any]], otherwise: dict[Any, Any] | None = None
+    ) -> Callable[..., dict[Any, Any]]:
+        """The handler, whose errors become a line on the page, and changes to `otherwise`."""
 
         @functools.wraps(handler)
         def wrapped(*arguments: Any) -> dict[Any, Any]:
             try:
                 return {self.status: "", **handler(*arguments)}
             except VisitorError as error:
-                return {self.status: alert(str(error))}
+                message = str(error)
             except Exception:
                 logger.exception("%s failed", handler.__name__)
-                return {self.status: alert(BROKEN)}
+                message = BROKEN
+            return {**(otherwise or {}), self.status: alert(message)}
 
         return wrapped
 
@@ -250,13 +265,9 @@ class Page:
 
     def on_photo(self, path: str | None) -> dict[Any, Any]:
         """A new picture: encoded at once, so that the first question is as quick as the second."""
-        nothing = {self.answer: None, self.empty: gr.update(visible=True), self.results: gr.update(visible=False)}
         if path is None:
-            return nothing
-        try:
-            answer = _unasked(self._encoded(path), Path(path).name)
-        except VisitorError as error:
-            return {**nothing, self.status: alert(str(error))}
+            return self._nothing()
+        answer = _unasked(self._encoded(path), Path(path).name)
         shown = {
             self.answer: answer,
             self.empty: gr.update(visible=False),
@@ -268,6 +279,10 @@ class Page:
         if self.answering.takes_anchors:
             shown[self.editor] = _editor_value(answer.picture)
         return shown
+
+    def _nothing(self) -> dict[Any, Any]:
+        """The page as it is before there is a picture."""
+        return {self.answer: None, self.empty: gr.update(visible=True), self.results: gr.update(visible=False)}
 
     def on_ask(
         self,
@@ -312,7 +327,11 @@ class Page:
         size = answer.picture.size
         anchor = drawing.mask_at(drawing.shown_masks(answer, threshold), event.index)
         painted = read_anchor(edited["layers"], size) if edited else None
-        return {self.editor: _editor_value(answer.picture, anchor if painted is None else anchor | painted)}
+        value = _editor_value(answer.picture, anchor if painted is None else anchor | painted)
+        return {self.editor: value, self.pointing: gr.update(open=True)}
+
+    def on_forget(self, answer: Answer | None) -> dict[Any, Any]:
+        return {self.editor: _editor_value(_kept(answer).picture)}
 
     def _encoded(self, path: str | None) -> EncodedImages:
         content = read_file(path, self.settings)
