@@ -73,7 +73,7 @@ def _inside(mask: np.ndarray) -> tuple[int, int]:
 
 
 def _number(picture: Image.Image, text: str, place: tuple[int, int], colour: Colour) -> None:
-    radius = max(picture.size) // 60
+    radius = max(picture.size) // 45
     (x, y), draw = place, ImageDraw.Draw(picture)
     # whole within the picture
     x, y = (min(max(at, radius + 1), side - radius - 2) for at, side in zip((x, y), picture.size, strict=True))

@@ -172,8 +172,12 @@ class Page:
                     )
                     gr.HTML(UNCERTAIN)
                 with gr.Row():
-                    self.get_masks = gr.Button("Masks as PNG", size="md", min_width=140, elem_id="cora-get-masks")
-                    self.get_coco = gr.Button("Masks as COCO RLE", size="md", min_width=140, elem_id="cora-get-coco")
+                    self.get_masks = gr.Button(
+                        "Download masks (PNG)", size="md", min_width=220, elem_id="cora-get-masks"
+                    )
+                    self.get_coco = gr.Button(
+                        "Download masks (COCO RLE)", size="md", min_width=220, elem_id="cora-get-coco"
+                    )
                 # a button of Gradio downloads what it had before the click; so these are filled, then clicked
                 self.masks_file = gr.DownloadButton(elem_classes="cora-hidden", elem_id="cora-masks-file")
                 self.coco_file = gr.DownloadButton(elem_classes="cora-hidden", elem_id="cora-coco-file")
