@@ -172,12 +172,9 @@ class Page:
                     )
                     gr.HTML(UNCERTAIN)
                 with gr.Row():
-                    self.get_masks = gr.Button(
-                        "Download masks (PNG)", size="md", min_width=220, elem_id="cora-get-masks"
-                    )
-                    self.get_coco = gr.Button(
-                        "Download masks (COCO RLE)", size="md", min_width=220, elem_id="cora-get-coco"
-                    )
+                    small: dict[str, Any] = {"size": "md", "min_width": 220}
+                    self.get_masks = gr.Button("Download masks (PNG)", elem_id="cora-get-masks", **small)
+                    self.get_coco = gr.Button("Download masks (COCO RLE)", elem_id="cora-get-coco", **small)
                 # a button of Gradio downloads what it had before the click; so these are filled, then clicked
                 self.masks_file = gr.DownloadButton(elem_classes="cora-hidden", elem_id="cora-masks-file")
                 self.coco_file = gr.DownloadButton(elem_classes="cora-hidden", elem_id="cora-coco-file")
@@ -193,9 +190,9 @@ class Page:
         shown = [self.status, self.answer, self.empty, self.results, self.tools, self.picture, self.legend]
         editor = [self.editor] if self.answering.takes_anchors else []
         self.photo.change(
-            self._told(self.on_photo, self._nothing()),
+            self._told(self.on_photo, {**self._nothing(), self.photo: None}),
             self.photo,
-            [*shown, *editor],
+            [*shown, self.photo, *editor],
             show_progress_on=self.status,
             **model,
         )
@@ -269,8 +266,8 @@ class Page:
 
     def on_photo(self, path: str | None) -> dict[Any, Any]:
         """A new picture: encoded at once, so that the first question is as quick as the second."""
-        if path is None:
-            return self._nothing()
+        if path is None:  # also after one that could not be read, and was told
+            return {**self._nothing(), self.status: gr.skip()}
         answer = _unasked(self._encoded(path), Path(path).name)
         shown = {
             self.answer: answer,
