@@ -174,6 +174,13 @@ def test_errors_of_the_server_tell_nothing(server):
     assert "confidence" in ask(visitor, photo, "the road")
 
 
+def test_a_model_without_anchors_offers_none_and_says_why(server):
+    components = Visitor(server.address).config["components"]
+    assert not any(component["type"] == "imageeditor" for component in components)
+    notes = [str(component["props"].get("value")) for component in components if component["type"] == "html"]
+    assert any("trained\nwithout anchors" in note or "trained without anchors" in note for note in notes)
+
+
 def test_sliders_without_an_answer_say_so(server):
     said = json.dumps(Visitor(server.address).send("on_slider", [None, 0.5, 0.5]))
     assert "no longer here" in said

@@ -112,11 +112,14 @@ def _percent(share: float) -> str:
 
 
 def uncertainty_maps(answer: Answer) -> list[tuple[Image.Image, str]]:
-    """For each query a map and its caption; [] where no rephrasings were asked."""
+    """For each query a map and its caption; [] where no rephrasings were asked.
+
+    Shown is the standard deviation, as a part of the largest there can be, since variances are small and hard to see.
+    """
     variances = answer.logits.uncertainty((answer.picture.height, answer.picture.width))
     if variances is None:
         return []
-    maps = [heat_map(answer.picture, one) for one in (variances / MAX_VARIANCE).numpy()]
+    maps = [heat_map(answer.picture, one) for one in (variances / MAX_VARIANCE).sqrt().numpy()]
     return list(zip(maps, numbered(answer.queries), strict=True))
 
 

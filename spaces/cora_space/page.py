@@ -46,8 +46,8 @@ POINTING = """<p class="cora-note">Paint over a thing here, or click on a mask o
 “this” in a query: “the car left of this”. Other queries are not affected.</p>"""
 NO_POINTING = """<p class="cora-note">Pointing at a thing (“the car left of <em>this</em>”) is off: this model was
 trained without anchors.</p>"""
-UNCERTAIN = """<p class="cora-note">Orange: the answers to six rephrasings of the query differ here. Grey: they
-agree.</p>"""
+UNCERTAIN = """<h2 class="cora-part">Uncertainty</h2>
+<p class="cora-note">Orange: the answers to six rephrasings of the query differ here. Grey: they agree.</p>"""
 BROKEN = "Something went wrong on our side, and was noted. Try again, or try another picture."
 SCROLL_TO_RESULT = "() => document.getElementById('cora-result')?.scrollIntoView({behavior: 'smooth', block: 'start'})"
 NARROW_ONLY = f"() => {{ if (window.innerWidth < 900) ({SCROLL_TO_RESULT})() }}"
@@ -160,17 +160,18 @@ class Page:
                     )
                 gr.HTML(CONFIDENCE)
                 with gr.Column(visible=False) as self.uncertain:
+                    gr.HTML(UNCERTAIN)
                     self.maps = gr.Gallery(
                         label="Uncertainty",
                         columns=2,
                         height="auto",
                         object_fit="contain",
+                        allow_preview=False,
                         format="jpeg",
                         interactive=False,
                         buttons=[],
                         elem_id="cora-maps",
                     )
-                    gr.HTML(UNCERTAIN)
                 with gr.Row():
                     small: dict[str, Any] = {"size": "md", "min_width": 220}
                     self.get_masks = gr.Button("Download masks (PNG)", elem_id="cora-get-masks", **small)
