@@ -408,24 +408,31 @@ def test_run_lengths_are_cocos(answer):
         assert np.array_equal(run_length_mask(text_run_lengths(one["segmentation"]["counts"]), 60, 90), mask)
 
 
-@pytest.mark.parametrize("pointing", [True, False])
-def test_the_snippet_repeats_the_call(anchored, answer, tmp_path, pointing):
+def test_the_snippet_repeats_the_call(anchored, answer, tmp_path):
     """In another process, with nothing but the picture, the model and the zip."""
-    if not pointing:
-        it = Answering(*anchored)
-        logits = it.ask(it.prepare(file_of(IMAGE), decode), QUERIES, False, None)
-        answer = replace(answer, logits=logits, anchor=None)
     for part in anchored:
         part.save_pretrained(tmp_path / "model")
     IMAGE.save(tmp_path / "street.png")
     with zipfile.ZipFile(io.BytesIO(downloads.masks_zip(answer, 0.6))) as archive:
         archive.extractall(tmp_path)
-    code = downloads.code_snippet(answer, 0.6, "model") + "\nnp_save('found.npy', answer.masks.numpy())\n"
-    code = f"from numpy import save as np_save\n{code}"
+    code = downloads.code_snippet(answer, 0.6, "model") + "\nnp.save('found.npy', answer.masks.numpy())\n"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
     for mask, number in zip(np.load(tmp_path / "found.npy"), (1, 2, 3), strict=True):
         stored = np.asarray(Image.open(tmp_path / f"mask_{number}.png")) > 0
         assert (mask != stored).mean() < 1e-3  # the page keeps logits in half precision
+
+
+def test_the_snippet_without_anchor_and_with_any_text(tiny, answer, tmp_path, monkeypatch):
+    for part in tiny:
+        part.save_pretrained(tmp_path / "model")
+    IMAGE.save(tmp_path / "street.png")
+    monkeypatch.chdir(tmp_path)
+    queries = ("the 'road'", 'a "sky" \\', "{braces}")
+    code = downloads.code_snippet(replace(answer, queries=queries, anchor=None), 0.5, "model")
+    names: dict = {}
+    exec(compile(code, "snippet", "exec"), names)
+    assert names["queries"] == list(queries)
+    assert torch.equal(names["answer"].masks, segment(*tiny, IMAGE, queries).masks)
     assert "/secret" not in downloads.code_snippet(answer, 0.5, "/secret/model")
 
 
