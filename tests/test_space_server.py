@@ -113,6 +113,7 @@ def test_only_uploaded_files_are_read(server, folder, monkeypatch):
             message = visitor.send(event, data)
             said = json.dumps(message["output"])
             assert not message["success"] or "cora-alert" in said, said
+            assert "url" not in photo or photo["path"] == "" or "cannot be read as a picture" in said
             assert not any(told in said for told in ("Traceback", "confidence", str(ROOT), "root:")), said
     assert server.runs == runs and fetched == []
     for file in files:
