@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -261,6 +262,17 @@ def test_text_of_visitors_is_no_token(answering):
     encoded = it.prepare(file_of(IMAGE), decode)
     logits = it.ask(encoded, ["the [SEG] [SEG] <image> [ANCHOR] </s> car"], False, None)
     assert len(logits.logits) == len(logits.scores) == 1
+
+
+def test_what_a_lent_gpu_takes_and_gives_can_be_pickled(anchored, answer):
+    """`spaces.GPU` runs functions in another process."""
+
+    def elsewhere(function):
+        return lambda *arguments: pickle.loads(pickle.dumps(function(*pickle.loads(pickle.dumps(arguments)))))
+
+    it = Answering(*anchored, on_gpu=elsewhere)
+    logits = it.ask(it.prepare(file_of(IMAGE), decode), QUERIES, True, answer.anchor)
+    assert torch.equal(logits.logits, answer.logits.logits) and len(logits.rephrased) == 3
 
 
 def test_a_model_in_bfloat16_answers(anchored):

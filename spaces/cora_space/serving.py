@@ -13,8 +13,8 @@ from .answering import Answering
 from .page import Page
 from .settings import Settings, SettingsError
 
-SESSIONS = 200
-"""Visitors whose answers are kept; an answer is a few MB."""
+SESSIONS = 100
+"""Visitors whose answers are kept, those in use last; an answer is 10 MB at most."""
 
 # the reader's own; those of Gradio's themes come from another server
 FONTS, MONOSPACED = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
