@@ -41,6 +41,11 @@ def test_data_readers_do_not_need_torch():
         assert "torch" not in imports(path), path
 
 
+def test_only_the_page_needs_gradio():
+    for path in (ROOT / "spaces").rglob("*.py"):
+        assert "gradio" not in imports(path) or path.name in ("page.py", "serving.py", "uploads.py"), path
+
+
 def test_files_and_functions_stay_readable():
     for package in OWN:
         for path in (ROOT / package).rglob("*.py"):

@@ -233,7 +233,7 @@ def test_things_are_pointed_at_by_click_and_paint(visit, expected, tmp_path):
 
     page.locator("#cora-forget").scroll_into_view_if_needed()
     page.click("#cora-forget")
-    page.wait_for_timeout(1500)
+    page.wait_for_timeout(2500)
     canvas = page.locator("#cora-editor canvas").first.bounding_box()
     middle = canvas["x"] + canvas["width"] / 2, canvas["y"] + canvas["height"] / 2
     page.mouse.move(middle[0] - 60, middle[1])
