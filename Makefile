@@ -7,10 +7,16 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export PYTHONHASHSEED = 0
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-slow lint format benchmarks
+.PHONY: demo space test test-slow lint format benchmarks
 
 demo: .venv/.installed  ## the whole recipe on drawn scenes, a few minutes on a CPU
 	$(BIN)/python trainers/demo.py
+
+PORT ?= 7860
+
+space: .venv/.installed  ## the demo Space, with the model that `make demo` trained
+	@test -e runs/demo/model/config.json || { echo "runs/demo/model: no model yet; run \`make demo\` first" >&2; exit 2; }
+	$(BIN)/python spaces/app.py --model runs/demo/model --port $(PORT)
 
 # Tiny models gain nothing from a second thread; a second worker halves the time.
 WORKERS ?= 2

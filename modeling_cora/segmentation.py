@@ -1,9 +1,18 @@
-"""The short way from an image and queries to masks: by the template's answer in one pass, or by generated text."""
+"""The short way from an image and queries to masks: by the template's answer in one pass, or by generated text.
+
+    segment(model, processor, image, queries).masks
+
+To ask about one image again and again, encode it once; to move a threshold without asking again, keep the logits:
+
+    encoded = encode(model, processor, [image])
+    answer = query_logits(model, processor, encoded, queries)
+    answer.masks(threshold=0.5)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +21,86 @@ from PIL import Image
 
 from .consistency import mask_variance, rephrase
 from .image_layouts import VISION_INPUTS, select_images
+from .masks import resize_mask_logits
 from .modeling_cora import CoraForReasoningSegmentation
 from .processing_cora import CoraProcessor
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """B images behind SAM's encoder and the image processors, made by `encode`, to be asked any number of times.
+
+    The vision tower is not behind them: it runs inside the language model's forward pass, once for each pass.
+
+    Attributes:
+        images: B, RGB.
+        texts: B, what stands in the prompt for each image.
+        vision: inputs of the vision tower, by the names in `VISION_INPUTS`.
+        embeddings: (B, C, h, w), of SAM's encoder.
+        sizes: B (height, width), the images' own.
+        reshaped_sizes: B (height, width), of the images inside SAM's input.
+        input_size: side of SAM's padded square input.
+    """
+
+    images: tuple[Image.Image, ...]
+    texts: tuple[str, ...]
+    vision: dict[str, torch.Tensor]
+    embeddings: torch.Tensor
+    sizes: tuple[tuple[int, int], ...]
+    reshaped_sizes: tuple[tuple[int, int], ...]
+    input_size: int
+
+    def to(self, device: torch.device | str) -> EncodedImages:
+        vision = {name: tensor.to(device) for name, tensor in self.vision.items()}
+        return replace(self, vision=vision, embeddings=self.embeddings.to(device))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pixels and tensors."""
+        tensors = [self.embeddings, *self.vision.values()]
+        return sum(t.nbytes for t in tensors) + sum(3 * image.width * image.height for image in self.images)
+
+
+@dataclass(frozen=True)
+class MaskLogits:
+    """Answers about one image before a threshold: masks at any size, without another pass of the model.
+
+    Attributes:
+        logits: (n, 4h, 4w), of SAM's decoder, one for each query.
+        scores: fp32 (n,) in [0, 1], the model's estimate of each mask's IoU (at threshold 0), on the CPU.
+        rephrased: n times (k, 4h, 4w), of equivalent queries; () where none were asked.
+        size: (height, width) of the image.
+        reshaped_size: (height, width) of the image inside SAM's input.
+        input_size: side of SAM's padded square input.
+    """
+
+    logits: torch.Tensor
+    scores: torch.Tensor
+    rephrased: tuple[torch.Tensor, ...]
+    size: tuple[int, int]
+    reshaped_size: tuple[int, int]
+    input_size: int
+
+    def resized(self, logits: torch.Tensor, size: Sequence[int] | None = None) -> torch.Tensor:
+        """Some of the logits, (n, 4h, 4w), at `size`, (height, width), by default the image's: fp32 (n, *size)."""
+        return resize_mask_logits(logits, self.input_size, self.reshaped_size, size or self.size)
+
+    def masks(self, threshold: float = 0.0, size: Sequence[int] | None = None) -> torch.Tensor:
+        """bool (n, *size) on the CPU: where the logits at `size`, by default the image's, exceed the threshold."""
+        # one mask at a time: at image size, logits take four times the room of masks
+        masks = [(self.resized(one[None], size) > threshold).cpu() for one in self.logits]
+        return torch.cat([torch.zeros(0, *(size or self.size), dtype=torch.bool), *masks])
+
+    def uncertainty(self, size: Sequence[int] | None = None) -> torch.Tensor | None:
+        """fp32 (n, *size) in [0, 1/4] on the CPU: the variance over equivalent queries (eq. 6); None without any."""
+        if not self.rephrased:
+            return None
+        return torch.stack([mask_variance(self.resized(one, size)).cpu() for one in self.rephrased])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> MaskLogits:
+        """The logits elsewhere, or at another precision."""
+        rephrased = tuple(one.to(device, dtype) for one in self.rephrased)
+        return replace(self, logits=self.logits.to(device, dtype), rephrased=rephrased)
 
 
 @dataclass(frozen=True)
@@ -33,24 +120,46 @@ class Segmentation:
     text: str = ""
 
 
-def segment(
+@torch.no_grad()
+def encode(
+    model: CoraForReasoningSegmentation, processor: CoraProcessor, images: Sequence[Image.Image]
+) -> EncodedImages:
+    """Images (RGB) behind SAM's encoder, on the model's device.
+
+    Raises:
+        ValueError: see `processor.image_inputs`.
+    """
+    inputs = processor.image_inputs(images)
+    embeddings = model.get_image_embeddings(inputs["sam_pixel_values"].to(model.device))
+    return EncodedImages(
+        images=tuple(images),
+        texts=tuple(inputs["image_texts"]),
+        vision={name: inputs[name].to(model.device) for name in VISION_INPUTS if name in inputs},
+        embeddings=embeddings,
+        sizes=tuple((height, width) for height, width in inputs["original_sizes"].tolist()),
+        reshaped_sizes=tuple((height, width) for height, width in inputs["reshaped_input_sizes"].tolist()),
+        input_size=processor.sam_image_processor.pad_size["height"],
+    )
+
+
+def query_logits(
     model: CoraForReasoningSegmentation,
     processor: CoraProcessor,
-    image: Image.Image,
+    image: Image.Image | EncodedImages,
     queries: Sequence[str],
-    threshold: float = 0.0,
     queries_per_pass: int = 32,
     uncertainty: bool = False,
     rephrasings: Sequence[Sequence[str]] | None = None,
     anchors: Sequence[Sequence[np.ndarray]] | None = None,
-) -> Segmentation:
+) -> MaskLogits:
     """Asks all queries about one image; up to `queries_per_pass` of them share one forward pass.
 
-    SAM's encoder runs once whatever their number. The model is used in the mode (train or eval) that it is in.
+    SAM's encoder runs once whatever their number, and not at all for an image that `encode` has seen. The model is
+    used in the mode (train or eval) that it is in.
 
     Args:
-        threshold: of the mask logits.
-        uncertainty: also ask K - 1 equivalent queries for each, and tell where the answers differ.
+        image: RGB; or one image, encoded, wherever its tensors lie.
+        uncertainty: also ask equivalent queries for each, to tell where the answers differ.
         rephrasings: for each query at least 2 others that mean the same; those of `rephrase` where not given.
         anchors: for each query the masks (H, W) that it points at, most often one or none; see [`CoraProcessor`].
 
@@ -60,30 +169,37 @@ def segment(
     groups = [rephrase(query) for query in queries] if uncertainty and rephrasings is None else rephrasings or []
     if groups and (len(groups) != len(queries) or min(map(len, groups)) < 2):
         raise ValueError(f"rephrasings: {[len(g) for g in groups]} for {len(queries)} queries; at least 2 for each")
-    inputs = processor.image_inputs([image])
+    encoded = image.to(model.device) if isinstance(image, EncodedImages) else encode(model, processor, [image])
     asked = [*queries, *(text for group in groups for text in group)]
     if anchors is not None:
         pointed = zip(anchors, groups, strict=True) if groups else ()
         anchors = [*anchors, *(masks for masks, group in pointed for _ in group)]
-    ((logits, scores),) = _ask(model, processor, inputs, [asked], queries_per_pass, image, anchors)
-    masks = _at_image_size(processor, inputs, 0, logits[: len(queries)], threshold)
-    others = logits[len(queries) :].split([len(group) for group in groups])
-    variances = [mask_variance(_at_image_size(processor, inputs, 0, one, threshold=None)) for one in others]
-    return Segmentation(masks, scores[: len(queries)], torch.stack(variances) if groups else None)
+    (answer,) = _ask(model, processor, encoded, [asked], queries_per_pass, anchors)
+    own, *others = answer.logits.split([len(queries), *map(len, groups)])
+    return replace(answer, logits=own, scores=answer.scores[: len(queries)], rephrased=tuple(others))
 
 
-def query_logits(
+def segment(
     model: CoraForReasoningSegmentation,
     processor: CoraProcessor,
-    image: Image.Image,
+    image: Image.Image | EncodedImages,
     queries: Sequence[str],
+    threshold: float = 0.0,
     queries_per_pass: int = 32,
-) -> tuple[torch.Tensor, list[int]]:
-    """Low-resolution mask logits (n, 4h, 4w) of all queries about one image, on the model's device, and the (height,
-    width) of the image inside SAM's input, for `masks.resize_mask_logits`."""
-    inputs = processor.image_inputs([image])
-    ((logits, _),) = _ask(model, processor, inputs, [queries], queries_per_pass)
-    return logits, inputs["reshaped_input_sizes"][0].tolist()
+    uncertainty: bool = False,
+    rephrasings: Sequence[Sequence[str]] | None = None,
+    anchors: Sequence[Sequence[np.ndarray]] | None = None,
+) -> Segmentation:
+    """As `query_logits`, with masks at image size.
+
+    Args:
+        threshold: of the mask logits.
+
+    Raises:
+        ValueError: as there.
+    """
+    answer = query_logits(model, processor, image, queries, queries_per_pass, uncertainty, rephrasings, anchors)
+    return Segmentation(answer.masks(threshold), answer.scores, answer.uncertainty())
 
 
 def segment_batch(
@@ -95,12 +211,8 @@ def segment_batch(
     queries_per_pass: int = 32,
 ) -> list[Segmentation]:
     """As `segment`, for B images and B lists of queries; up to `queries_per_pass` of each list share one pass."""
-    image_inputs = processor.image_inputs(images)
-    answers = _ask(model, processor, image_inputs, queries, queries_per_pass)
-    return [
-        Segmentation(_at_image_size(processor, image_inputs, index, logits, threshold), scores)
-        for index, (logits, scores) in enumerate(answers)
-    ]
+    answers = _ask(model, processor, encode(model, processor, images), queries, queries_per_pass)
+    return [Segmentation(answer.masks(threshold), answer.scores) for answer in answers]
 
 
 @torch.no_grad()
@@ -123,23 +235,20 @@ def answer_batch(
     Returns:
         B lists, one answer per query.
     """
-    image_inputs = processor.image_inputs(images)
-    embeddings, vision = _on_device(model, image_inputs)
+    encoded = encode(model, processor, images)
     rows = [(index, query) for index, given in enumerate(queries) for query in given]
     answers: list[list[Segmentation]] = [[] for _ in queries]
     for start in range(0, len(rows), queries_per_pass):
         part = rows[start : start + queries_per_pass]
         owners = [index for index, _ in part]
-        inputs = _inputs(
-            processor, image_inputs["image_texts"], vision, owners, [[query] for _, query in part], generate=True
-        )
-        output: Any = model.generate(**inputs, sam_image_embeddings=embeddings[owners], **generate_kwargs)
+        inputs = _inputs(processor, encoded, owners, [[query] for _, query in part], generate=True)
+        output: Any = model.generate(**inputs, **generate_kwargs)
         generated = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
         for row, (index, ids) in enumerate(zip(owners, generated, strict=True)):
             owned = output.seg_batch_index == row
-            masks = _at_image_size(processor, image_inputs, index, output.pred_masks[owned], threshold)
-            scores = output.iou_scores[owned].float().clamp(0, 1).cpu()
-            answers[index].append(Segmentation(masks, scores, text=answer_text(processor, ids)))
+            answer = _answer(encoded, index, output.pred_masks[owned], output.iou_scores[owned])
+            text = answer_text(processor, ids)
+            answers[index].append(Segmentation(answer.masks(threshold), answer.scores, text=text))
     return answers
 
 
@@ -154,18 +263,16 @@ def answer_text(processor: CoraProcessor, generated: Sequence[int]) -> str:
 def _ask(
     model: CoraForReasoningSegmentation,
     processor: CoraProcessor,
-    image_inputs: Mapping[str, Any],
+    encoded: EncodedImages,
     queries: Sequence[Sequence[str]],
     queries_per_pass: int,
-    image: Image.Image | None = None,
     anchors: Sequence[Sequence[np.ndarray]] | None = None,
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """For each image, low-resolution logits (n, h, w) and, on the CPU, scores (n,) of its queries.
+) -> list[MaskLogits]:
+    """The answers about each image.
 
     Args:
-        image, anchors: of a batch of one image, where its queries have anchors.
+        anchors: of the queries about the one image of a batch.
     """
-    embeddings, vision = _on_device(model, image_inputs)
     logits: list[list[torch.Tensor]] = [[] for _ in queries]
     scores: list[list[torch.Tensor]] = [[] for _ in queries]
     for start in range(0, max(1, *map(len, queries)), queries_per_pass):
@@ -173,58 +280,54 @@ def _ask(
         images = [index for index, given in enumerate(queries) if not start or len(given) > start]
         parts = [list(queries[index][start : start + queries_per_pass]) for index in images]
         own = None if anchors is None else [anchors[start : start + queries_per_pass]]
-        inputs = _inputs(processor, image_inputs["image_texts"], vision, images, parts, anchors=own)
-        if image is not None and own is not None:
-            pointed = processor.anchor_inputs([image], own)
-            inputs |= {name: tensor.to(embeddings.device) for name, tensor in pointed.items()}
-        output = model(**inputs, sam_image_embeddings=embeddings[images])
+        output = model(**_inputs(processor, encoded, images, parts, anchors=own))
         for row, index in enumerate(images):
             owned = output.seg_batch_index == row
             logits[index].append(output.pred_masks[owned])
-            scores[index].append(output.iou_scores[owned].float().clamp(0, 1).cpu())
-    return [(torch.cat(pair[0]), torch.cat(pair[1])) for pair in zip(logits, scores, strict=True)]
+            scores[index].append(output.iou_scores[owned])
+    return [
+        _answer(encoded, index, torch.cat(pair[0]), torch.cat(pair[1]))
+        for index, pair in enumerate(zip(logits, scores, strict=True))
+    ]
 
 
-def _on_device(
-    model: CoraForReasoningSegmentation, image_inputs: Mapping[str, Any]
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Once for all passes: SAM's embeddings of the images, and the vision tower's inputs where the model is."""
-    embeddings = model.get_image_embeddings(image_inputs["sam_pixel_values"].to(model.device))
-    return embeddings, {name: image_inputs[name].to(model.device) for name in VISION_INPUTS if name in image_inputs}
+def _answer(encoded: EncodedImages, index: int, logits: torch.Tensor, scores: torch.Tensor) -> MaskLogits:
+    """What the model made of image `index`."""
+    size, reshaped = encoded.sizes[index], encoded.reshaped_sizes[index]
+    return MaskLogits(logits, scores.float().clamp(0, 1).cpu(), (), size, reshaped, encoded.input_size)
 
 
 def _inputs(
     processor: CoraProcessor,
-    image_texts: Sequence[str],
-    vision: Mapping[str, torch.Tensor],
+    encoded: EncodedImages,
     images: list[int],
     queries: Sequence[Sequence[str]],
     generate: bool = False,
     anchors: Sequence[Sequence[Sequence[np.ndarray]]] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """What the language side needs to be asked `queries[k]` about image `images[k]` of the batch."""
-    device = vision["pixel_values"].device
+    """What the model needs to be asked `queries[k]`, with `anchors[k]`, about image `images[k]` of the batch."""
+    device = encoded.embeddings.device
     counts = None if anchors is None else [[len(masks) for masks in of_image] for of_image in anchors]
-    texts = [image_texts[index] for index in images]
+    texts = [encoded.texts[index] for index in images]
     tokens = processor.query_inputs(queries, texts, generate=generate, anchor_counts=counts)
+    pointed = {} if anchors is None else processor.anchor_inputs([encoded.images[index] for index in images], anchors)
     return {
         "input_ids": tokens["input_ids"].to(device),
         "branch_ids": tokens["branch_ids"].to(device),
-        **select_images(vision, torch.tensor(images, device=device)),
+        "sam_image_embeddings": encoded.embeddings[images],
+        **select_images(encoded.vision, torch.tensor(images, device=device)),
+        **{name: tensor.to(device) for name, tensor in pointed.items()},
     }
 
 
-def _at_image_size(
-    processor: CoraProcessor,
-    image_inputs: Mapping[str, Any],
-    index: int,
-    low_res: torch.Tensor,
-    threshold: float | None,
-) -> torch.Tensor:
-    """`processor.post_process_masks` of one image: (n, H, W) on the CPU."""
-    original, reshaped = (image_inputs[name][index : index + 1] for name in ("original_sizes", "reshaped_input_sizes"))
-    owner = torch.zeros(len(low_res), dtype=torch.long, device=low_res.device)
-    return processor.post_process_masks(low_res, owner, original, reshaped, threshold)[0].cpu()
-
-
-__all__ = ["Segmentation", "answer_batch", "answer_text", "query_logits", "segment", "segment_batch"]
+__all__ = [
+    "EncodedImages",
+    "MaskLogits",
+    "Segmentation",
+    "answer_batch",
+    "answer_text",
+    "encode",
+    "query_logits",
+    "segment",
+    "segment_batch",
+]

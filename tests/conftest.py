@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import datasets
@@ -47,6 +48,14 @@ def saved(tmp_path_factory) -> Path:
     for part in cora_tiny(TEXTS, seed=0, clip_image_size=28, sam_image_size=128):
         part.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def free_port() -> int:
+    """Of this machine's own address; nobody listens on it."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
 
 
 def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -17,6 +17,7 @@ ALLOWED = {
     "datasets_scripts": {"publishing"},
     "metrics": set(),
     "trainers": {"modeling_cora", "datasets_scripts", "metrics", "publishing"},
+    "spaces": {"modeling_cora"},
 }
 
 
@@ -46,6 +47,11 @@ def test_the_files_of_a_saved_model_know_no_house():
 def test_data_readers_do_not_need_torch():
     for path in (ROOT / "datasets_scripts").rglob("*.py"):
         assert "torch" not in imports(path), path
+
+
+def test_only_the_page_needs_gradio():
+    for path in (ROOT / "spaces").rglob("*.py"):
+        assert "gradio" not in imports(path) or path.name in ("page.py", "serving.py", "uploads.py"), path
 
 
 def test_files_and_functions_stay_readable():

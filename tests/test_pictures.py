@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainers import pictures
-from trainers.pictures import (
+from modeling_cora import pictures
+from modeling_cora.pictures import (
     BLUE,
     GREEN,
     GREY,

@@ -34,7 +34,6 @@ from datasets_scripts.instructions.build import class_queries
 from datasets_scripts.records import DataError, Scene, SceneSet, read_image
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.consistency import MAX_VARIANCE, mask_variance
-from modeling_cora.masks import resize_mask_logits
 from modeling_cora.segmentation import query_logits
 from trainers.arguments import parse_recipe
 from trainers.loading import load_trained
@@ -84,11 +83,11 @@ def scene_variances(
     scale = min(1.0, arguments.longest_side / max(image.size))
     size = max(1, round(image.height * scale)), max(1, round(image.width * scale))
     queries = [text for texts in asked.values() for text in texts]
-    logits, reshaped = query_logits(model, processor, image, queries, arguments.queries_per_pass)
-    input_size = processor.sam_image_processor.pad_size["height"]
+    answer = query_logits(model, processor, image, queries, arguments.queries_per_pass)
+    groups = answer.logits.split([len(texts) for texts in asked.values()])
     return {
-        class_id: mask_variance(resize_mask_logits(own, input_size, reshaped, size)).cpu().numpy()
-        for class_id, own in zip(asked, logits.split([len(texts) for texts in asked.values()]), strict=True)
+        class_id: mask_variance(answer.resized(own, size)).cpu().numpy()
+        for class_id, own in zip(asked, groups, strict=True)
     }
 
 

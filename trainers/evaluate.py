@@ -39,12 +39,12 @@ from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, re
 from metrics.ciou.ciou import intersection_and_union
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.hub.run_folder import weights_digest
+from modeling_cora.pictures import captioned, comparison, grid
 from modeling_cora.segmentation import segment
 from trainers.arguments import parse_recipe
 from trainers.baselines import MeanMask, trivial_counts
 from trainers.instruction_dataset import anchor_masks
 from trainers.loading import load_trained
-from trainers.pictures import captioned, comparison, grid
 from trainers.stage import labelled_instructions
 from trainers.summary import markdown, summarise_records, summary_table
 

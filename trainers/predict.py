@@ -28,9 +28,9 @@ from datasets_scripts.command_line import ArgumentParser, UsageError, one_line_e
 from datasets_scripts.files import write_image
 from datasets_scripts.own_folder import IMAGE_SUFFIXES
 from datasets_scripts.records import read_image
+from modeling_cora.pictures import captioned, grid, heat_map, overlay
 from modeling_cora.segmentation import Segmentation, segment
 from trainers.loading import load_trained
-from trainers.pictures import captioned, grid, heat_map, overlay
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from datasets_scripts.files import write_text
 from datasets_scripts.records import Scene, SceneSet, read_image
-from trainers.pictures import captioned, grid, heat_map, overlay, palette
+from modeling_cora.pictures import captioned, grid, heat_map, overlay, palette
 from trainers.report import STYLE
 
 from .predictions import read_prediction

@@ -9,7 +9,7 @@ Colours are those of Okabe and Ito (2008), which most colour-blind readers can t
 
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import zip_longest
@@ -17,7 +17,7 @@ from itertools import zip_longest
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from datasets_scripts.records import IGNORE_INDEX
+from .losses import IGNORE_INDEX
 
 Colour = tuple[int, int, int]
 
@@ -187,7 +187,11 @@ def grid(
     for x, width, lines in zip(edges, widths, above, strict=False):
         # On the last line above the pictures, however many lines the neighbours have.
         first = top - margin // 2 - len(lines) * line
-        _draw_lines(draw, lines, font, first, lambda text, x=x, width=width: x + (width - font.getlength(text)) / 2)
+
+        def centred(text: str, x: int = x, width: int = width) -> float:
+            return x + (width - font.getlength(text)) / 2
+
+        _draw_lines(draw, lines, font, first, centred)
     for k, row in enumerate(cells):
         y = top + (height + margin) * k
         for x, width, cell in zip(edges, widths, row, strict=False):
@@ -273,7 +277,9 @@ def _at_height(picture: Image.Image, height: int) -> Image.Image:
 
 @lru_cache(maxsize=16)
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size=size)
+    font = ImageFont.load_default(size=size)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # what Pillow gives where it is built with FreeType
+    return font
 
 
 def _line_height(font: ImageFont.FreeTypeFont) -> int:
@@ -313,7 +319,8 @@ def _fitting(text: str, font: ImageFont.FreeTypeFont, width: float) -> int:
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, max_lines: int = MAX_LINES) -> list[str]:
     """Break a text into lines of at most `width` pixels, at spaces where there are some; the rest is cut with "…"."""
-    rest, lines = _plain(text), []
+    rest = _plain(text)
+    lines: list[str] = []
     while rest and len(lines) < max_lines:
         count = _fitting(rest, font, width)
         if count < len(rest):
@@ -327,7 +334,14 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, max_lines: int 
     return lines or [""]
 
 
-def _draw_lines(draw: ImageDraw.ImageDraw, lines, font, y: float, x_of, fill: Colour = INK) -> None:
+def _draw_lines(
+    draw: ImageDraw.ImageDraw,
+    lines: Sequence[str],
+    font: ImageFont.FreeTypeFont,
+    y: float,
+    x_of: Callable[[str], float],
+    fill: Colour = INK,
+) -> None:
     """Write lines downwards from y; `x_of` gives the left edge of each."""
     for k, text in enumerate(lines):
         middle = y + (k + 0.5) * _line_height(font)
@@ -349,7 +363,7 @@ def _with_legend(picture: Image.Image, entries: Sequence[Entry]) -> Image.Image:
 def _legend(entries: Sequence[Entry], width: int) -> Image.Image:
     """A white strip with a swatch, a text and a score per entry: side by side while they fit, else on a new line."""
     font = _font(max(15, min(48, width // 40)))
-    gap = font.size // 2
+    gap = round(font.size) // 2
     blocks = [_entry(entry, font, width - 2 * gap) for entry in entries]
     x = y = gap
     bottom, places = gap, []
@@ -366,7 +380,8 @@ def _legend(entries: Sequence[Entry], width: int) -> Image.Image:
 
 def _entry(entry: Entry, font: ImageFont.FreeTypeFont, width: int) -> Image.Image:
     """One entry on white, no wider than `width` pixels."""
-    side, gap, line = font.size, font.size // 2, _line_height(font)
+    side, line = round(font.size), _line_height(font)
+    gap = side // 2
     score = "" if entry.score is None else f"{entry.score:.2f}"
     score_width = round(font.getlength(score)) + gap if score else 0
     lines = _wrap(entry.text, font, width - side - gap - score_width)

@@ -1,0 +1,153 @@
+"""The model behind a lock and a cache: a picture is encoded once, whoever asks about it and however often."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
+from modeling_cora.loading import ModelLoadError, load_trained
+from modeling_cora.segmentation import EncodedImages, MaskLogits, encode, query_logits
+
+from .inputs import VisitorError, anchors_of
+from .settings import Settings, SettingsError
+
+
+class EncodedCache:
+    """Encoded pictures by the hash of their file, those in use last, up to a number of bytes."""
+
+    def __init__(self, max_bytes: float):
+        self.max_bytes = max_bytes
+        self._kept: OrderedDict[str, EncodedImages] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(encoded.nbytes for encoded in self._kept.values())
+
+    def get(self, key: str) -> EncodedImages | None:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def put(self, key: str, encoded: EncodedImages) -> None:
+        """The last one stays, whatever its size."""
+        self._kept[key] = encoded
+        while self.nbytes > self.max_bytes and len(self._kept) > 1:
+            self._kept.popitem(last=False)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a visitor's session keeps: enough to draw and to download, without model or file.
+
+    With `cora-7b`, seven queries and their rephrasings that is 9 MB: 49 masks of 256 x 256, and the picture.
+
+    Attributes:
+        picture: the image at the size at which it is shown.
+        name: of its file.
+        queries: n texts.
+        logits: of n masks, in half precision.
+        anchor: bool (H, W) at image size, or None.
+    """
+
+    picture: Image.Image
+    name: str
+    queries: tuple[str, ...]
+    logits: MaskLogits
+    anchor: np.ndarray | None = None
+
+
+class Answering:
+    """
+    Args:
+        on_gpu: decorates the two functions that need a GPU where one is lent for each call (`spaces.GPU`). What they
+            take and give lies on the CPU, so they may run in another process.
+    """
+
+    def __init__(
+        self,
+        model: CoraForReasoningSegmentation,
+        processor: CoraProcessor,
+        cache_bytes: float = 512e6,
+        on_gpu: Callable[[Any], Any] = lambda function: function,
+    ):
+        self.model, self.processor = model, processor
+        self.cache = EncodedCache(cache_bytes)
+        # One request at a time: an anchor is a hook on the model's embeddings while its request runs.
+        self._lock = threading.Lock()
+
+        def encoded(image: Image.Image) -> EncodedImages:
+            return encode(model, processor, [image]).to("cpu")
+
+        def answered(image: EncodedImages, queries: Sequence[str], uncertainty: bool, anchors: Any) -> MaskLogits:
+            answer = query_logits(model, processor, image, queries, uncertainty=uncertainty, anchors=anchors)
+            return answer.to("cpu", torch.float16)
+
+        self._encode, self._answer = on_gpu(encoded), on_gpu(answered)
+
+    @classmethod
+    def load(cls, settings: Settings, **kwargs: Any) -> Answering:
+        """
+        Raises:
+            SettingsError: there is no such model or device.
+        """
+        name = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError):  # torch asserts that it was built for CUDA
+            raise SettingsError(f"--device {name}: not to be had here; cpu and cuda are the usual ones") from None
+        try:
+            dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+            model, processor = load_trained(settings.model, dtype=dtype)
+        except ModelLoadError as error:
+            raise SettingsError(f"--model {error}") from None
+        return cls(model.to(device), processor, 1e6 * settings.cache_megabytes, **kwargs)
+
+    @property
+    def takes_anchors(self) -> bool:
+        return self.model.config.anchor_token_id is not None
+
+    def prepare(self, content: bytes, decode: Callable[[bytes], Image.Image]) -> EncodedImages:
+        """The image of a file, encoded; decoded only where it is not known yet.
+
+        Raises:
+            VisitorError: an image that the model cannot see; whatever `decode` raises.
+        """
+        key = hashlib.sha256(content).hexdigest()
+        with self._lock:
+            encoded = self.cache.get(key)
+            if encoded is None:
+                encoded = _told(self._encode, decode(content))
+                self.cache.put(key, encoded)
+            return encoded
+
+    def ask(
+        self, encoded: EncodedImages, queries: Sequence[str], uncertainty: bool, anchor: np.ndarray | None
+    ) -> MaskLogits:
+        """One mask for each query; the anchor, bool (H, W), goes with those that say "this".
+
+        Raises:
+            VisitorError: a query that the model cannot take, or an anchor that no query speaks of.
+        """
+        anchors = anchors_of(queries, anchor)
+        with self._lock:
+            return _told(self._answer, encoded, queries, uncertainty, anchors)
+
+
+def _told(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the processor refuses, it tells in one line and without paths."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        raise VisitorError(f"The model cannot take this: {error}.") from None
