@@ -1,7 +1,7 @@
 """The demo Space: `python spaces/app.py --model runs/demo/model`, or `make space`.
 
-On the Hub this folder is the root of the Space, and `modeling_cora/` is uploaded beside this file, since the package
-is not on PyPI. In the repository `modeling_cora/` lies in the folder above.
+On the Hub this folder is the root of the Space, and `modeling_cora/` and `publishing/` are uploaded beside this file,
+since the package is not on PyPI. In the repository they lie in the folder above.
 """
 
 from __future__ import annotations

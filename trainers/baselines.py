@@ -8,7 +8,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from datasets_scripts.records import IGNORE_INDEX, Scene, SceneSet
+from datasets_scripts.records import Scene, SceneSet
+from metrics.ciou.ciou import intersection_and_union
 
 MEAN_MASK_SIZE = (96, 96)
 
@@ -51,13 +52,17 @@ def _best_level(masks: torch.Tensor, levels: Iterable[float] = np.linspace(0.02,
     return float(max(levels, key=ciou))
 
 
-def trivial_counts(target: np.ndarray, class_name: str, mean_mask: MeanMask | None) -> dict[str, tuple[int, int]]:
-    """(intersection, union) in pixels of each trivial answer with a target (H, W) of 0, 1 and 255 (ignored)."""
-    counted = target != IGNORE_INDEX
-    answers = {"whole image": np.ones_like(counted), "nothing": np.zeros_like(counted)}
+def trivial_counts(
+    target: np.ndarray, class_name: str, mean_mask: MeanMask | None, counting: str = "lisa"
+) -> dict[str, tuple[int, int]]:
+    """(intersection, union) in pixels of each trivial answer with a target (H, W) of 0, 1 and 255 (ignored).
+
+    Args:
+        counting: protocol of `metrics/ciou`.
+    """
+    everything = np.ones(target.shape, bool)
+    answers = {"whole image": everything, "nothing": ~everything}
     if mean_mask is not None:
         answers["mean training mask"] = mean_mask(class_name, target.shape)
-    return {
-        name: (int((answer & (target == 1)).sum()), int(((answer & counted) | (target == 1)).sum()))
-        for name, answer in answers.items()
-    }
+    counts = {name: intersection_and_union(answer, target, protocol=counting) for name, answer in answers.items()}
+    return {name: (int(intersection), int(union)) for name, (intersection, union) in counts.items()}

@@ -3,9 +3,9 @@
     python trainers/evaluate.py --model runs/demo/model --data runs/demo/scenes --out runs/demo/evaluation
     accelerate launch trainers/evaluate.py --model DIR --data DIR --split val --out DIR
 
-Protocol `lisa` (LISA's `validate()`): the answer is teacher-forced, a pixel is foreground where its logit is above 0,
-ignored pixels (255) count nowhere. Asked is every instruction of the split, but of several descriptions of one target
-only the first.
+`--protocol` says how answers are got and counted (`protocols.py`): `lisa`, the default, is LISA's teacher-forced
+`validate()`; `generated` and `segzero` let the model answer in its own words. Asked is every instruction of the split,
+but of several descriptions of one target only the first.
 
 Writes `samples.jsonl` (one line per query), `metrics.json`, `metrics.md` and `overlays.png`. `metrics.json` also says
 which weights were measured, by their SHA-256, and on what: a model card takes its numbers from there.
@@ -45,6 +45,7 @@ from trainers.arguments import parse_recipe
 from trainers.baselines import MeanMask, trivial_counts
 from trainers.instruction_dataset import anchor_masks
 from trainers.loading import load_trained
+from trainers.protocols import PROTOCOLS, Protocol, ask, protocol_named
 from trainers.stage import labelled_instructions
 from trainers.summary import markdown, summarise_records, summary_table
 
@@ -61,6 +62,7 @@ class EvaluationArguments:
     kinds: list[str] = field(
         default_factory=lambda: ["semantic", "attribute"], metadata={"help": "Kinds of instructions to ask."}
     )
+    protocol: str = field(default="lisa", metadata={"help": "lisa, generated or segzero; see trainers/protocols.py."})
     anchors: str = field(
         default="given",
         metadata={"help": "Of conditional queries: `given` (their true masks, to a model with an anchor encoder), or "
@@ -84,6 +86,7 @@ def evaluate_scenes(
     mean_mask: MeanMask | None = None,
     accelerator: Accelerator | None = None,
     anchors: bool = True,
+    protocol: Protocol = PROTOCOLS["lisa"],
 ) -> list[dict]:
     """One record for each instruction, in the order of `instructions`; every process gets all of them.
 
@@ -93,8 +96,8 @@ def evaluate_scenes(
         anchors: give conditional queries their anchors' true masks, if the model has an anchor encoder.
 
     Returns:
-        dicts of image_id, kind, claim, class_name, query, intersection, union (pixels), score, and `trivial`: the
-        counts of each trivial answer.
+        dicts of image_id, kind, claim, class_name, query, intersection, union (pixels), score, `failed` (the answer had
+        no mask), and `trivial`: the counts of each trivial answer.
     """
     accelerator = accelerator or Accelerator()
     by_image: dict[str, list[tuple[int, Instruction]]] = {}
@@ -107,7 +110,7 @@ def evaluate_scenes(
     records = []
     for scene in tqdm(own, desc="evaluating", unit="image", disable=not accelerator.is_main_process):
         orders, own_instructions = zip(*by_image[scene.image_id], strict=True)
-        answers = _evaluate_scene(model, processor, scene_set, scene, own_instructions, mean_mask, anchors)
+        answers = _evaluate_scene(model, processor, scene_set, scene, own_instructions, mean_mask, anchors, protocol)
         records += [
             {"order": order, "image_id": scene.image_id, **answer}
             for order, answer in zip(orders, answers, strict=True)
@@ -119,18 +122,18 @@ def evaluate_scenes(
     return records
 
 
-def _evaluate_scene(model, processor, scene_set, scene, instructions, mean_mask, anchors) -> list[dict]:
+def _evaluate_scene(model, processor, scene_set, scene, instructions, mean_mask, anchors, protocol) -> list[dict]:
     labels, instances = scene_set.read_maps(scene)
     image = read_image(scene.image)
     pointed = None
     if anchors:
         class_ids = {c.name: c.id for c in scene_set.classes}
         pointed = [anchor_masks(i, class_ids, labels, instances, image.size) for i in instructions]
-    result = segment(model, processor, image, [i.query for i in instructions], anchors=pointed)
+    result = ask(protocol, model, processor, image, [i.query for i in instructions], pointed)
     records = []
-    for instruction, mask, score in zip(instructions, result.masks.numpy(), result.scores.tolist(), strict=True):
+    for instruction, mask, score, failed in zip(instructions, result.masks, result.scores, result.failed, strict=True):
         target = instruction.target_mask(scene_set.class_named(instruction.class_name).id, labels, instances)
-        intersection, union = intersection_and_union(mask, target)
+        intersection, union = intersection_and_union(mask, target, protocol=protocol.counting)
         records.append(
             {
                 "kind": instruction.kind,
@@ -141,7 +144,8 @@ def _evaluate_scene(model, processor, scene_set, scene, instructions, mean_mask,
                 "intersection": int(intersection),
                 "union": int(union),
                 "score": round(score, 4),
-                "trivial": trivial_counts(target, instruction.class_name, mean_mask),
+                "failed": failed,
+                "trivial": trivial_counts(target, instruction.class_name, mean_mask, protocol.counting),
             }
         )
     return records
@@ -213,7 +217,7 @@ def _measured(arguments: EvaluationArguments, images: int) -> dict:
         "anchors": arguments.anchors,
         "limit": arguments.limit,
         "queries_per_kind": arguments.queries_per_kind,
-        "protocol": "lisa",
+        "protocol": arguments.protocol,
     }
 
 
@@ -231,6 +235,7 @@ def _some_of_each(instructions: Sequence[Instruction], most: int) -> list[Instru
 
 def run_evaluation(arguments: EvaluationArguments) -> dict:
     """Evaluates and writes the results; returns the summary."""
+    protocol = protocol_named(arguments.protocol)
     if arguments.anchors not in ("given", "none"):
         raise UsageError(f"anchors: {arguments.anchors!r} is not one of given, none")
     if arguments.queries_per_kind is not None and arguments.queries_per_kind < 1:
@@ -248,8 +253,10 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
         instructions = _some_of_each(instructions, arguments.queries_per_kind)
     mean_mask = MeanMask(scene_set, scene_set.split("train", labelled=True))
     anchors = {"given": True, "none": False}[arguments.anchors]
-    records = evaluate_scenes(model, processor, scene_set, scenes, instructions, mean_mask, accelerator, anchors)
-    summary = summarise_records(records)
+    records = evaluate_scenes(
+        model, processor, scene_set, scenes, instructions, mean_mask, accelerator, anchors, protocol
+    )
+    summary = summarise_records(records, protocol.counting)
     if accelerator.is_main_process and arguments.out:
         out = Path(arguments.out)
         write_text(out / "samples.jsonl", "".join(json.dumps(record) + "\n" for record in records))

@@ -14,18 +14,23 @@ MEAN_MASK = "mean training mask"
 TRIVIAL = ("whole image", "nothing", MEAN_MASK)
 
 
-def summarise_records(records: Sequence[dict]) -> dict:
+def summarise_records(records: Sequence[dict], counting: str = "lisa") -> dict:
     """cIoU and gIoU in all, by kind, by claim ("left", "largest"), and by class (semantic queries for all of it), with
-    the cIoU of the trivial answers beside them."""
+    the cIoU of the trivial answers beside them.
+
+    Args:
+        counting: protocol of `metrics/ciou`.
+    """
 
     def scores(chosen: Iterable[dict]) -> dict:
         chosen = list(chosen)
-        summary = summarize([r["intersection"] for r in chosen], [r["union"] for r in chosen])
+        columns = ([r[name] for r in chosen] for name in ("intersection", "union"))
+        summary = summarize(*columns, counting, [r["failed"] for r in chosen])
         trivial = {}
         for name in TRIVIAL:
             counts = [r["trivial"][name] for r in chosen if name in r["trivial"]]
             if counts:
-                trivial[name] = summarize([c[0] for c in counts], [c[1] for c in counts])["ciou"]
+                trivial[name] = summarize([c[0] for c in counts], [c[1] for c in counts], counting)["ciou"]
         return {"ciou": summary["ciou"], "giou": summary["giou"], "queries": len(chosen), "trivial": trivial}
 
     if not records:

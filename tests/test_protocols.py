@@ -1,0 +1,77 @@
+"""Protocols of evaluation: how answers are got, and what is counted."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from datasets_scripts.scenes import write_scenes
+from modeling_cora.segmentation import segment
+from trainers.evaluate import main as evaluate
+from trainers.protocols import PROTOCOLS, ask
+from trainers.summary import summarise_records
+
+from .conftest import noise_image
+from .test_pipeline import says
+
+QUERIES = ["the road", "the sky", "the tree"]
+
+
+def test_the_answer_of_lisa_is_the_templates(tiny):
+    model, processor = tiny
+    image = noise_image(40, 30)
+    answers, expected = ask(PROTOCOLS["lisa"], model, processor, image, QUERIES), segment(*tiny, image, QUERIES)
+    assert (answers.masks == expected.masks.numpy()).all() and answers.scores == expected.scores.tolist()
+    assert answers.failed == [False] * 3
+
+
+@pytest.mark.parametrize("name", ["generated", "segzero"])
+def test_generated_masks_of_one_answer_are_one_and_none_is_a_failure(tiny, name):
+    model, processor = tiny
+    seg = model.config.seg_token_id
+    words = processor.tokenizer.encode(" road", add_special_tokens=False)
+    image = noise_image(40, 30)
+
+    def answer(texts):
+        return ask(PROTOCOLS[name], model, processor, image, QUERIES[: len(texts)], **says(processor, texts))
+
+    both, none, one = [*words, seg, *words, seg], words, [*words, seg]
+    together = answer([both, none, one])
+    assert together.masks.shape == (3, 30, 40) and together.failed == [False, True, False]
+    assert not together.masks[1].any() and together.scores[1] == 0
+    first = answer([one]).masks[0]  # the first [SEG] of the longer answer comes after the same words
+    assert (together.masks[0] | first == together.masks[0]).all() and together.masks[0].sum() > first.sum()
+
+
+def record(intersection: int, union: int, failed: bool = False) -> dict:
+    return {"kind": "semantic", "target": "class", "class_name": "car", "claim": "", "intersection": intersection,
+            "union": union, "failed": failed, "trivial": {}}  # fmt: skip
+
+
+def test_what_was_not_to_be_found_counts_as_each_protocol_says():
+    records = [record(5, 10), record(0, 0), record(0, 0, failed=True)]
+    assert summarise_records(records, "lisa")["all"]["giou"] == pytest.approx((0.5 + 1 + 1) / 3, abs=1e-5)
+    assert summarise_records(records, "segzero")["all"]["giou"] == pytest.approx((0.5 + 0) / 2)
+
+
+def test_evaluation_by_name(saved, tmp_path, capsys):
+    street = tmp_path / "street"
+    write_scenes(street, labelled=1, unlabelled=0, val=1, size=(48, 64), progress=False)
+    samples = {}
+    for name in PROTOCOLS:
+        out = tmp_path / name
+        evaluate(["--model", str(saved), "--data", str(street), "--out", str(out), "--protocol", name,
+                  "--queries_per_kind", "3", "--examples", "0"])  # fmt: skip
+        samples[name] = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+        assert json.loads((out / "metrics.json").read_text())["evaluation"]["protocol"] == name
+    asked = [[(s["image_id"], s["query"]) for s in of_name] for of_name in samples.values()]
+    assert asked[0] == asked[1] == asked[2] and len(asked[0]) == 6
+    # ignored pixels belong to the target in one protocol only, so unions of "everything" differ by them alone
+    whole = {name: np.array([s["trivial"]["whole image"] for s in of_name]) for name, of_name in samples.items()}
+    assert (whole["lisa"] == whole["generated"]).all()
+    assert (whole["segzero"][:, 1] == 48 * 64).all() and (whole["segzero"] >= whole["lisa"]).all()
+    with pytest.raises(SystemExit):
+        evaluate(["--model", str(saved), "--data", str(street), "--protocol", "lisaa"])
+    assert "protocol: 'lisaa' is not one of lisa, generated, segzero" in capsys.readouterr().err

@@ -1,0 +1,84 @@
+"""How an answer is got and counted: what makes published numbers of the same name differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from datasets_scripts.command_line import UsageError
+from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
+from modeling_cora.segmentation import answer_batch, segment
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Attributes:
+    generated: the model answers in its own words, and all masks of an answer are one; otherwise the answer is the
+        template's (teacher-forced), which always has a mask.
+    counting: of `metrics/ciou`: "lisa" leaves ignored pixels (255) out and takes IoU 1 where nothing was to be found
+        and nothing was; "segzero" takes ignored pixels for target and skips queries whose union is empty.
+    """
+
+    generated: bool
+    counting: str
+
+
+PROTOCOLS = {
+    "lisa": Protocol(generated=False, counting="lisa"),  # LISA's validate(); CORA's tables
+    "generated": Protocol(generated=True, counting="lisa"),  # Sa2VA
+    "segzero": Protocol(generated=True, counting="segzero"),  # Seg-Zero, VisionReasoner
+}
+"""By name. Every one thresholds logits at 0, at the image's own size."""
+
+
+def protocol_named(name: str) -> Protocol:
+    """Raises:
+    UsageError: not one of `PROTOCOLS`.
+    """
+    if name not in PROTOCOLS:
+        raise UsageError(f"protocol: {name!r} is not one of {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Attributes:
+    masks: bool (n, H, W).
+    scores: n estimates of the IoU, in [0, 1]; of several masks, the least.
+    failed: n times whether the answer had no mask.
+    """
+
+    masks: np.ndarray
+    scores: list[float]
+    failed: list[bool]
+
+
+def ask(
+    protocol: Protocol,
+    model: CoraForReasoningSegmentation,
+    processor: CoraProcessor,
+    image: Image.Image,
+    queries: Sequence[str],
+    anchors: Sequence[Sequence[np.ndarray]] | None = None,
+    **generate_kwargs: Any,
+) -> Answers:
+    """Asks all queries about one image.
+
+    Args:
+        anchors: see `segment`; generated answers are given words alone.
+        generate_kwargs: of `model.generate`; where it generates, greedily and up to 64 tokens unless told otherwise.
+    """
+    if not protocol.generated:
+        result = segment(model, processor, image, queries, anchors=anchors)
+        return Answers(result.masks.numpy(), result.scores.tolist(), [False] * len(queries))
+    options = {"max_new_tokens": 64, "do_sample": False, **generate_kwargs}
+    (answers,) = answer_batch(model, processor, [image], [queries], **options)
+    empty = torch.zeros(image.height, image.width, dtype=torch.bool)
+    masks = [answer.masks.any(0) if len(answer.masks) else empty for answer in answers]
+    scores = [answer.scores.min().item() if len(answer.masks) else 0.0 for answer in answers]
+    return Answers(torch.stack(masks).numpy(), scores, [not len(answer.masks) for answer in answers])
