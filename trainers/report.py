@@ -63,14 +63,14 @@ def write_report(path: Path, title: str, introduction: str, stages: Sequence[Sta
     body = f"""<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title>
 <style>{STYLE}</style><h1>{html.escape(title)}</h1><p>{html.escape(introduction)}</p>{brought}
-<h2>Unseen images, after {html.escape(last.name)}</h2>
-<p>cIoU: all intersections over all unions; gIoU: mean IoU of the queries. The last columns are answers that need no
-model: everything, and the class's mean training mask (cut at the level that is best on the training images).</p>
-<div class="wide">{html_table(summary_table(last.summary))}</div>
-<h2>Answers</h2>
+<h2>Answers about unseen images, after {html.escape(last.name)}</h2>
 <p class="key"><span style="background:#009e73"></span>found <span style="background:#d55e00"></span>wrongly added
 <span style="background:#0072b2"></span>missed</p>
 {_picture(last)}{earlier}
+<h2>The same in numbers</h2>
+<p>cIoU: all intersections over all unions; gIoU: mean IoU of the queries. The last columns are answers that need no
+model: everything, and the class's mean training mask (cut at the level that is best on the training images).</p>
+<div class="wide">{html_table(summary_table(last.summary))}</div>
 <h2>Training</h2>{curves}</html>
 """
     write_text(path, body)
