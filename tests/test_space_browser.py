@@ -216,6 +216,16 @@ def test_uncertainty_is_shown_where_it_is_asked_for(visit, server, tmp_path):
     page.wait_for_selector("#cora-maps", state="hidden")
 
 
+def painted_in_editor(page) -> np.ndarray:
+    """bool (96, 128): what is white on the picture in the editor, as a visitor sees it."""
+    content = page.locator("#cora-editor canvas").first.screenshot()
+    white = (np.asarray(Image.open(io.BytesIO(content)).convert("RGB")) > 245).all(-1)
+    # the picture lies on white; and no row or column of it is white for the most part
+    rows, columns = (np.flatnonzero(white.mean(axis) < 0.65) for axis in (1, 0))
+    inside = white[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return np.asarray(Image.fromarray(inside).resize((128, 96), Image.Resampling.NEAREST))
+
+
 def test_things_are_pointed_at_by_click_and_paint(visit, expected, tmp_path):
     page = visit()
     upload(page, SCENE, tmp_path)
@@ -227,6 +237,8 @@ def test_things_are_pointed_at_by_click_and_paint(visit, expected, tmp_path):
     page.mouse.click(box["x"] + (x + 0.5) / 128 * box["width"], box["y"] + (y + 0.5) / 96 * box["height"])
     page.wait_for_selector("#cora-editor canvas")
     page.wait_for_timeout(1500)
+    shown = painted_in_editor(page)
+    assert (shown & mask).sum() / (shown | mask).sum() > 0.5  # where it was clicked, and not elsewhere
     type_and_ask(page, ["the car left of this", "the sky"])
     clicked = files_of(download(page, "#cora-get-masks"))["anchor.png"]
     assert (clicked & mask).sum() / (clicked | mask).sum() > 0.8

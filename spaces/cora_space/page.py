@@ -369,14 +369,18 @@ def _kept(answer: Answer | None) -> Answer:
 
 
 def _editor_value(picture: Image.Image, painted: np.ndarray | None = None) -> dict[str, Any]:
-    """The picture, and what is painted on it, bool (H, W), in half-transparent white."""
+    """The picture, and what is painted on it, bool (H, W), in white; an update of the editor.
+
+    Its canvas gets the picture's size: layers are put in the middle of a canvas, wherever the picture is.
+    """
     layers = []
     if painted is not None:
         alpha = Image.fromarray(painted.astype(np.uint8) * 255)
         layer = Image.new("RGBA", picture.size, (255, 255, 255, 0))
         layer.putalpha(alpha)
         layers.append(layer)
-    return {"background": picture, "layers": layers, "composite": None}
+    value = {"background": picture, "layers": layers, "composite": None}
+    return gr.update(value=value, canvas_size=picture.size)
 
 
 __all__ = ["Page", "alert"]
