@@ -40,7 +40,6 @@ from metrics.ciou.ciou import intersection_and_union
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.hub.run_folder import weights_digest
 from modeling_cora.pictures import captioned, comparison, grid
-from modeling_cora.segmentation import segment
 from trainers.arguments import parse_recipe
 from trainers.baselines import MeanMask, trivial_counts
 from trainers.instruction_dataset import anchor_masks
@@ -122,17 +121,24 @@ def evaluate_scenes(
     return records
 
 
-def _evaluate_scene(model, processor, scene_set, scene, instructions, mean_mask, anchors, protocol) -> list[dict]:
+def _ask_scene(model, processor, scene_set, scene, instructions, anchors, protocol):
+    """The image, the target (H, W) of each instruction, and the answers."""
     labels, instances = scene_set.read_maps(scene)
     image = read_image(scene.image)
+    class_ids = {c.name: c.id for c in scene_set.classes}
     pointed = None
     if anchors:
-        class_ids = {c.name: c.id for c in scene_set.classes}
         pointed = [anchor_masks(i, class_ids, labels, instances, image.size) for i in instructions]
-    result = ask(protocol, model, processor, image, [i.query for i in instructions], pointed)
+    targets = [i.target_mask(class_ids[i.class_name], labels, instances) for i in instructions]
+    return image, targets, ask(protocol, model, processor, image, [i.query for i in instructions], pointed)
+
+
+def _evaluate_scene(model, processor, scene_set, scene, instructions, mean_mask, anchors, protocol) -> list[dict]:
+    _, targets, answers = _ask_scene(model, processor, scene_set, scene, instructions, anchors, protocol)
     records = []
-    for instruction, mask, score, failed in zip(instructions, result.masks, result.scores, result.failed, strict=True):
-        target = instruction.target_mask(scene_set.class_named(instruction.class_name).id, labels, instances)
+    for instruction, target, mask, score, failed in zip(
+        instructions, targets, answers.masks, answers.scores, answers.failed, strict=True
+    ):
         intersection, union = intersection_and_union(mask, target, protocol=protocol.counting)
         records.append(
             {
@@ -159,8 +165,12 @@ def overlay_grid(
     instructions: Sequence[Instruction],
     images: int,
     queries: int = 5,
+    anchors: bool = True,
+    protocol: Protocol = PROTOCOLS["lisa"],
 ) -> Image.Image:
-    """Rows: scenes spread over the split; columns: queries, from the largest target to the smallest."""
+    """Rows: scenes spread over the split; columns: queries, from the largest target to the smallest, answered as in
+    `evaluate_scenes`."""
+    anchors = anchors and model.config.anchor_token_id is not None
     rows = []
     by_image: dict[str, list[Instruction]] = {}
     for instruction in instructions:
@@ -168,28 +178,26 @@ def overlay_grid(
     asked = [scene for scene in scenes if scene.image_id in by_image]
     for scene in asked[:: max(1, len(asked) // images)][:images]:
         labels, instances = scene_set.read_maps(scene)
-        targets = [
-            (i, i.target_mask(scene_set.class_named(i.class_name).id, labels, instances))
+        areas = [
+            (i.target_mask(scene_set.class_named(i.class_name).id, labels, instances) == 1).sum()
             for i in by_image[scene.image_id]
         ]
-        targets.sort(key=lambda pair: -int((pair[1] == 1).sum()))
-        chosen = [
-            targets[round(k * (len(targets) - 1) / max(1, queries - 1))] for k in range(min(queries, len(targets)))
-        ]
-        image = read_image(scene.image)
-        result = segment(model, processor, image, [i.query for i, _ in chosen])
+        order = np.argsort(-np.array(areas), kind="stable")
+        places = [round(k * (len(order) - 1) / max(1, queries - 1)) for k in range(min(queries, len(order)))]
+        chosen = [by_image[scene.image_id][order[place]] for place in places]
+        image, targets, answers = _ask_scene(model, processor, scene_set, scene, chosen, anchors, protocol)
         rows.append(
             [captioned(image, scene.image_id)]
             + [
-                _captioned_comparison(image, target, mask, instruction.query)
-                for (instruction, target), mask in zip(chosen, result.masks.numpy(), strict=True)
+                _captioned_comparison(image, target, mask, instruction.query, protocol.counting)
+                for instruction, target, mask in zip(chosen, targets, answers.masks, strict=True)
             ]
         )
     return grid(rows)
 
 
-def _captioned_comparison(image: Image.Image, target, mask, query: str) -> Image.Image:
-    intersection, union = intersection_and_union(mask, target)
+def _captioned_comparison(image: Image.Image, target, mask, query: str, counting: str) -> Image.Image:
+    intersection, union = intersection_and_union(mask, target, protocol=counting)
     iou = intersection / union if union else 1.0
     return captioned(comparison(image, target, mask, legend=False), f"IoU {iou:.2f}  {query}")
 
@@ -264,7 +272,16 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
         write_text(out / "metrics.json", json.dumps({"evaluation": measured, **summary}, indent=1) + "\n")
         write_text(out / "metrics.md", markdown(summary_table(summary)))
         if arguments.examples:
-            picture = overlay_grid(model, processor, scene_set, scenes, instructions, arguments.examples)
+            picture = overlay_grid(
+                model,
+                processor,
+                scene_set,
+                scenes,
+                instructions,
+                arguments.examples,
+                anchors=anchors,
+                protocol=protocol,
+            )
             write_image(out / "overlays.png", picture)
     return summary
 

@@ -37,7 +37,7 @@ from datasets_scripts.instructions.statistics import markdown_table
 from trainers.arguments import parse_recipe
 from trainers.label_efficiency import draw_curves
 from trainers.methods import method_named
-from trainers.run import STAGES, RunArguments, read_run, run
+from trainers.run import STAGES, RunArguments, read_run, run, split_sections
 from trainers.summary import mean_and_spread
 
 ALL = "all labelled images"
@@ -152,13 +152,8 @@ def _as_number(fraction: str) -> Fraction:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    argv = list(sys.argv[1:] if argv is None else argv)
-    own, sections = [], []  # `--stage1.max_steps 100` goes to the runs
-    target = own
-    for word in argv:
-        if word.startswith("--"):
-            target = sections if "." in word else own
-        target.append(word)
+    own, dotted = split_sections(sys.argv[1:] if argv is None else argv)
+    sections = [word for name, values in dotted.items() for word in (f"--{name}", *values)]  # for the runs
     (arguments,) = parse_recipe((ExperimentArguments,), own)
     for name in ("recipe", "data", "out"):
         if not getattr(arguments, name):

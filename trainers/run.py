@@ -119,7 +119,7 @@ def read_run(argv: Sequence[str] | None = None) -> tuple[RunArguments, dict[str,
             sections[name] = dict(value)
             if "recipe" in value:
                 sections[name]["recipe"] = str(recipe_path.parent / value["recipe"])
-    given, dotted = _split(argv)
+    given, dotted = split_sections(argv)
     for name, values in dotted.items():
         section, _, entry = name.partition(".")
         if section not in sections:
@@ -129,7 +129,7 @@ def read_run(argv: Sequence[str] | None = None) -> tuple[RunArguments, dict[str,
     return arguments, sections
 
 
-def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+def split_sections(argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     """The run's own arguments, and the values of those with a dot in their name."""
     own: list[str] = []
     dotted: dict[str, list[str]] = {}
