@@ -2,68 +2,93 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 
+from datasets_scripts.files import write_text
+from datasets_scripts.scenes import write_scenes
+from datasets_scripts.splits import write_split
 from trainers.pseudo_labels import measure
+from trainers.steps import StepFolders
+
+from .test_run import SECTIONS
+
+SUPERVISED, UNIMATCH = "SegFormer-B0, supervised", "SegFormer-B0, UniMatch"
 
 
-def finished(runs: Path, row: str, fraction: str, seed: int, val: float, pseudo: float | None = None) -> None:
-    folder = measure.run_folder(runs, row, fraction, seed)
-    (folder / "pseudo_labels").mkdir(parents=True)
-    (folder / "training.json").write_text(json.dumps({"val": {"miou": val}, "steps": 10}))
-    if pseudo is not None:
-        (folder / "pseudo_labels" / "audit.json").write_text(json.dumps({"miou": pseudo}))
+def cell(folder: Path, row: str, fraction: str, seed: int) -> measure.Cell:
+    for path in (folder / "data", folder / fraction):
+        path.mkdir(exist_ok=True)
+    arguments = argparse.Namespace(data=folder / "data", splits=folder)
+    return measure.Cell(row, fraction, seed, measure._steps(arguments, row, fraction, {"seed": seed}))
+
+
+def finished(one: measure.Cell, folders: StepFolders, val: float, pseudo: float | None = None) -> None:
+    """As the programs leave it."""
+    train, _, audit = one.steps
+    for step, name, content in (
+        (train, "training.json", {"val": {"miou": val}}),
+        (audit, "audit.json", {"miou": pseudo}),
+    ):
+        if step is train or pseudo is not None:
+            write_text(folders.folder(step) / name, json.dumps(content))
+            write_text(folders.done(step), "{}")
 
 
 def test_the_table_has_means_and_spreads_of_what_has_ended(tmp_path):
-    row = "SegFormer-B0, UniMatch"
-    for seed, value in enumerate((0.30, 0.32, 0.37)):
-        finished(tmp_path, row, "1_30", seed, value, 0.5)
-    finished(tmp_path, row, "1_8", 0, 0.4)
-    table = measure.table(tmp_path, ["1_30", "1_8"], [0, 1, 2])
-    assert "| mIoU, % | 1/30 val | 1/30 pseudo-labels | 1/8 val | 1/8 pseudo-labels |" in table
+    folders = StepFolders(tmp_path / "runs")
+    cells = [cell(tmp_path, UNIMATCH, "1_30", seed) for seed in range(3)]
+    for one, value in zip(cells, (0.30, 0.32, 0.37), strict=True):
+        finished(one, folders, value, 0.5)
+    cells += [cell(tmp_path, UNIMATCH, "1_8", 0), cell(tmp_path, SUPERVISED, "1_8", 0)]
+    finished(cells[3], folders, 0.4)
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in measure.table(cells, folders).splitlines()]
+    assert rows[0] == ["mIoU, %", "1/30 val", "1/30 pseudo-labels", "1/8 val", "1/8 pseudo-labels"]
     # mean .33, sample standard deviation sqrt((.03^2 + .01^2 + .04^2) / 2)
-    assert f"| {row} | 33.0 ± 3.6 (3) | 50.0 ± 0.0 (3) | 40.0 (1) |  |" in table
-    assert "| SegFormer-B0, supervised |  |  |  |  |" in table
+    assert rows[2] == [UNIMATCH, "33.0 ± 3.6 (3)", "50.0 ± 0.0 (3)", "40.0 (1)", ""]
+    assert rows[3] == [SUPERVISED, "", "", "", ""]
 
 
-def test_runs_that_have_ended_are_kept_and_others_go_on(tmp_path, monkeypatch):
-    (tmp_path / "splits" / "1_30").mkdir(parents=True)
-    done, open_ = "SegFormer-B0, supervised", "SegFormer-B0, UniMatch"
-    finished(tmp_path / "runs", done, "1_30", 0, 0.3, 0.4)
-    commands = []
-
-    def run(command, folder):
-        commands.append((Path(command[0]).name, folder.name, command))
-        if command[0].endswith("train.py"):
-            finished(tmp_path / "runs", open_, "1_30", 0, 0.35)
-        if command[0].endswith("audit.py"):
-            (folder / "pseudo_labels" / "audit.json").write_text('{"miou": 0.5}')
-
-    monkeypatch.setattr(measure, "_run", run)
-    argv = ["--data", "DATA", "--splits", str(tmp_path / "splits"), "--fractions", "1_30", "--seeds", "0"]
-    argv += ["--runs", str(tmp_path / "runs"), "--table", str(tmp_path / "table.md"), "--rows", done, open_]
-    measure.main([*argv, "--", "--max_steps", "7"])
-    assert [name for name, _, _ in commands] == ["train.py", "predict.py", "audit.py"]
-    train = commands[0][2]
-    assert commands[0][1] == "camvid_cpu_unimatch_1_30_seed0" and train[-2:] == ["--max_steps", "7"]
-    assert train[train.index("--method") + 1] == "unimatch" and "--resume_from_checkpoint" in train
-    assert "35.0 (1) | 50.0 (1)" in (tmp_path / "table.md").read_text()
-    commands.clear()
+def test_runs_that_have_ended_are_kept(tmp_path, capsys):
+    write_scenes(tmp_path / "street", labelled=3, unlabelled=0, val=1, size=(64, 96), progress=False)
+    names = sorted(path.stem for path in (tmp_path / "street/images").glob("*.png"))
+    rows = [f"{name}.png {name}.png" for name in names]
+    write_split(tmp_path / "splits/1_3", rows[:2], rows[2:])
+    argv = [
+        "--data",
+        str(tmp_path / "street"),
+        "--splits",
+        str(tmp_path / "splits"),
+        "--fractions",
+        "1_3",
+        "--seeds",
+        "0",
+    ]
+    argv += ["--runs", str(tmp_path / "runs"), "--table", str(tmp_path / "table.md"), "--rows", SUPERVISED, UNIMATCH]
+    fields = {**SECTIONS["pseudo_labels"], "absent_classes": "keep", "dataloader_num_workers": 0}
+    argv += [text for name, value in fields.items() for text in (f"--segmenter.{name}", str(value))]
     measure.main(argv)
-    assert commands == []
+    table = (tmp_path / "table.md").read_text()
+    assert table.count("(1)") == 4  # two rows, scores on val and of the pseudo-labels
+    assert "done before" not in capsys.readouterr().out
+    measure.main(argv)
+    assert capsys.readouterr().out.count("done before") == 6 and (tmp_path / "table.md").read_text() == table
 
 
-@pytest.mark.parametrize(("changes", "message"), [(["--fractions", "1_7"], "1_7"), (["--rows", "none"], "'none'")])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [(["--fractions", "1_7"], "1_7"), (["--rows", "none"], "'none'"), (["--stage1.flip", "0"], "'--stage1.flip'")],
+)
 def test_bad_arguments_get_one_line(tmp_path, capsys, changes, message):
     base = ["--data", "D", "--splits", str(tmp_path), "--runs", str(tmp_path / "r"), "--table", str(tmp_path / "t.md")]
+    (tmp_path / "1_30").mkdir()
     with pytest.raises(SystemExit) as exit_info:
-        measure.main([*base, *changes])
+        measure.main([*base, "--fractions", "1_30", *changes])
     assert exit_info.value.code == 2 and message in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["1_30"]
 
 
 def test_every_row_has_its_recipe_and_a_supervised_row_beside_it():

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -291,6 +292,29 @@ def read_yaml(path: Path) -> dict:
     if not isinstance(recipe, dict):
         raise DataError(f"{path}: holds a {type(recipe).__name__}; a recipe is a mapping of fields to values")
     return recipe
+
+
+def split_sections(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """A program's own arguments, and the values of those with a dot in their name, as YAML reads them (`--a.b 1 2`: a
+    list).
+
+    Raises:
+        UsageError: no value.
+    """
+    own: list[str] = []
+    dotted: dict[str, list[str]] = {}
+    values = own
+    for word in argv:
+        if word.startswith("--") and "." in word:
+            values = dotted[word[2:]] = []  # given twice, the second counts
+            continue
+        if word.startswith("--"):
+            values = own
+        values.append(word)
+    if empty := [name for name, given in dotted.items() if not given]:
+        raise UsageError(f"--{empty[0]}: a value is missing")
+    read = {name: [yaml.safe_load(value) for value in given] for name, given in dotted.items()}
+    return own, {name: given if len(given) > 1 else given[0] for name, given in read.items()}
 
 
 def _checked(path: Path, name: str, value, known_field):

@@ -34,10 +34,10 @@ from tqdm.auto import tqdm
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import write_text
 from datasets_scripts.instructions.statistics import markdown_table
-from trainers.arguments import parse_recipe
+from trainers.arguments import parse_recipe, split_sections
 from trainers.label_efficiency import draw_curves
 from trainers.methods import method_named
-from trainers.run import STAGES, RunArguments, read_run, run, split_sections
+from trainers.run import STAGES, RunArguments, override, read_run, run
 from trainers.summary import mean_and_spread
 
 ALL = "all labelled images"
@@ -152,8 +152,8 @@ def _as_number(fraction: str) -> Fraction:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    own, dotted = split_sections(sys.argv[1:] if argv is None else argv)
-    sections = [word for name, values in dotted.items() for word in (f"--{name}", *values)]  # for the runs
+    argv = list(sys.argv[1:] if argv is None else argv)
+    own, dotted = split_sections(argv)
     (arguments,) = parse_recipe((ExperimentArguments,), own)
     for name in ("recipe", "data", "out"):
         if not getattr(arguments, name):
@@ -163,7 +163,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cells, out = plan_cells(arguments), Path(arguments.out)
     recipe = Path(own[0]).parent / arguments.recipe if own and not own[0].startswith("-") else Path(arguments.recipe)
     for cell in tqdm(cells if not arguments.only else [], unit="run"):
-        _, given = read_run([str(recipe), *sections])
+        _, sections = read_run([str(recipe)])
+        override(sections, dotted)
         run_arguments = RunArguments(
             data=arguments.data,
             split_lists=None if cell.fraction == ALL else str(Path(arguments.splits or "") / cell.fraction),
@@ -173,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             seed=cell.seed,
             accelerate_config=arguments.accelerate_config,
         )
-        run(run_arguments, given)
+        run(run_arguments, sections)
         write_results(arguments, cells)
     print(write_results(arguments, cells), end="")
 

@@ -25,22 +25,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import yaml
-
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import link, write_text
 from datasets_scripts.folder import read_folder
 from datasets_scripts.records import DataError
-from trainers.arguments import UnlabelledArguments, nearest, parse_recipe, read_yaml
+from trainers.arguments import UnlabelledArguments, nearest, parse_recipe, read_yaml, split_sections
 from trainers.consistency_weights import ConsistencyArguments
 from trainers.evaluate import EvaluationArguments
 from trainers.methods import LISA_CONFIDENCE, method_named
-from trainers.pseudo_labels.audit import AuditArguments
-from trainers.pseudo_labels.predict import PredictionArguments
-from trainers.pseudo_labels.train import ARGUMENTS as PSEUDO_LABEL_ARGUMENTS
+from trainers.pseudo_labels.steps import pseudo_label_steps
 from trainers.report import Stage, read_history, write_report
 from trainers.stage import ARGUMENTS as STAGE_ARGUMENTS
-from trainers.steps import Step, StepFolders
+from trainers.steps import RESUMES, Step, StepFolders
 from trainers.summary import markdown, stage_table
 
 STAGES = ("stage1", "stage2", "stage3")
@@ -49,7 +45,6 @@ LINKS = ("model", "evaluation")
 SECTIONS = ("instructions", "pseudo_labels", "prediction", *STAGES, "consistency", "evaluation")
 """`instructions`: options of `datasets_scripts.build`; `pseudo_labels`: fields of `trainers/pseudo_labels/train.py`, or
 `folder` for pseudo-labels that are there; `prediction`: of its `predict.py`; the others: of the programs so named."""
-RESUMES = ("--resume_from_checkpoint", "true")
 
 
 @dataclass
@@ -120,30 +115,22 @@ def read_run(argv: Sequence[str] | None = None) -> tuple[RunArguments, dict[str,
             if "recipe" in value:
                 sections[name]["recipe"] = str(recipe_path.parent / value["recipe"])
     given, dotted = split_sections(argv)
-    for name, values in dotted.items():
-        section, _, entry = name.partition(".")
-        if section not in sections:
-            raise UsageError(f"unknown argument '--{name}'{nearest(section, sections)}")
-        sections[section][entry] = [yaml.safe_load(v) for v in values] if len(values) > 1 else yaml.safe_load(values[0])
+    override(sections, dotted)
     (arguments,) = parse_recipe((RunArguments,), [*own, *given])
     return arguments, sections
 
 
-def split_sections(argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """The run's own arguments, and the values of those with a dot in their name."""
-    own: list[str] = []
-    dotted: dict[str, list[str]] = {}
-    values = own
-    for word in argv:
-        if word.startswith("--") and "." in word:
-            values = dotted[word[2:]] = []  # given twice, the second counts
-            continue
-        if word.startswith("--"):
-            values = own
-        values.append(word)
-    if empty := [name for name, given in dotted.items() if not given]:
-        raise UsageError(f"--{empty[0]}: a value is missing")
-    return own, dotted
+def override(sections: dict[str, dict[str, Any]], dotted: Mapping[str, Any]) -> None:
+    """Puts values that were given as `section.field` into their sections.
+
+    Raises:
+        UsageError: an unknown section.
+    """
+    for name, value in dotted.items():
+        section, _, entry = name.partition(".")
+        if section not in sections:
+            raise UsageError(f"unknown argument '--{name}'{nearest(section, sections)}")
+        sections[section][entry] = value
 
 
 def plan(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> Run:
@@ -233,25 +220,10 @@ def _pseudo_labels(
     if "folder" in section:
         return Path(section["folder"]), []
     recipe = Path(section.pop("recipe")) if "recipe" in section else None
-    train = Step(
-        "segmenter",
-        "trainers.pseudo_labels.train",
-        {**section, "data": data, "seed": arguments.seed},
-        "output_dir",
-        recipe,
-        PSEUDO_LABEL_ARGUMENTS,
-        resumes=RESUMES,
-    )
-    predict = Step(
-        "pseudo_labels",
-        "trainers.pseudo_labels.predict",
-        {"model": train, "data": data, **sections["prediction"]},
-        arguments=(PredictionArguments,),
-    )
+    fields = {**section, "seed": arguments.seed}
     # the folder as it came has the truth of images that the split calls unlabelled; nothing trains on this
-    audit = {"predictions": predict, "data": Path(arguments.data)}
-    checked = Step("audit", "trainers.pseudo_labels.audit", audit, arguments=(AuditArguments,), launched=False)
-    return predict, [train, predict, checked]
+    steps = pseudo_label_steps(data, Path(arguments.data), fields, recipe, prediction=sections["prediction"])
+    return steps[1], list(steps)
 
 
 def write_results(arguments: RunArguments, run: Run, folders: StepFolders) -> dict[str, dict]:

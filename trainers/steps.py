@@ -24,6 +24,8 @@ from datasets_scripts.files import write_text
 
 from .arguments import parse_recipe, read_recipe, read_yaml
 
+RESUMES = ("--resume_from_checkpoint", "true")
+"""What training programs need to go on where they were interrupted."""
 DONE = ".done.json"
 """`NAME-KEY.done.json` beside the folder `NAME-KEY` says that the step came to its end."""
 

@@ -3,9 +3,8 @@
     python trainers/pseudo_labels/measure.py --data CAMVID --splits CAMVID/splits/camvid --runs runs/pseudo_labels \
         --table results/pseudo_labels_camvid.md
 
-Runs one after another, each in a program of its own; a run that has ended (`training.json`) is kept, one that was
-interrupted goes on from its last checkpoint. The table is written anew after each run. `--only table` runs nothing.
-Options after `--` go to every run: `-- --max_steps 200`.
+Runs one after another, each of steps as in `trainers/run.py`: what is done is kept, what was interrupted goes on. The
+table is written anew after each run. `--only table` runs nothing. `--segmenter.FIELD VALUE` goes to every training.
 """
 
 from __future__ import annotations
@@ -19,14 +18,18 @@ if __name__ == "__main__":
 
 import argparse
 import json
-import subprocess
-import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from tqdm.auto import tqdm
 
 from datasets_scripts.command_line import ArgumentParser, UsageError, one_line_errors
 from datasets_scripts.files import write_text
+from datasets_scripts.instructions.statistics import markdown_table
+from trainers.arguments import split_sections
+from trainers.pseudo_labels.steps import pseudo_label_steps
+from trainers.steps import Step, StepFolders
 from trainers.summary import mean_and_spread
 
 HERE = Path(__file__).resolve().parent
@@ -40,67 +43,46 @@ ROWS = {
 """Row of the table -> recipe and method. Each method stands beside *supervised* with the same network and steps."""
 
 
-def run_folder(runs: Path, row: str, fraction: str, seed: int) -> Path:
-    recipe, method = ROWS[row]
-    return runs / f"{recipe}_{method}_{fraction}_seed{seed}"
+@dataclass(frozen=True)
+class Cell:
+    """One run: a row of the table, a fraction, a seed, and its training, prediction and audit."""
+
+    row: str
+    fraction: str
+    seed: int
+    steps: tuple[Step, Step, Step]
 
 
-def run_once(arguments: argparse.Namespace, row: str, fraction: str, seed: int) -> None:
-    """One training run, its pseudo-labels and their audit, as far as they are not there yet.
-
-    Raises:
-        UsageError: the run ended with an error (its last line is told).
-    """
-    recipe, method = ROWS[row]
-    folder = run_folder(arguments.runs, row, fraction, seed)
-    split = arguments.splits / fraction
-    started = time.perf_counter()
-    if not (folder / "training.json").exists():
-        train = [str(HERE / "train.py"), str(HERE / "recipes" / f"{recipe}.yaml"), "--data", str(arguments.data)]
-        train += ["--split_lists", str(split), "--method", method, "--seed", str(seed), "--output_dir", str(folder)]
-        train += ["--resume_from_checkpoint", "true", *arguments.options]
-        _run(train, folder)
-        write_text(folder / "seconds.txt", f"{time.perf_counter() - started:.0f}\n")
-    predictions = folder / "pseudo_labels"
-    if not (predictions / "audit.json").exists():
-        data = ["--data", str(arguments.data)]
-        _run([str(HERE / "predict.py"), "--model", str(folder), *data, "--split_lists", str(split), "--out",
-              str(predictions)], folder)  # fmt: skip
-        _run([str(HERE / "audit.py"), "--predictions", str(predictions), *data], folder)
-
-
-def _run(command: Sequence[str], folder: Path) -> None:
-    result = subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    if result.returncode:
-        last = next((line for line in reversed(result.stderr.splitlines()) if line.strip()), "no message")
-        raise UsageError(f"{folder}: {Path(command[0]).name} ended with {result.returncode}: {last}")
-
-
-def read_run(folder: Path) -> dict | None:
-    """mIoU on val and of the pseudo-labels, of a run that has ended."""
-    if not (folder / "training.json").exists():
+def read_run(cell: Cell, folders: StepFolders) -> dict | None:
+    """mIoU on val and of the pseudo-labels, of a run whose training has ended."""
+    train, _, audit = cell.steps
+    if not folders.done(train).exists():
         return None
-    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    audit = folder / "pseudo_labels" / "audit.json"
-    pseudo = json.loads(audit.read_text(encoding="utf-8"))["miou"] if audit.exists() else None
-    return {"val": (record["val"] or {}).get("miou"), "pseudo_labels": pseudo, "steps": record["steps"]}
+    record = json.loads((folders.folder(train) / "training.json").read_text(encoding="utf-8"))
+    pseudo = None
+    if folders.done(audit).exists():
+        pseudo = json.loads((folders.folder(audit) / "audit.json").read_text(encoding="utf-8"))["miou"]
+    return {"val": (record["val"] or {}).get("miou"), "pseudo_labels": pseudo}
 
 
-def table(runs: Path, fractions: Sequence[str], seeds: Sequence[int]) -> str:
+def table(cells: Sequence[Cell], folders: StepFolders) -> str:
     """Markdown: a row for each method, for each fraction the mIoU on val and of the pseudo-labels."""
-    head = ["mIoU, %", *(f"{f.replace('_', '/')} {kind}" for f in fractions for kind in ("val", "pseudo-labels"))]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
-    for row in ROWS:
-        cells = [row]
-        for fraction in fractions:
-            found = [read_run(run_folder(runs, row, fraction, seed)) for seed in seeds]
-            for kind in ("val", "pseudo_labels"):
-                cells.append(mean_and_spread([one[kind] for one in found if one and one[kind] is not None]))
-        lines.append(cells)
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    fractions = list(dict.fromkeys(cell.fraction for cell in cells))
+    found = [(cell, one) for cell in cells if (one := read_run(cell, folders))]
+
+    def values(row: str, fraction: str, kind: str) -> list[float]:
+        of_seeds = [one[kind] for cell, one in found if (cell.row, cell.fraction) == (row, fraction)]
+        return [value for value in of_seeds if value is not None]
+
+    rows = [
+        (row, *(mean_and_spread(values(row, f, kind)) for f in fractions for kind in ("val", "pseudo_labels")))
+        for row in dict.fromkeys(cell.row for cell in cells)
+    ]
+    head = [f"{f.replace('_', '/')} {kind}" for f in fractions for kind in ("val", "pseudo-labels")]
+    return markdown_table(("mIoU, %", *head), rows)
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, type=Path, help="data set in a layout that read_folder knows")
     parser.add_argument("--splits", required=True, type=Path, help="folder of split folders, one per fraction")
@@ -110,25 +92,43 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--runs", required=True, type=Path, help="folder of the runs")
     parser.add_argument("--table", required=True, type=Path, help="markdown file to write")
     parser.add_argument("--only", choices=["table"], default=None, help="run nothing, write the table")
-    parser.add_argument("options", nargs="*", help="for train.py, after --")
     return parser.parse_args(argv)
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    arguments = _parse(argv)
+    own, dotted = split_sections(sys.argv[1:] if argv is None else argv)
+    arguments = _parse(own)
     for row in arguments.rows:
         if row not in ROWS:
             raise UsageError(f"--rows {row!r}: is not one of {', '.join(ROWS)}")
     for fraction in arguments.fractions:
         if not (arguments.splits / fraction).is_dir():
             raise UsageError(f"--splits {arguments.splits}: has no {fraction}")
-    plan = [(row, f, seed) for seed in arguments.seeds for f in arguments.fractions for row in arguments.rows]
-    for row, fraction, seed in tqdm(plan if arguments.only is None else [], unit="run"):
-        run_once(arguments, row, fraction, seed)
-        write_text(arguments.table, table(arguments.runs, arguments.fractions, arguments.seeds))
-    write_text(arguments.table, table(arguments.runs, arguments.fractions, arguments.seeds))
-    print(arguments.table.read_text(encoding="utf-8"), end="")
+    for name in dotted:
+        if not name.startswith("segmenter."):
+            raise UsageError(f"unknown argument '--{name}'; --segmenter.FIELD goes to every training")
+    fields = {name.partition(".")[2]: value for name, value in dotted.items()}
+    cells = [
+        Cell(row, fraction, seed, _steps(arguments, row, fraction, {**fields, "seed": seed}))
+        for seed in arguments.seeds
+        for fraction in arguments.fractions
+        for row in arguments.rows
+    ]
+    folders = StepFolders(arguments.runs)
+    for cell in tqdm(cells if arguments.only is None else [], unit="run"):
+        folders.run(cell.steps)
+        write_text(arguments.table, table(cells, folders))
+    text = table(cells, folders)
+    write_text(arguments.table, text)
+    print(text, end="")
+
+
+def _steps(arguments: argparse.Namespace, row: str, fraction: str, fields: dict[str, Any]) -> tuple[Step, Step, Step]:
+    recipe, method = ROWS[row]
+    given = {**fields, "method": method}
+    split = arguments.splits / fraction
+    return pseudo_label_steps(arguments.data, arguments.data, given, HERE / "recipes" / f"{recipe}.yaml", split)
 
 
 if __name__ == "__main__":
