@@ -19,7 +19,7 @@ from datasets_scripts.records import DataError
 from datasets_scripts.scenes import write_scenes
 from modeling_cora.hub.push import publication
 from modeling_cora.hub.run_folder import read_run as read_finished
-from trainers.checkpoints import last_checkpoint
+from trainers.base_trainer import last_checkpoint
 from trainers.methods import method_named
 from trainers.run import STAGES, main, plan, read_run
 from trainers.stage import ARGUMENTS

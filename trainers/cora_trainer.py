@@ -5,31 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch.utils.data import Sampler, SequentialSampler
 
 from .arguments import CoraTrainingArguments
-from .checkpoints import WholeCheckpoints
+from .base_trainer import BaseTrainer
 from .hub_uploads import HubUploads
 
 
-class CoraTrainer(HubUploads, WholeCheckpoints):
-    """Logs each loss term, gives each part its learning rate, and reads items in order (see `InstructionDataset`)."""
+class CoraTrainer(HubUploads, BaseTrainer):
+    """Eq. 5 as means over an optimizer step, a learning rate for each part, uploads of what others need."""
 
     args: CoraTrainingArguments
-    # `compute_loss` returns means; without this they would be multiplied by accumulation steps.
-    loss_is_scaled_for_ga = False
     uses_anchors = False
     """Whether the stage's conditional queries come with their anchors."""
     uses_unlabelled = False
     """Whether batches are pairs of labelled and unlabelled images, and the trainer takes `UnlabelledArguments`."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._term_sums: dict[str, torch.Tensor] = {}
-        self._term_counts: dict[str, int] = {}
-
-    def _get_train_sampler(self, train_dataset=None) -> Sampler:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of one optimizer step, and what `counts` says of them over all processes."""
@@ -104,16 +93,3 @@ class CoraTrainer(HubUploads, WholeCheckpoints):
                 rate = next(rate for part, rate in rates.items() if part in name)
                 groups.setdefault((rate, self.args.weight_decay * (name in decayed)), []).append(parameter)
         return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
-
-    def record_terms(self, terms: Mapping[str, torch.Tensor]) -> None:
-        """Sums loss terms until the next log line, which shows their means over steps and processes."""
-        for name, term in terms.items():
-            self._term_sums[name] = self._term_sums.get(name, 0.0) + term.detach().float()
-            self._term_counts[name] = self._term_counts.get(name, 0) + 1
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            for name, total in self._term_sums.items():
-                logs[name] = round(self.accelerator.reduce(total / self._term_counts[name], "mean").item(), 5)
-            self._term_sums, self._term_counts = {}, {}
-        super().log(logs, start_time)

@@ -31,7 +31,7 @@ from .arguments import (
     UnlabelledArguments,
     parse_recipe,
 )
-from .checkpoints import last_checkpoint
+from .base_trainer import last_checkpoint
 from .cora_trainer import CoraTrainer
 from .instruction_dataset import InstructionCollator, InstructionDataset
 from .query_pretraining import pretrain_queries

@@ -27,7 +27,7 @@ from transformers.trainer_utils import set_seed
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import write_text
 from trainers.arguments import parse_recipe
-from trainers.checkpoints import last_checkpoint
+from trainers.base_trainer import last_checkpoint
 from trainers.pseudo_labels.arguments import (
     MethodArguments,
     SegmentationDataArguments,

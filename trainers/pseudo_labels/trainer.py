@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch.utils.data import Sampler, SequentialSampler
 from transformers import TrainerCallback
 
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.records import Scene, SceneSet
-from trainers.checkpoints import WholeCheckpoints
+from trainers.base_trainer import BaseTrainer
 
 from .arguments import SemiSupervisedTrainingArguments
 from .batch_norm import synchronise_batch_norm
@@ -26,7 +25,7 @@ from .segmenter import SemanticSegmenter
 TEACHER = "teacher"
 
 
-class SemiSupervisedSegmentationTrainer(WholeCheckpoints):
+class SemiSupervisedSegmentationTrainer(BaseTrainer):
     """Trains a segmenter by a method.
 
     Every mean is over the batch of all processes, BatchNorm too, so two processes equal one with twice the batch. With
@@ -34,8 +33,6 @@ class SemiSupervisedSegmentationTrainer(WholeCheckpoints):
     """
 
     args: SemiSupervisedTrainingArguments
-    # `compute_loss` returns means; without this they would be multiplied by accumulation steps
-    loss_is_scaled_for_ga = False
 
     def __init__(
         self,
@@ -60,11 +57,6 @@ class SemiSupervisedSegmentationTrainer(WholeCheckpoints):
         for part in (method.teacher, getattr(method, "clip", None)):
             if part is not None:
                 part.to(args.device)
-        self._term_sums: dict[str, float] = {}
-        self._term_count = 0
-
-    def _get_train_sampler(self, train_dataset=None) -> Sampler:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         processes = self.accelerator.num_processes
@@ -74,15 +66,13 @@ class SemiSupervisedSegmentationTrainer(WholeCheckpoints):
         terms, values = self.global_means(means)
         weights = self.method.weights(self.state.global_step / self.state.max_steps)
         self._stop_at_nan(values)
-        for name, value in values.items():
-            self._term_sums[name] = self._term_sums.get(name, 0.0) + value
-        self._term_count += 1
+        self.record_terms(values)
         loss = weighted_sum(terms, weights)
         return (loss, {"terms": terms}) if return_outputs else loss
 
-    def global_means(self, means: dict[str, Mean]) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    def global_means(self, means: dict[str, Mean]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Terms of this process, of which the mean over processes is the mean over all pixels of the batch; and these
-        means as numbers."""
+        means."""
         totals = torch.stack([mean.total.detach().double() for mean in means.values()])
         counts = torch.stack([mean.count.detach().double() for mean in means.values()])
         totals, counts = self.accelerator.reduce(torch.stack([totals, counts]), "sum")
@@ -91,21 +81,15 @@ class SemiSupervisedSegmentationTrainer(WholeCheckpoints):
             name: mean.total * (processes / count).to(mean.total)
             for (name, mean), count in zip(means.items(), counts, strict=True)
         }
-        return terms, dict(zip(means, (totals / counts).tolist(), strict=True))
+        return terms, dict(zip(means, totals / counts, strict=True))
 
-    def _stop_at_nan(self, values: dict[str, float]) -> None:
+    def _stop_at_nan(self, values: dict[str, torch.Tensor]) -> None:
         for name, value in values.items():
-            if value != value or abs(value) == float("inf"):
+            if not value.isfinite():
                 raise UsageError(
-                    f"step {self.state.global_step + 1}: {name} is {value}; a smaller learning_rate, or a warm-up "
-                    f"(warmup_steps), usually helps; checkpoints until then are in {self.args.output_dir}"
+                    f"step {self.state.global_step + 1}: {name} is {value.item()}; a smaller learning_rate, or a "
+                    f"warm-up (warmup_steps), usually helps; checkpoints until then are in {self.args.output_dir}"
                 )
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._term_count:
-            logs |= {name: round(total / self._term_count, 5) for name, total in self._term_sums.items()}
-            self._term_sums, self._term_count = {}, 0
-        super().log(logs, start_time)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """mIoU and pixel accuracy of what predicts in the end, on val; every process gets them."""
