@@ -7,7 +7,9 @@ import json
 import numpy as np
 import pytest
 
+import trainers.evaluate as evaluate_module
 from datasets_scripts.scenes import write_scenes
+from metrics.ciou.ciou import intersection_and_union
 from modeling_cora.segmentation import segment
 from trainers.evaluate import main as evaluate
 from trainers.protocols import PROTOCOLS, ask
@@ -15,6 +17,17 @@ from trainers.summary import summarise_records
 
 from .conftest import noise_image
 from .test_pipeline import says
+
+
+@pytest.fixture
+def pointing(tiny, tmp_path):
+    """The folder of a small model that takes anchors."""
+    model, processor = tiny
+    model.add_anchors(processor.add_anchor_token())
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
 
 QUERIES = ["the road", "the sky", "the tree"]
 
@@ -75,3 +88,21 @@ def test_evaluation_by_name(saved, tmp_path, capsys):
     with pytest.raises(SystemExit):
         evaluate(["--model", str(saved), "--data", str(street), "--protocol", "lisaa"])
     assert "protocol: 'lisaa' is not one of lisa, generated, segzero" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("anchors", ["given", "none"])
+def test_pictures_show_the_answers_that_were_scored(pointing, tmp_path, monkeypatch, name, anchors):
+    street, out = tmp_path / "street", tmp_path / "out"
+    write_scenes(street, labelled=1, unlabelled=0, val=1, size=(48, 64), progress=False)
+    shown = {}
+
+    def look(image, target, mask, query, counting):
+        shown[query] = [int(n) for n in intersection_and_union(mask, target, protocol=counting)]
+        return image
+
+    monkeypatch.setattr(evaluate_module, "_captioned_comparison", look)
+    evaluate(["--model", str(pointing), "--data", str(street), "--out", str(out), "--protocol", name, "--anchors",
+              anchors, "--kinds", "conditional", "--queries_per_kind", "5", "--examples", "1"])  # fmt: skip
+    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert shown and shown == {s["query"]: [s["intersection"], s["union"]] for s in samples}

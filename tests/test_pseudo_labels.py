@@ -87,7 +87,6 @@ def test_meta_says_where_the_pseudo_labels_come_from(model, predicted):
     assert meta["method"] == "supervised" and meta["images"] == 3 and meta["window"] == [28, 40]
     assert meta["val_miou"] == record["val"]["miou"] and meta["classes"] == record["classes"]
     assert meta["identity"]["weights_sha256"] == hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
-    assert not (predicted / "progress.json").exists()
 
 
 def test_an_interrupted_prediction_goes_on(street, model, predicted, tmp_path, monkeypatch):
@@ -105,7 +104,7 @@ def test_an_interrupted_prediction_goes_on(street, model, predicted, tmp_path, m
     argv = ["--model", str(model), "--data", str(street), "--out", str(out)]
     with pytest.raises(KeyboardInterrupt):
         predict.main(argv)
-    assert (out / "progress.json").exists() and not (out / "meta.json").exists()
+    assert (out / "source.json").exists() and not (out / "meta.json").exists()
     predict.main(argv)
     assert len(asked) == 4 and asked[3] == asked[2]  # only the one that was missing
     assert contents(out) == contents(predicted)
@@ -146,7 +145,10 @@ def test_bad_input_of_prediction(street, model, predicted, tmp_path, capsys):
         (base, "--model not given"),
         (["--model", unfinished, *base], "has its training ended?"),
         (["--model", model, "--data", empty, "--out", out], "no unlabelled training image"),
-        (["--model", model, "--data", street, "--out", other, "--window_stride", "0.5"], "another window_stride"),
+        (
+            ["--model", model, "--data", street, "--out", other, "--window_stride", "0.5"],
+            "source.json: was made with window_stride",
+        ),
         (["--model", model, *base, "--window_stride", "0"], "outside of (0, 1]"),
     ):
         assert message in error_line(predict.main, argv, capsys)

@@ -28,7 +28,7 @@ from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.folder import read_folder
 from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet, open_image, read_map
 from trainers.arguments import parse_recipe
-from trainers.pseudo_labels.predictions import META, read_identity, write_json, write_prediction
+from trainers.pseudo_labels.predictions import META, SOURCE, write_json, write_prediction
 
 ENDINGS = ("_leftImg8bit", "_gtFine_labelTrainIds", "_gtFine_labelIds", "_pred")
 
@@ -113,7 +113,7 @@ def run_import(arguments: ImportArguments) -> dict:
     if not arguments.out:
         raise UsageError("--out: not given; a folder for the pseudo-labels")
     out = Path(arguments.out)
-    if read_identity(out) is not None:
+    if (out / META).exists() or (out / SOURCE).exists():
         raise UsageError(f"--out {out}: holds pseudo-labels already")
     masks = find_maps(arguments.masks, "masks")
     confidences = find_maps(arguments.confidence, "confidence") if arguments.confidence else None

@@ -26,15 +26,15 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from datasets_scripts.command_line import UsageError, one_line_errors
+from datasets_scripts.files import claim_folder
 from datasets_scripts.folder import read_folder
 from datasets_scripts.records import DataError, Scene
 from trainers.arguments import parse_recipe
 from trainers.pseudo_labels.evaluation import predict_scene
 from trainers.pseudo_labels.predictions import (
     META,
-    PROGRESS,
+    SOURCE,
     mask_path,
-    read_identity,
     sha256_of,
     write_json,
     write_prediction,
@@ -102,12 +102,8 @@ def run_prediction(arguments: PredictionArguments) -> dict:
         "split_lists": arguments.split_lists,
         "window_stride": arguments.window_stride,
     }
-    if (before := read_identity(out)) not in (None, identity):
-        changed = next(name for name in identity if before.get(name) != identity[name])
-        raise UsageError(f"--out {out}: holds pseudo-labels of another {changed} ({before.get(changed)})")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        write_json(out, PROGRESS, {"identity": identity})
+    with accelerator.main_process_first():
+        claim_folder(out, SOURCE, identity)
     _predict_own(segmenter.to(accelerator.device), scenes, out, arguments.window_stride, accelerator)
     accelerator.wait_for_everyone()
     meta = {
@@ -123,7 +119,6 @@ def run_prediction(arguments: PredictionArguments) -> dict:
     }
     if accelerator.is_main_process:
         write_json(out, META, meta)
-        (out / PROGRESS).unlink(missing_ok=True)
     return meta
 
 

@@ -2,8 +2,8 @@
 
 DIR/masks/IMAGE_ID.png        class ids, uint8 of the image's size; 255 = no answer
 DIR/confidence/IMAGE_ID.png   255 times the probability of that class, uint8 (absent where nobody knows it)
+DIR/source.json               what predict.py makes them from; written first
 DIR/meta.json                 who made them: method, weights, split, classes, mIoU on val; written last
-DIR/progress.json             in place of meta.json while images are missing
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 from datasets_scripts.files import write_image, write_text
 from datasets_scripts.records import DataError, read_map
 
-META, PROGRESS = "meta.json", "progress.json"
+META, SOURCE = "meta.json", "source.json"
 
 
 def mask_path(folder: Path, image_id: str) -> Path:
@@ -55,18 +55,10 @@ def read_meta(folder: Path) -> dict:
     """
     path = folder / META
     if not path.exists():
-        unfinished = (folder / PROGRESS).exists()
+        unfinished = (folder / SOURCE).exists()
         hint = "unfinished; run predict.py again" if unfinished else "no pseudo-labels; predict.py writes them"
         raise DataError(f"{folder}: {hint} ({META} is missing)")
     return _read_json(path)
-
-
-def read_identity(folder: Path) -> dict | None:
-    """What the pseudo-labels of a folder come from, finished or not; None for a new folder."""
-    for name in (META, PROGRESS):
-        if (folder / name).exists():
-            return _read_json(folder / name).get("identity", {})
-    return None
 
 
 def write_json(folder: Path, name: str, content: dict) -> None:
