@@ -135,8 +135,16 @@ def test_lambda_meets_the_hidden_truth(tmp_path):
     data, pseudo, lists = made_up(tmp_path)
     scene_set, maps = read_folder(data, lists), ConsistencyMaps(tmp_path / "weights")
     assert not any(scene.labelled for scene in scene_set.split("train")[1:])
-    found = measure_reliability(scene_set, read_folder(data), scene_set.split("train", labelled=False),
-                                PseudoLabels(pseudo), lambda scene, _: maps.read(scene.image_id), "inverse", 0.05)  # fmt: skip
+    unlabelled = scene_set.split("train", labelled=False)
+    found = measure_reliability(
+        scene_set,
+        read_folder(data),
+        unlabelled,
+        PseudoLabels(pseudo),
+        lambda s, _: maps.read(s.image_id),
+        "inverse",
+        0.05,
+    )
     assert (found["images"], found["images_with_truth"]) == (1, 1)
     own, confidence = found["labels"]["lambda"], found["labels"]["confidence"]
     # below the ignored row 12 pixels of "road" are right with lambda 1, 12 of "car" wrong with 0 (4) and 1/2 (8)
@@ -388,6 +396,7 @@ def test_settings_are_those_of_the_run_unless_others_are_given(run, tmp_path):
 )
 def test_bad_input_gets_one_line(run, tmp_path, capsys, changes, message):
     changes = {name: run.get(value, value) for name, value in changes.items()}
-    line = error_line(main, arguments(run, tmp_path / "out", **changes), capsys)
+    given = arguments(run, **{"out": tmp_path / "out", **changes})
+    line = error_line(main, given, capsys)
     assert message in line
     assert not (tmp_path / "out" / "diagnosis.json").exists()

@@ -175,16 +175,19 @@ def prepare(argv: Sequence[str] | None = None) -> Diagnosed:
         num_classes=len(scene_set.classes),
     )
     if arguments.stage3 and (checkpoint := last_checkpoint(arguments.stage3)):
-        _load_bank(trainer, Path(checkpoint), model.config.sam_config.prompt_encoder_config.hidden_size)
+        width = model.config.sam_config.prompt_encoder_config.hidden_size
+        _load_bank(trainer, Path(checkpoint), width, {c.id for c in scene_set.classes})
     name = Path(of_model.model).resolve().name if Path(of_model.model).is_dir() else of_model.model
     return Diagnosed(trainer, name, scene_set, with_truth, labels, arguments)
 
 
-def _load_bank(trainer: TermTrainer, checkpoint: Path, width: int) -> None:
+def _load_bank(trainer: TermTrainer, checkpoint: Path, width: int, known: set[int]) -> None:
     try:
         trainer.bank.load(checkpoint)
     except FileNotFoundError:
         raise DataError(f"{checkpoint}: has no {BANK_FILE}; is it of stage 3?") from None
+    if foreign := set(trainer.bank.classes.tolist()) - known:
+        raise DataError(f"{checkpoint / BANK_FILE}: {min(foreign)} is not a class id of the data set")
     if len(trainer.bank) and trainer.bank.tokens.shape[1] != width:
         found = trainer.bank.tokens.shape[1]
         raise DataError(f"{checkpoint / BANK_FILE}: embeddings of length {found}; the model's have {width}")
@@ -254,7 +257,7 @@ def main(argv: list[str] | None = None) -> None:
     one = prepare(argv)
     diagnosis, out = diagnose(one), Path(one.arguments.out)
     report = diagnosis_report(diagnosis)
-    write_text(out / "diagnosis.json", json.dumps(diagnosis, indent=1) + "\n")
+    write_text(out / "diagnosis.json", json.dumps(diagnosis, indent=1, allow_nan=False) + "\n")
     write_text(out / "report.md", report)
     draw_diagnosis(out / "diagnosis.png", diagnosis)
     print(report)

@@ -70,7 +70,7 @@ def _tenths(axes, diagnosis: Mapping) -> str:
     axes.text(10.3, mean, "mean", va="bottom", ha="right", fontsize=8)
     axes.set(xlabel="tenth of the pixels, from the lowest score to the highest", ylabel="share of right pixels",
              xticks=range(1, 11), title="Accuracy by tenth: rising = informative", ylim=(0, 1.02))  # fmt: skip
-    _plain(axes)
+    _plain(axes, place="lower right")
     return ""
 
 
@@ -84,7 +84,7 @@ def _kept(axes, diagnosis: Mapping) -> str:
     axes.axhline(scored["lambda"]["accuracy"], color=BLACK, linestyle=":", linewidth=1)
     axes.set(xlabel="pixels kept, those with the highest score, %", ylabel="share of right pixels", ylim=(0, 1.02),
              title="Accuracy of the pixels kept: higher = better filter")  # fmt: skip
-    _plain(axes)
+    _plain(axes, place="lower left")
     return ""
 
 
@@ -104,7 +104,7 @@ def _aurocs(axes, diagnosis: Mapping) -> str:
     axes.axvline(0.5, color=BLACK, linestyle=":", linewidth=1)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="AUROC of right pixels (0.5: says nothing)", xlim=(-0.02, 1.02), title="By class of pseudo-label")
-    _plain(axes, grid="x")
+    _plain(axes, grid="x", place="lower right")
     return ""
 
 
@@ -168,7 +168,7 @@ def _norms(axes, diagnosis: Mapping) -> str:
     found = diagnosis["gradients"]
     shown = [name for name in TERMS if name in found]
     for place, name in enumerate(shown):
-        text, colour = TERMS[name]
+        _, colour = TERMS[name]
         factor = 1 if name == "labelled" else found["sigma"]
         each = factor * np.array(found[name]["each"])
         axes.bar(place, factor * found[name]["mean"], color=colour, alpha=0.3, width=0.6)
@@ -217,16 +217,17 @@ def _log(axes, diagnosis: Mapping) -> str:
         if any(name in entry for entry in diagnosis["log"]):
             axes.plot(steps, [entry.get(name, np.nan) for entry in diagnosis["log"]], color=colour, label=label,
                       marker="o" if len(steps) < 20 else "", markersize=4)  # fmt: skip
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="step of stage 3", title="What its training logged")
     axes.set_ylim(bottom=0)
     _plain(axes)
     return ""
 
 
-def _plain(axes, grid: str = "both") -> None:
+def _plain(axes, grid: str = "both", place: str = "best") -> None:
     axes.grid(axis=grid, color=GREY)
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc=place)
 
 
 def _number(value: float | None) -> str:

@@ -33,7 +33,7 @@ def _lambda(found: Mapping) -> Iterator[str]:
         yield _verdict(own["auroc"], labels.get("confidence"), labels["beyond"]) + "\n"
         yield (
             f"Mean lambda {_number(own['mean'])}: {_number(own['mean_right'])} on right pixels, "
-            f"{_number(own['mean_wrong'])} on wrong ones; correlation {_number(own['correlation'])}. "
+            f"{_number(own['mean_wrong'])} on wrong ones; correlation {_number(own['correlation']) or 'unknown'}. "
             f"{_number(own['accuracy'])} of the pixels are right. Counted as in eq. 7, every pixel once for each mask "
             f"of its image, lambda's AUROC is {_number(found['masks']['lambda']['auroc'])}.\n"
         )

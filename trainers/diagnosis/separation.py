@@ -52,12 +52,16 @@ def separation(embeddings: Embeddings) -> dict:
         `nearest_mean`, the share of tokens that are nearest to their own class's mean, which is taken without them,
         and the same for each class. None for what too few tokens leave open.
     """
+    if not len(embeddings.tokens):
+        open_questions = dict.fromkeys(("within", "between", "silhouette", "nearest_mean"))
+        return {"classes": [], "counts": [], "cosine": [], "nearest_mean_by_class": [], **open_questions}
     x = normalize(embeddings.tokens.double(), dim=1)
     ids, own = embeddings.classes.unique(return_inverse=True)
     sums = torch.zeros(len(ids), x.shape[1], dtype=x.dtype).index_add_(0, own, x)
     counts = own.bincount(minlength=len(ids)).double()
     pairs = counts[:, None] * counts - torch.diag(counts)
-    cosine = (sums @ sums.T - torch.diag(counts)) / pairs  # nan where a class has one token
+    # one token is no pair, and its sum less 1 is 0 only about
+    cosine = ((sums @ sums.T - torch.diag(counts)) / pairs).masked_fill(pairs == 0, torch.nan)
     others = cosine[~torch.eye(len(ids), dtype=torch.bool)]
     scored = counts[own] > 1
     nearest = _nearest_without_oneself(x, own, sums) == own
