@@ -49,6 +49,7 @@ SHORTER = {
     "trainers/pseudo_labels/train.py": options(SECTIONS["pseudo_labels"] | {"absent_classes": "keep"}),
     "trainers/evaluate.py": options(SECTIONS["evaluation"]),
     "trainers/consistency_weights.py": options(SECTIONS["consistency"]),
+    "trainers/diagnose.py": options({"use_cpu": True, "embedding_batches": 2, "gradient_batches": 1}),
 }
 """By program, what is added to its command."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -234,8 +234,13 @@ class _RecipeParser(ArgumentParser, HfArgumentParser):
     """transformers' parser, failing in one line."""
 
 
-def parse_recipe(types: Sequence[type], argv: Sequence[str] | None = None) -> list:
+def parse_recipe(
+    types: Sequence[type], argv: Sequence[str] | None = None, defaults: Mapping[str, Any] | None = None
+) -> list:
     """Reads `[recipe.yaml] [--field value ...]` into one instance of each dataclass.
+
+    Args:
+        defaults: of fields, in place of the dataclasses' own.
 
     Raises:
         DataError: the recipe is missing, not YAML, or has an unknown field (told with the nearest known one).
@@ -243,6 +248,7 @@ def parse_recipe(types: Sequence[type], argv: Sequence[str] | None = None) -> li
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _RecipeParser(tuple(types))
+    parser.set_defaults(**(defaults or {}))
     known = {f.name: f for t in types for f in fields(t)}
     if argv and not argv[0].startswith("-"):
         path = Path(argv.pop(0))

@@ -70,6 +70,14 @@ def equivalent_queries(
     return [queries[order[k % len(order)]] for k in range(arguments.rephrasings)]
 
 
+def asked_of(
+    scene_set: SceneSet, scene: Scene, labels: np.ndarray, arguments: ConsistencyArguments
+) -> dict[int, list[str]]:
+    """By class id, the queries about each class that a pseudo-label (H, W) shows and that has queries enough."""
+    shown = shown_classes(labels, scene_set)
+    return {c: q for c in shown if (q := equivalent_queries(scene_set, scene.image_id, c, arguments))}
+
+
 @torch.no_grad()
 def scene_variances(
     model: CoraForReasoningSegmentation,
@@ -78,7 +86,9 @@ def scene_variances(
     asked: dict[int, list[str]],
     arguments: ConsistencyArguments,
 ) -> dict[int, np.ndarray]:
-    """By class id: fp32 (h, w) in [0, 1/4], at most `longest_side` long."""
+    """By class id: fp32 (h, w) in [0, 1/4], at most `longest_side` long; {} where nothing is asked."""
+    if not asked:
+        return {}
     image = read_image(scene.image)
     scale = min(1.0, arguments.longest_side / max(image.size))
     size = max(1, round(image.height * scale)), max(1, round(image.width * scale))
@@ -112,9 +122,8 @@ def write_weights(arguments: ConsistencyArguments) -> int:
         path = out / f"{scene.image_id}.safetensors"
         if path.exists():
             continue
-        shown = shown_classes(pseudo_labels.read(scene.image_id, known), scene_set)
-        asked = {c: q for c in shown if (q := equivalent_queries(scene_set, scene.image_id, c, arguments))}
-        found = scene_variances(model, processor, scene, asked, arguments) if asked else {}
+        labels = pseudo_labels.read(scene.image_id, known)
+        found = scene_variances(model, processor, scene, asked_of(scene_set, scene, labels, arguments), arguments)
         write_bytes(path, _packed(found))
     accelerator.wait_for_everyone()
     return len(scenes)

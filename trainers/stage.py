@@ -64,17 +64,33 @@ def load_model(
         texts = [text for i in instructions for text in (i.query, *i.rephrasings, i.answer)]
         model, processor = cora_tiny(texts, seed, arguments.clip_image_size, arguments.sam_image_size)
     else:
-        if (Path(arguments.model) / ADAPTER_CONFIG).exists():
-            raise UsageError(f"model {arguments.model}: is an adapter; merge it first (trainers/merge_adapter.py)")
+        refuse_adapter(arguments.model)
         model = CoraForReasoningSegmentation.from_pretrained(arguments.model)
         processor = CoraProcessor.from_pretrained(arguments.model)
+    override_config(model.config, arguments)
+    return model, processor
+
+
+def refuse_adapter(model: str) -> None:
+    """Raises:
+    UsageError: the folder is an adapter, which cannot be trained further.
+    """
+    if (Path(model) / ADAPTER_CONFIG).exists():
+        raise UsageError(f"model {model}: is an adapter; merge it first (trainers/merge_adapter.py)")
+
+
+def override_config(config: CoraConfig, arguments: ModelArguments) -> None:
+    """Sets what the arguments name and leaves the rest as the model has it.
+
+    Raises:
+        UsageError: a value that the configuration does not take.
+    """
     for name in CONFIG_FIELDS:
         if (value := getattr(arguments, name)) is not None:
             try:
-                setattr(model.config, name, value)
+                setattr(config, name, value)
             except StrictDataclassFieldValidationError as error:
                 raise UsageError(str(error.__cause__)) from None
-    return model, processor
 
 
 def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = None) -> None:

@@ -97,6 +97,13 @@ def shown_classes(labels: np.ndarray, scene_set: SceneSet) -> list[int]:
     return [c.id for c in scene_set.classes if c.asked and (labels == c.id).sum() >= least]
 
 
+def at_size(variance: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A map (h, w) at a label map's (H, W), by nearest neighbour."""
+    rows = ((np.arange(shape[0]) + 0.5) * variance.shape[0] / shape[0]).astype(int)
+    columns = ((np.arange(shape[1]) + 0.5) * variance.shape[1] / shape[1]).astype(int)
+    return np.ascontiguousarray(variance[rows[:, None], columns])
+
+
 class UnlabelledDataset(torch.utils.data.Dataset):
     """Item k is a function of (seed, k) alone, as in `InstructionDataset`.
 
@@ -175,10 +182,8 @@ class UnlabelledDataset(torch.utils.data.Dataset):
 
     def _weight(self, variance: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """lambda at the label map's size."""
-        rows = ((np.arange(shape[0]) + 0.5) * variance.shape[0] / shape[0]).astype(int)
-        columns = ((np.arange(shape[1]) + 0.5) * variance.shape[1] / shape[1]).astype(int)
-        at_size = torch.from_numpy(np.ascontiguousarray(variance[rows[:, None], columns]))
-        return consistency_weight(at_size, self.arguments.weight_kind, self.arguments.weight_temperature).numpy()
+        resized = torch.from_numpy(at_size(variance, shape))
+        return consistency_weight(resized, self.arguments.weight_kind, self.arguments.weight_temperature).numpy()
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, 3, epoch)).permutation(len(self.scenes))

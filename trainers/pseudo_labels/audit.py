@@ -31,6 +31,7 @@ from trainers.pseudo_labels.evaluation import confusion_matrix, scores
 from trainers.pseudo_labels.predictions import mask_path, read_meta, read_prediction, write_json
 
 LEVELS, TENTHS = 256, 10
+CONFIDENCES = np.arange(LEVELS) / 255
 
 
 @dataclass
@@ -95,16 +96,17 @@ class Audit:
         }
 
 
-def deciles(pixels_at: np.ndarray, correct_at: np.ndarray) -> list[dict]:
+def deciles(pixels_at: np.ndarray, correct_at: np.ndarray, values: np.ndarray = CONFIDENCES) -> list[dict]:
     """Ten groups of equally many pixels, from the least to the most confident.
 
     Pixels of one confidence level are alike; where a border falls into a level, each side gets its share of them.
 
     Args:
         pixels_at, correct_at: int (256,), how many pixels have a confidence, and how many of these are right.
+        values: (256,), ascending, what the levels stand for.
 
     Returns:
-        a dict each of lowest and highest confidence in [0, 1], pixels, accuracy; [] without pixels.
+        a dict each of lowest and highest value, pixels, accuracy; [] without pixels.
     """
     total = pixels_at.sum()
     if not total:
@@ -118,8 +120,8 @@ def deciles(pixels_at: np.ndarray, correct_at: np.ndarray) -> list[dict]:
         correct = (share[levels] * correct_at[levels] / pixels_at[levels]).sum()
         groups.append(
             {
-                "lowest": float(levels[0] / 255),
-                "highest": float(levels[-1] / 255),
+                "lowest": float(values[levels[0]]),
+                "highest": float(values[levels[-1]]),
                 "pixels": float(share.sum()),
                 "accuracy": float(correct / share.sum()),
             }
@@ -139,6 +141,21 @@ def audited_scenes(scene_set: SceneSet, predictions: Path) -> list[Scene]:
     return found
 
 
+def read_audited(
+    scene_set: SceneSet, scene: Scene, predictions: Path
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Pseudo-label, confidence and truth of a scene, uint8 (H, W); None for what there is not.
+
+    Raises:
+        DataError: a file is missing or damaged, or sizes differ.
+    """
+    mask, confidence = read_prediction(predictions, scene.image_id)
+    truth = scene_set.read_maps(scene)[0] if scene.labelled else None
+    if truth is not None and truth.shape != mask.shape:
+        raise DataError(f"{mask_path(predictions, scene.image_id)}: size differs from {scene.label_map}")
+    return mask, confidence, truth
+
+
 def run_audit(arguments: AuditArguments) -> dict:
     """Audits and writes `audit.json` and `audit.html`; returns the summary."""
     if not arguments.predictions:
@@ -149,11 +166,7 @@ def run_audit(arguments: AuditArguments) -> dict:
     scenes = audited_scenes(scene_set, predictions)
     audit = Audit(scene_set, arguments.threshold)
     for scene in tqdm(scenes, desc="auditing", unit="image"):
-        mask, confidence = read_prediction(predictions, scene.image_id)
-        truth = scene_set.read_maps(scene)[0] if scene.labelled else None
-        if truth is not None and truth.shape != mask.shape:
-            raise DataError(f"{mask_path(predictions, scene.image_id)}: size differs from {scene.label_map}")
-        audit.add(scene.image_id, mask, confidence, truth)
+        audit.add(scene.image_id, *read_audited(scene_set, scene, predictions))
     summary = audit.summary() | {"images": len(scenes), "method": meta["method"], "val_miou": meta["val_miou"]}
     uncertain = sorted(scenes, key=lambda scene: audit.mean_confidence.get(scene.image_id, 1.0))
     shown = uncertain[: arguments.pictures] if audit.mean_confidence else []

@@ -1,0 +1,94 @@
+"""How hard each term of eq. 9 pulls at the trained parameters: L^l, L_seg^u and L_t^u, each on its own."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from tqdm.auto import tqdm
+
+from trainers.stage3 import Stage3Trainer
+
+PARTS = ("labelled", "pseudo", "contrast")
+"""L^l, L_seg^u and L_t^u; the latter two as they are before sigma."""
+
+
+class TermTrainer(Stage3Trainer):
+    """Stage 3, that keeps the terms of its last loss with their graphs."""
+
+    def record_terms(self, terms: Mapping[str, torch.Tensor]) -> None:
+        self.terms.update(terms)
+
+    def parts(self, inputs: dict) -> dict[str, torch.Tensor]:
+        """By `PARTS`, the terms of eq. 9 on a batch; without `contrast` where eq. 8 does not count."""
+        self.terms: dict[str, torch.Tensor] = {}
+        with self.compute_loss_context_manager():
+            self.compute_loss(self.model, inputs)
+        labelled = self.accelerator.unwrap_model(self.model).weighted_sum(self.terms)
+        parts = {"labelled": labelled, "pseudo": self.terms["pseudo_bce_loss"] + self.terms["pseudo_dice_loss"]}
+        return parts | ({"contrast": self.terms["contrast_loss"]} if "contrast_loss" in self.terms else {})
+
+
+def gradient_norms(parts: Mapping[str, torch.Tensor], parameters: Sequence[torch.Tensor]) -> dict[str, float]:
+    """Of losses that may share a graph, which is free afterwards: the 2-norm of the gradient of each, and the cosine
+    of the first one's with each other's (`cosine_NAME`; 0 for a gradient of 0)."""
+    norms: dict[str, float] = {}
+    first: Sequence[torch.Tensor | None] = ()
+    for number, (name, loss) in enumerate(parts.items()):
+        last = number == len(parts) - 1
+        own = torch.autograd.grad(loss, parameters, retain_graph=not last, allow_unused=True)
+        norms[name] = _dot(own, own) ** 0.5
+        if not number:
+            first = own
+        else:
+            length = norms[name] * norms[next(iter(parts))]
+            norms[f"cosine_{name}"] = _dot(first, own) / length if length else 0.0
+    return norms
+
+
+def _dot(first: Iterable[torch.Tensor | None], second: Iterable[torch.Tensor | None]) -> float:
+    found = [(a.float() * b.float()).sum().double() for a, b in zip(first, second, strict=True)
+             if a is not None and b is not None]  # fmt: skip
+    return float(torch.stack(found).sum()) if found else 0.0
+
+
+def measure_gradients(trainer: TermTrainer, batches: Iterable[dict], total: int) -> dict:
+    """Over batches, with dropout as in training; nothing is updated.
+
+    Returns:
+        see `summarise`.
+    """
+    parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+    trainer.model.train()
+    norms = []
+    for batch in tqdm(batches, desc="gradients", unit="batch", total=total):
+        norms.append(gradient_norms(trainer.parts(trainer._prepare_inputs(batch)), parameters))
+    return summarise(norms, trainer.unlabelled.unlabelled_weight)
+
+
+def summarise(norms: Sequence[Mapping[str, float]], sigma: float) -> dict:
+    """Means and spreads over batches.
+
+    Args:
+        norms: of `gradient_norms` for each batch.
+
+    Returns:
+        `sigma`; `batches`; for each part `mean` and `std` of the norm, `each` batch's; and for the unlabelled ones
+        `weighted` (sigma times the mean), `ratio` (of `weighted` to the mean of L^l), `equal_sigma` (at which that is
+        1; None for a gradient of 0) and the mean `cosine` with the gradient of L^l.
+    """
+    found: dict = {"sigma": sigma, "batches": len(norms)}
+    for name in PARTS:
+        if name not in norms[0]:
+            continue
+        each = [of_batch[name] for of_batch in norms]
+        part = {"mean": statistics.fmean(each), "std": statistics.stdev(each) if len(each) > 1 else 0.0, "each": each}
+        if name != "labelled":
+            reference = found["labelled"]["mean"]
+            part["weighted"] = sigma * part["mean"]
+            part["ratio"] = part["weighted"] / reference if reference else None
+            part["equal_sigma"] = reference / part["mean"] if part["mean"] else None
+            part["cosine"] = statistics.fmean(of_batch[f"cosine_{name}"] for of_batch in norms)
+        found[name] = part
+    return found
