@@ -25,7 +25,8 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from transformers import SamModel
+from transformers import SamModel, Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from datasets_scripts.command_line import UsageError
@@ -182,6 +183,16 @@ def add_embedding_cache(
     half = arguments.embedding_cache_precision == "float16"
     base.embedding_cache = EmbeddingCache(arguments.embedding_cache, base.sam, budget, half)
     return base.embedding_cache
+
+
+def refuse_sharded_weights(trainer: Trainer) -> None:
+    """Processes that hold parts of each layer gather them together: one that finds its image would let others wait.
+
+    Raises:
+        UsageError: FSDP, or DeepSpeed's ZeRO-3.
+    """
+    if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+        raise UsageError("embedding_cache: not with sharded weights (FSDP, ZeRO-3); DDP or ZeRO-2 would be right")
 
 
 def warn_of_new_images(arguments: DataArguments) -> None:

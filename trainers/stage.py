@@ -13,7 +13,6 @@ from pathlib import Path
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from peft import PeftModel
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import set_seed
 
 from datasets_scripts.command_line import UsageError
@@ -35,7 +34,7 @@ from .arguments import (
 )
 from .base_trainer import last_checkpoint
 from .cora_trainer import CoraTrainer
-from .embedding_cache import add_embedding_cache, warn_of_new_images
+from .embedding_cache import add_embedding_cache, refuse_sharded_weights, warn_of_new_images
 from .instruction_dataset import InstructionCollator, InstructionDataset
 from .query_pretraining import pretrain_queries
 from .trained_parts import parameter_table, select_trained_parts
@@ -145,10 +144,8 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
         processing_class=processor,
         **more,
     )
-    if cache is not None and (trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
-        raise UsageError(
-            "embedding_cache: not with sharded weights (FSDP, ZeRO-3), where all processes have to encode equally often"
-        )
+    if cache is not None:
+        refuse_sharded_weights(trainer)
     if trainer.is_world_process_zero():
         stage, others = trainer_class.__name__.removesuffix("Trainer").lower(), [parts, pretraining, caching, *rest]
         write_training_record(stage, model, scene_set, instructions, arguments, model_arguments, data_arguments, others)
