@@ -276,7 +276,7 @@ def test_two_processes_share_a_folder(tmp_path):
     processes = [context.Process(target=share, args=(str(folder), budget, k, barrier, failures)) for k in range(2)]
     for process in processes:
         process.start()
-    told = [failures.get(timeout=120) for _ in processes]
+    told = [failures.get(timeout=300) for _ in processes]
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0] and failures.empty()
