@@ -50,6 +50,7 @@ from trainers.diagnosis.picture import draw_diagnosis
 from trainers.diagnosis.reliability import measure_reliability
 from trainers.diagnosis.report import diagnosis_report
 from trainers.diagnosis.separation import Embeddings, agreement, ask_embeddings, projected, separation
+from trainers.embedding_cache import add_embedding_cache
 from trainers.instruction_dataset import InstructionDataset
 from trainers.loading import load_trained
 from trainers.report import read_history
@@ -140,7 +141,7 @@ def prepare(argv: Sequence[str] | None = None) -> Diagnosed:
     """Raises:
     DataError, UsageError: bad input.
     """
-    of_model, parts, data, _, training, unlabelled, arguments = parse_diagnosis(argv)
+    of_model, parts, data, _, caching, training, unlabelled, arguments = parse_diagnosis(argv)
     if not arguments.out:
         raise UsageError("--out: not given; a folder for the diagnosis")
     if of_model.model == ModelArguments.model:
@@ -165,8 +166,10 @@ def prepare(argv: Sequence[str] | None = None) -> Diagnosed:
     override_config(model.config, of_model)
     model.add_anchors(processor.add_anchor_token())
     training.output_dir = arguments.out
+    model = select_trained_parts(model, parts)
+    add_embedding_cache(model, caching, training=True)
     trainer = TermTrainer(
-        model=select_trained_parts(model, parts),
+        model=model,
         args=training,
         train_dataset=PairedDataset(labelled, labels, ratio),
         data_collator=PairedCollator(processor),
