@@ -373,7 +373,7 @@ def test_settings_are_those_of_the_run_unless_others_are_given(run, tmp_path):
     given = arguments(run, tmp_path, stage3=run["stage3"])
     of_run = parse_diagnosis(given)
     assert of_run[2].kinds == ["semantic", "attribute", "conditional"] and of_run[2].max_label_size == 64
-    assert of_run[2].flip == 0.5 and of_run[5].unlabelled_queries == 5 and of_run[4].train_batch_size == 2
+    assert of_run[2].flip == 0.5 and of_run[6].unlabelled_queries == 5 and of_run[5].train_batch_size == 2
     assert parse_diagnosis([*given, "--flip", "0.25"])[2].flip == 0.25
     assert parse_diagnosis([STAGE2_RECIPE, *given])[2].kinds == ["conditional"]
 

@@ -83,6 +83,12 @@ def test_weights_come_from_the_folder(backbones):
     assert all(torch.equal(own[name], theirs[name]) for name in theirs)
 
 
+def test_weights_stored_in_half_precision_are_trained_in_fp32(backbones, tmp_path):
+    Dinov2Backbone.from_pretrained(backbones["dpt"]).half().save_pretrained(tmp_path)
+    segmenter = segmenter_of({"dpt": tmp_path}, "dpt")
+    assert {p.dtype for p in segmenter.parameters()} == {torch.float32}
+
+
 def test_dpt_sees_the_backbones_four_levels_with_the_final_norm(backbones):
     segmenter = segmenter_of(backbones, "dpt").eval()
     own = dict(out_indices=[1, 2, 3, 4], apply_layernorm=True, reshape_hidden_states=True)

@@ -163,7 +163,8 @@ def _direction(word: str, width: int) -> torch.Tensor:
 
 
 def _prepare(own: PreTrainedConfig, arguments: SegmenterArguments) -> None:
-    """Which layers the decoder sees."""
+    """Which layers the decoder sees; trained in fp32, whatever the weights are stored in."""
+    own.dtype = torch.float32
     if arguments.architecture == "dpt":
         # UniMatch V2 counts layers from 0: 2 5 8 11 of 12, 4 11 17 23 of 24
         known = {12: [3, 6, 9, 12], 24: [5, 12, 18, 24], 40: [10, 20, 30, 40]}
