@@ -1,4 +1,4 @@
-"""Composing: parts that never met keep their weights to the bit, and what is new is at the scale that the rest needs."""
+"""Composing: parts that never met keep their weights to the bit; what is new is at the scale that the rest needs."""
 
 from __future__ import annotations
 
