@@ -142,7 +142,7 @@ def run(argv: list[str]) -> None:
         parser.add_argument(f"--bare_{name}", type=float, default=None)
     parser.add_argument("--seconds", type=float, default=None)
     bare_arguments, argv = parser.parse_known_args(argv)
-    model_arguments, _, data, _, arguments = parse_recipe(stage.ARGUMENTS, argv)
+    model_arguments, _, data, *_, arguments = parse_recipe(stage.ARGUMENTS, argv)
     start = time.monotonic()
     stage1.main(argv)
     seconds = bare_arguments.seconds or time.monotonic() - start

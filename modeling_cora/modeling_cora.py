@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -119,6 +119,10 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
     of one sequence (see `branches.py`); inputs come from [`CoraProcessor`].
     """
 
+    embedding_cache: Callable[[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]], torch.Tensor] | None = None
+    """Asked for the embedding of an image (3, S, S) wherever no gradient is wanted, with the function that computes it;
+    training programs put one here (`trainers/embedding_cache.py`)."""
+
     def __init__(self, config: CoraConfig):
         super().__init__(config)
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
@@ -143,10 +147,22 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         self.vlm.set_output_embeddings(new_embeddings)
 
     def get_image_embeddings(self, sam_pixel_values: torch.Tensor) -> torch.Tensor:
-        """SAM's encoder: (B, 3, S, S) -> (B, C, h, w). Without a graph where the encoder is frozen."""
-        trained = any(p.requires_grad for p in self.sam.vision_encoder.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
-            return self.sam.vision_encoder(sam_pixel_values.to(self.sam.dtype))[0]
+        """SAM's encoder: (B, 3, S, S) -> (B, C, h, w).
+
+        Where the encoder is frozen there is no graph, and images pass one by one: kernels choose their order of
+        summation by the batch's size, so an image's last bits would depend on which others share its batch.
+        """
+        pixels = sam_pixel_values.to(self.sam.dtype)
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self.sam.vision_encoder.parameters()):
+            return self.sam.vision_encoder(pixels)[0]
+        with torch.no_grad():
+            if self.embedding_cache is None:
+                return torch.stack([self._image_embedding(image) for image in pixels])
+            return torch.stack([self.embedding_cache(image, self._image_embedding) for image in pixels])
+
+    def _image_embedding(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(3, S, S) -> (C, h, w), in the one layout that a stored embedding has too."""
+        return self.sam.vision_encoder(pixels[None])[0][0].contiguous()
 
     def forward(
         self,

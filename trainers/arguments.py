@@ -129,6 +129,35 @@ class DataArguments:
 
 
 @dataclass
+class EmbeddingCacheArguments:
+    """SAM's image embeddings kept on disk; see trainers/embedding_cache.py. For a frozen encoder alone."""
+
+    embedding_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder for the embeddings, which stages, evaluations and processes may share; none: every "
+                  "image is encoded each time. Random crops, and colour_jitter above all, make images new."},
+    )  # fmt: skip
+    embedding_cache_gigabytes: float = field(
+        default=20.0,
+        metadata={"help": "10^9 bytes that the folder may hold; the least recently used embeddings make room. SAM's: "
+                  "4.2 MB an image in fp32, 2.1 in 16 bits."},
+    )  # fmt: skip
+    embedding_cache_precision: str = field(
+        default="exact",
+        metadata={"help": "`exact`: as the encoder gives them, and losses are those without a cache to the bit; "
+                  "`float16`: half the room of fp32, and losses differ a little."},
+    )  # fmt: skip
+
+    def __post_init__(self):
+        if self.embedding_cache_precision not in ("exact", "float16"):
+            raise UsageError(
+                f"embedding_cache_precision: {self.embedding_cache_precision!r} is not one of exact, float16"
+            )
+        if not self.embedding_cache_gigabytes > 0:
+            raise UsageError(f"embedding_cache_gigabytes: {self.embedding_cache_gigabytes} is not above 0")
+
+
+@dataclass
 class UnlabelledArguments:
     """Stage 3: what unlabelled images teach, eqs. 6 to 9. Where the paper is open or contradicts itself, the help says
     what it prints and what the default is."""

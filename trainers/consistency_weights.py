@@ -17,7 +17,6 @@ if __name__ == "__main__":
     # run as a file: `import evaluate` would find trainers/evaluate.py in place of the library
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import hashlib
 import zlib
 from dataclasses import asdict, dataclass, field
 
@@ -35,7 +34,8 @@ from datasets_scripts.records import DataError, Scene, SceneSet, read_image
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.consistency import MAX_VARIANCE, mask_variance
 from modeling_cora.segmentation import query_logits
-from trainers.arguments import parse_recipe
+from trainers.arguments import EmbeddingCacheArguments, parse_recipe
+from trainers.embedding_cache import add_embedding_cache, weights_hash
 from trainers.loading import load_trained
 from trainers.unlabelled_dataset import PseudoLabels, shown_classes
 
@@ -91,7 +91,7 @@ def scene_variances(
     }
 
 
-def write_weights(arguments: ConsistencyArguments) -> int:
+def write_weights(arguments: ConsistencyArguments, caching: EmbeddingCacheArguments | None = None) -> int:
     """Writes what is missing; returns the number of images that have weights now."""
     if not arguments.out:
         raise UsageError("--out: not given; a folder for the weights")
@@ -103,6 +103,7 @@ def write_weights(arguments: ConsistencyArguments) -> int:
         raise DataError(f"{arguments.pseudo_labels}/masks: has a map for no unlabelled image of {arguments.data}")
     model, processor = load_trained(arguments.model)
     model.to(accelerator.device)
+    add_embedding_cache(model, caching)
     out = Path(arguments.out)
     with accelerator.main_process_first():
         claim_folder(out, "meta.json", {**asdict(arguments), "out": "", "weights": weights_hash(model)})
@@ -130,19 +131,10 @@ def _packed(variances: dict[int, np.ndarray]) -> bytes:
     )
 
 
-def weights_hash(model: torch.nn.Module) -> str:
-    """Of all weights, so that variances of another model are never taken for this one's."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    (arguments,) = parse_recipe((ConsistencyArguments,), argv)
-    count = write_weights(arguments)
+    arguments, caching = parse_recipe((ConsistencyArguments, EmbeddingCacheArguments), argv)
+    count = write_weights(arguments, caching)
     print(f"{arguments.out}: weights of {count} images")
 
 

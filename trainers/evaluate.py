@@ -40,8 +40,9 @@ from metrics.ciou.ciou import intersection_and_union
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.hub.run_folder import weights_digest
 from modeling_cora.pictures import captioned, comparison, grid
-from trainers.arguments import parse_recipe
+from trainers.arguments import EmbeddingCacheArguments, parse_recipe
 from trainers.baselines import MeanMask, trivial_counts
+from trainers.embedding_cache import add_embedding_cache
 from trainers.instruction_dataset import anchor_masks
 from trainers.loading import load_trained
 from trainers.protocols import PROTOCOLS, Protocol, ask, protocol_named
@@ -241,7 +242,7 @@ def _some_of_each(instructions: Sequence[Instruction], most: int) -> list[Instru
     return [instructions[number] for number in sorted(chosen)]
 
 
-def run_evaluation(arguments: EvaluationArguments) -> dict:
+def run_evaluation(arguments: EvaluationArguments, caching: EmbeddingCacheArguments | None = None) -> dict:
     """Evaluates and writes the results; returns the summary."""
     protocol = protocol_named(arguments.protocol)
     if arguments.anchors not in ("given", "none"):
@@ -255,6 +256,7 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
         raise DataError(f"{arguments.data}: split {arguments.split!r} has no labelled image")
     model, processor = load_trained(arguments.model)
     model.to(accelerator.device)
+    add_embedding_cache(model, caching)
     every_kind = labelled_instructions(scene_set, scenes, built, seed=0)
     instructions = _each_once(i for i in every_kind if i.kind in arguments.kinds)
     if arguments.queries_per_kind is not None:
@@ -288,8 +290,8 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    (arguments,) = parse_recipe((EvaluationArguments,), argv)
-    print(markdown(summary_table(run_evaluation(arguments))))
+    arguments, caching = parse_recipe((EvaluationArguments, EmbeddingCacheArguments), argv)
+    print(markdown(summary_table(run_evaluation(arguments, caching))))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,14 @@ from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import link, write_text
 from datasets_scripts.folder import read_folder
 from datasets_scripts.records import DataError
-from trainers.arguments import UnlabelledArguments, nearest, parse_recipe, read_yaml, split_sections
+from trainers.arguments import (
+    EmbeddingCacheArguments,
+    UnlabelledArguments,
+    nearest,
+    parse_recipe,
+    read_yaml,
+    split_sections,
+)
 from trainers.consistency_weights import ConsistencyArguments
 from trainers.evaluate import EvaluationArguments
 from trainers.methods import LISA_CONFIDENCE, method_named
@@ -159,7 +166,7 @@ def plan(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> 
                 "consistency",
                 "trainers.consistency_weights",
                 {"model": stage2, "data": data, "pseudo_labels": labels, **sections["consistency"]},
-                arguments=(ConsistencyArguments,),
+                arguments=(ConsistencyArguments, EmbeddingCacheArguments),
             )
             third["consistency_weights"] = weights
     stage3 = _stage(
@@ -175,7 +182,7 @@ def plan(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> 
             f"evaluation_{name}",
             "trainers.evaluate",
             {"model": stage, **named, **sections["evaluation"]},
-            arguments=(EvaluationArguments,),
+            arguments=(EvaluationArguments, EmbeddingCacheArguments),
         )
         for name, stage in stages.items()
     }

@@ -13,6 +13,7 @@ from pathlib import Path
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from peft import PeftModel
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import set_seed
 
 from datasets_scripts.command_line import UsageError
@@ -25,6 +26,7 @@ from modeling_cora.presets import cora_tiny
 from .arguments import (
     CoraTrainingArguments,
     DataArguments,
+    EmbeddingCacheArguments,
     ModelArguments,
     QueryPretrainingArguments,
     TrainedPartsArguments,
@@ -33,6 +35,7 @@ from .arguments import (
 )
 from .base_trainer import last_checkpoint
 from .cora_trainer import CoraTrainer
+from .embedding_cache import add_embedding_cache, warn_of_new_images
 from .instruction_dataset import InstructionCollator, InstructionDataset
 from .query_pretraining import pretrain_queries
 from .trained_parts import parameter_table, select_trained_parts
@@ -43,7 +46,10 @@ CONFIG_FIELDS = (
     "seg_state", "lm_loss_weight", "bce_loss_weight", "dice_loss_weight", "iou_loss_weight", "mask_loss_at",
 )  # fmt: skip
 """Of `ModelArguments`, what overrides the model's configuration."""
-ARGUMENTS = (ModelArguments, TrainedPartsArguments, DataArguments, QueryPretrainingArguments, CoraTrainingArguments)
+ARGUMENTS = (
+    ModelArguments, TrainedPartsArguments, DataArguments, QueryPretrainingArguments, EmbeddingCacheArguments,
+    CoraTrainingArguments,
+)  # fmt: skip
 
 
 def labelled_instructions(
@@ -88,7 +94,7 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
         DataError, UsageError: bad input.
     """
     types = (*ARGUMENTS, UnlabelledArguments) if trainer_class.uses_unlabelled else ARGUMENTS
-    model_arguments, parts, data_arguments, pretraining, arguments, *rest = parse_recipe(types, argv)
+    model_arguments, parts, data_arguments, pretraining, caching, arguments, *rest = parse_recipe(types, argv)
     set_seed(arguments.seed)
     scene_set, built = read_data(data_arguments.data, data_arguments.split_lists, components=True)
     scenes = scene_set.split("train", labelled=True)
@@ -101,8 +107,11 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     if trainer_class.uses_anchors:
         model.add_anchors(processor.add_anchor_token())
     model = select_trained_parts(model, parts, random_start=model_arguments.model == "cora-tiny")
+    cache = add_embedding_cache(model, caching, training=True)
     if arguments.process_index == 0:
         print(parameter_table(model), flush=True)
+        if cache is not None:
+            warn_of_new_images(data_arguments)
     if isinstance(model, PeftModel):
         base = CoraConfig.from_pretrained(model_arguments.model)
         if base.seg_state != model.config.seg_state:
@@ -136,8 +145,12 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
         processing_class=processor,
         **more,
     )
+    if cache is not None and (trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
+        raise UsageError(
+            "embedding_cache: not with sharded weights (FSDP, ZeRO-3), where all processes have to encode equally often"
+        )
     if trainer.is_world_process_zero():
-        stage, others = trainer_class.__name__.removesuffix("Trainer").lower(), [parts, pretraining, *rest]
+        stage, others = trainer_class.__name__.removesuffix("Trainer").lower(), [parts, pretraining, caching, *rest]
         write_training_record(stage, model, scene_set, instructions, arguments, model_arguments, data_arguments, others)
     checkpoint = last_checkpoint(arguments.output_dir) if arguments.resume_from_checkpoint else None
     if pretraining.query_pretraining_steps and checkpoint is None:
@@ -145,6 +158,8 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
             model, processor, scenes, instructions, pretraining, arguments.seed, trainer.is_world_process_zero()
         )
     trainer.train(resume_from_checkpoint=checkpoint)
+    if cache is not None and trainer.is_world_process_zero():
+        print(cache.summary(), flush=True)
     trainer.save_state()
     if trainer.is_world_process_zero():
         write_instructions(Path(arguments.output_dir) / "instructions.jsonl", instructions)

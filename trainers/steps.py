@@ -26,6 +26,8 @@ from .arguments import parse_recipe, read_recipe, read_yaml
 
 RESUMES = ("--resume_from_checkpoint", "true")
 """What training programs need to go on where they were interrupted."""
+WITHOUT_EFFECT = {"embedding_cache", "embedding_cache_gigabytes"}
+"""Fields on which no step's content depends."""
 DONE = ".done.json"
 """`NAME-KEY.done.json` beside the folder `NAME-KEY` says that the step came to its end."""
 
@@ -64,7 +66,8 @@ class Step:
             processes: that share the work; with their number grows the batch.
         """
         recipe = read_recipe(self.recipe, self.arguments) if self.recipe else {}
-        given = {name: _content(value, processes) for name, value in {**recipe, **self.fields}.items()}
+        fields = {name: v for name, v in {**recipe, **self.fields}.items() if name not in WITHOUT_EFFECT}
+        given = {name: _content(value, processes) for name, value in fields.items()}
         text = json.dumps([self.module, self.words, given, processes if self.launched else 1], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 

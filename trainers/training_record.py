@@ -19,7 +19,10 @@ from modeling_cora.hub.run_folder import TRAINING, base_models
 from .arguments import CoraTrainingArguments, DataArguments, ModelArguments, UnlabelledArguments
 from .trained_parts import parameter_counts
 
-LEFT_OUT = {"model", "data", "data_name", "split_lists", "pseudo_labels", "consistency_weights", "cache_scenes"}
+LEFT_OUT = {
+    "model", "data", "data_name", "split_lists", "pseudo_labels", "consistency_weights", "cache_scenes",
+    "embedding_cache", "embedding_cache_gigabytes",
+}  # fmt: skip
 """Fields that name places, are told in other words, or change nothing."""
 OF_THE_TRAINER = (
     "seed", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
@@ -56,6 +59,7 @@ def write_training_record(
         *(["lora_"] if not isinstance(model, PeftModel) else []),
         *(["clip_image_size", "sam_image_size"] if model_arguments.model != "cora-tiny" else []),
         *(["query_pretraining_"] if not settings["query_pretraining_steps"] else []),
+        *(["embedding_cache_"] if not any(getattr(group, "embedding_cache", None) for group in others) else []),
     ]
     settings = {name: value for name, value in settings.items() if not name.startswith(tuple(unused))}
     record = {
