@@ -98,11 +98,30 @@ LLAVA: Rules = (
 # transformers.CLIPVisionModel, or the vision half of a CLIPModel
 CLIP_VISION: Rules = ((rf"(?:vision_model\.)?{_CLIP}", r"vlm.model.vision_tower.\1"),)
 
-# LISA (model/LISA.py, LISAForCausalLM): LLaVA's first layout with SAM and the projection inside
-LISA: Rules = (
+# transformers.Dinov2Model on disk: `attention.attention.query` as on the Hub, `attention.q_proj` as 5.x names it
+DINOV2: Rules = (
+    (
+        r"(encoder\.layer\.\d+\.attention)\.attention\.([qkv])(?:uery|ey|alue)\.(weight|bias)",
+        r"vlm.model.vision_tower.\1.\2_proj.\3",
+    ),
+    (r"(encoder\.layer\.\d+\.attention)\.output\.dense\.(weight|bias)", r"vlm.model.vision_tower.\1.o_proj.\2"),
+    (
+        r"(encoder\.layer\.\d+\.(?:norm[12]|layer_scale[12]|mlp|attention\.[qkvo]_proj)\..+)",
+        r"vlm.model.vision_tower.\1",
+    ),
+    (r"((?:embeddings|layernorm)\..+)", r"vlm.model.vision_tower.\1"),
+)
+
+# transformers.LlamaForCausalLM
+LLAMA: Rules = (
     (r"lm_head\.weight", r"vlm.lm_head.weight"),
     (r"model\.(embed_tokens|norm)\.weight", r"vlm.model.language_model.\1.weight"),
     (rf"model\.{_LLAMA_LAYER}", r"vlm.model.language_model.layers.\1.\2"),
+)
+
+# LISA (model/LISA.py, LISAForCausalLM): LLaVA's first layout with SAM and the projection inside
+LISA: Rules = (
+    *LLAMA,
     # one Linear (LLaVA-1), or Linear - GELU - Linear (LLaVA-1.5, "mlp2x_gelu")
     (r"model\.mm_projector\.(?:0\.)?(weight|bias)", r"vlm.model.multi_modal_projector.linear_1.\1"),
     (r"model\.mm_projector\.2\.(weight|bias)", r"vlm.model.multi_modal_projector.linear_2.\1"),

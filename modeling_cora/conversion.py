@@ -1,4 +1,4 @@
-"""What the two converters share: finding checkpoints, matching them with the model, and writing its folder whole."""
+"""What the converters share: finding checkpoints, matching them with the model, and writing its folder whole."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer
 
 from .checkpoint_keys import Rules, is_droppable, rename
-from .checkpoint_shards import ConversionError, StoredTensor, write_shards
+from .checkpoint_shards import ConversionError, StoredTensor, read_json, write_shards
 from .configuration_cora import CoraConfig
 from .modeling_cora import CoraForReasoningSegmentation
 from .processing_cora import CoraProcessor
@@ -28,7 +28,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class ConversionParser(argparse.ArgumentParser):
-    """Tells what is wrong in one line; has the options of both converters."""
+    """Tells what is wrong in one line; has the options of all converters."""
 
     def __init__(self, description: str, clip_preprocessing: str):
         super().__init__(description=description)
@@ -107,6 +107,16 @@ def load_tokenizer(path: Path) -> Any:
         return AutoTokenizer.from_pretrained(path)
     except Exception as error:  # whatever the tokenizers' library raises
         raise ConversionError(f"{path}: no tokenizer can be loaded from it ({str(error).splitlines()[0]})") from None
+
+
+def normalisation(folder: Path) -> dict[str, Any]:
+    """Mean and standard deviation of the folder's own image processor; nothing where it has none."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            values = read_json(folder / name)
+            values = values.get("image_processor", values)
+            return {key: values[key] for key in ("image_mean", "image_std") if key in values}
+    return {}
 
 
 def add_special_tokens(tokenizer: Any, tokens: Sequence[str]) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import LlavaConfig
@@ -28,6 +27,7 @@ from .conversion import (
     find_checkpoint,
     grow_rows,
     load_tokenizer,
+    normalisation,
     parse_config,
     renamed,
     run,
@@ -76,7 +76,7 @@ def convert(arguments: Sequence[str] | None = None) -> None:
     )
     processor = CoraProcessor(
         image_processor=clip_image_processor(
-            vlm_config.vision_config.image_size, options.clip_preprocessing, **_normalisation(folder)
+            vlm_config.vision_config.image_size, options.clip_preprocessing, **normalisation(folder)
         ),
         sam_image_processor=sam_image_processor(sam_config.vision_config.image_size),
         tokenizer=tokenizer,
@@ -104,16 +104,6 @@ def _image_tokens(config: LlavaConfig) -> int:
     """Patches, and the class token where the strategy keeps it."""
     side = config.vision_config.image_size // config.vision_config.patch_size
     return side * side + (config.vision_feature_select_strategy == "full")
-
-
-def _normalisation(folder: Path) -> dict[str, Any]:
-    """Mean and standard deviation of the folder's own image processor; nothing where it has none."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        if (folder / name).is_file():
-            values = read_json(folder / name)
-            values = values.get("image_processor", values)
-            return {key: values[key] for key in ("image_mean", "image_std") if key in values}
-    return {}
 
 
 def _new_projection(model: CoraForReasoningSegmentation, seed: int) -> dict[str, StoredTensor]:

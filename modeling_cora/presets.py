@@ -51,15 +51,19 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedT
     )
 
 
-def cora_tiny_config(
-    tokenizer: PreTrainedTokenizerFast, clip_image_size: int = 112, sam_image_size: int = 256
-) -> CoraConfig:
-    """About 5M parameters: LLaMA 4 x 192, CLIP 3 x 128 (patch 14), SAM ViT 4 x 128 (patch 16) and its decoder."""
-    text = LlamaConfig(
+def train_query_tokenizer(queries: Iterable[str]) -> PreTrainedTokenizerFast:
+    """`train_tokenizer` of queries as the model reads them: the frame of the chat template belongs to the texts, or it
+    would cost a token for each letter."""
+    return train_tokenizer(f"USER: \n{query} ASSISTANT: {DEFAULT_ANSWER}" for query in queries)
+
+
+def small_text_config(tokenizer: PreTrainedTokenizerFast, layers: int = 4) -> LlamaConfig:
+    """LLaMA 4 x 192: 1.8M parameters and two tables."""
+    return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=192,
         intermediate_size=512,
-        num_hidden_layers=4,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=4096,
@@ -67,6 +71,13 @@ def cora_tiny_config(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def cora_tiny_config(
+    tokenizer: PreTrainedTokenizerFast, clip_image_size: int = 112, sam_image_size: int = 256
+) -> CoraConfig:
+    """About 5M parameters: LLaMA 4 x 192, CLIP 3 x 128 (patch 14), SAM ViT 4 x 128 (patch 16) and its decoder."""
+    text = small_text_config(tokenizer)
     vision = CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=512,
@@ -164,25 +175,40 @@ def cora_7b_config() -> CoraConfig:
 
 
 @torch.no_grad()
+def _keep_scale(part: nn.Module) -> None:
+    """Weights with which every layer keeps the scale of its input: variance 1 / fan-in.
+
+    The libraries' standard deviation of 0.02 suits widths in the thousands; at 128 to 192 it makes every layer shrink
+    its input.
+    """
+    for module in part.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+        elif isinstance(module, nn.ConvTranspose2d):  # kernel = stride: one input pixel for each output pixel
+            nn.init.normal_(module.weight, std=module.in_channels**-0.5)
+
+
+@torch.no_grad()
+def initialise_language_model(language_model: nn.Module) -> None:
+    """Weights from which a small language model learns within minutes to tell queries apart: layers keep the scale of
+    their input, and what attention carries is doubled, since it averages a query's few tokens with about a hundred
+    others."""
+    _keep_scale(language_model)
+    for name, module in language_model.named_modules():
+        if name.endswith(("v_proj", "o_proj")):
+            module.weight.mul_(2.0)
+
+
+@torch.no_grad()
 def _initialise_from_scratch(model: CoraForReasoningSegmentation) -> None:
     """Weights from which a small model learns to segment within minutes.
 
-    The libraries' standard deviation of 0.02 suits widths in the thousands. At 128 to 192 it makes every layer shrink
-    its input: SAM's masks start at 1e-3 and all queries reach the decoder as one prompt, for which "background
-    everywhere" is the best answer; training stays there. So every layer keeps the scale of its input (variance
-    1 / fan-in), and what attention carries is doubled, since it averages a query's few tokens with about a hundred
-    others.
+    With the libraries' own, SAM's masks start at 1e-3 and all queries reach the decoder as one prompt, for which
+    "background everywhere" is the best answer; training stays there.
     """
-    for part in (model.vlm.base_model.language_model, model.sam):
-        for module in part.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-            elif isinstance(module, nn.ConvTranspose2d):  # kernel = stride: one input pixel for each output pixel
-                nn.init.normal_(module.weight, std=module.in_channels**-0.5)
+    initialise_language_model(model.vlm.base_model.language_model)
+    _keep_scale(model.sam)
     nn.init.normal_(model.sam.vision_encoder.pos_embed, std=0.02)
-    for name, module in model.vlm.base_model.language_model.named_modules():
-        if name.endswith(("v_proj", "o_proj")):
-            module.weight.mul_(2.0)
     for module in (model.seg_projector.linear_1, model.seg_projector.linear_2):
         module.weight.mul_(2.0**0.5)
 
@@ -198,8 +224,7 @@ def cora_tiny(
         clip_image_size: side of the vision tower's input, a multiple of 14; (side / 14)^2 image tokens.
         sam_image_size: side of SAM's input, a multiple of 128.
     """
-    # the frame of the chat template belongs to the texts, or it would cost a token for each letter
-    tokenizer = train_tokenizer(f"USER: \n{text} ASSISTANT: {DEFAULT_ANSWER}" for text in texts)
+    tokenizer = train_query_tokenizer(texts)
     config = cora_tiny_config(tokenizer, clip_image_size, sam_image_size)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -214,4 +239,12 @@ def cora_tiny(
     return model, processor
 
 
-__all__ = ["cora_7b_config", "cora_tiny", "cora_tiny_config", "train_tokenizer"]
+__all__ = [
+    "cora_7b_config",
+    "cora_tiny",
+    "cora_tiny_config",
+    "initialise_language_model",
+    "small_text_config",
+    "train_query_tokenizer",
+    "train_tokenizer",
+]

@@ -24,6 +24,7 @@ ELSEWHERE = {
     ".venv/bin/pip": "what `make` has done",
     "modeling_cora.convert_llava_sam": "public weights; tests/test_convert_llava_sam.py has small ones",
     "modeling_cora.convert_lisa": "public weights; tests/test_convert_lisa.py has small ones",
+    "modeling_cora.compose": "public weights; tests/test_compose.py has small ones",
     "datasets_scripts.ask_llm": "somebody's endpoint; tests/test_llm.py has a server",
     "trainers/experiment.py": "CamVid and hours; tests/test_experiment.py has a small one",
     "runs/lora": "an adapter; tests/test_publish.py has one",

@@ -38,11 +38,8 @@ def our_name(name: str) -> str:
     return next(re.sub(pattern, new, name) for pattern, new in NAMES if re.fullmatch(pattern, name))
 
 
-@pytest.fixture(scope="module")
-def mobile_sam() -> tuple[SamModel, torch.nn.Module]:
-    """SamModel with our encoder and MobileSAM's weights; and the reader that comes with the weights."""
-    if not WEIGHTS.exists():
-        pytest.skip(f"no MobileSAM weights at {WEIGHTS}")
+def mobile_sam_model() -> SamModel:
+    """SamModel with our encoder and MobileSAM's weights, which lie in `WEIGHTS`."""
     state = {name: value.float() for name, value in load_file(WEIGHTS / "model.safetensors").items()}
     prefix = "vision_encoder."
     encoder = TinyVitEncoder()
@@ -59,11 +56,19 @@ def mobile_sam() -> tuple[SamModel, torch.nn.Module]:
         {n: v for n, v in state.items() if not n.startswith(prefix)}, strict=False
     )
     assert not unexpected and all(n.startswith(prefix) for n in missing)
+    return sam.eval()
+
+
+@pytest.fixture(scope="module")
+def mobile_sam() -> tuple[SamModel, torch.nn.Module]:
+    """`mobile_sam_model`; and the reader that comes with the weights."""
+    if not WEIGHTS.exists():
+        pytest.skip(f"no MobileSAM weights at {WEIGHTS}")
     spec = importlib.util.spec_from_file_location("mobilesam_reader", WEIGHTS / "mobilesam.py")
     reader = importlib.util.module_from_spec(spec)
     sys.modules["mobilesam_reader"] = reader
     spec.loader.exec_module(reader)
-    return sam.eval(), reader.load()
+    return mobile_sam_model(), reader.load()
 
 
 @torch.no_grad()

@@ -1,0 +1,214 @@
+"""Puts a SAM, a vision tower and a language model together: a CORA model of pretrained parts that never met.
+
+    python -m modeling_cora.compose --sam mobile_sam.pt --vision facebook/dinov2-small --vision-size 224 \\
+        --language HuggingFaceTB/SmolLM2-135M-Instruct --language-layers 6 --output cora-small
+    python -m modeling_cora.compose --sam mobile_sam.pt --vision facebook/dinov2-small --texts queries.txt \\
+        --output cora-small
+
+The VLM is a LLaVA of the tower, a new connector and the language model. Without `--language`, that is a small LLaMA
+with random weights (`cora-tiny`'s), whose tokenizer is made from the lines of `--texts`. New are, besides, the
+projection to SAM's prompts, and rows of the tables for `[SEG]` and `<image>`. So no part knows the others, and the
+model segments nothing that was asked for before it is trained; where the language model is new, begin with query
+pretraining. Where a LLaVA is at hand, `convert_llava_sam` keeps its connector.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CLIPVisionConfig, Dinov2Config, LlamaConfig, LlamaForCausalLM, LlavaConfig
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from .checkpoint_keys import CLIP_VISION, DINOV2, DROPPABLE, DROPPABLE_OF_CLIP, LLAMA
+from .checkpoint_shards import ConversionError, StoredTensor, read_checkpoint, read_json
+from .configuration_cora import SEG_TOKEN, CoraConfig
+from .conversion import (
+    INPUT_TABLE,
+    ConversionParser,
+    add_special_tokens,
+    find_checkpoint,
+    grow_rows,
+    load_tokenizer,
+    normalisation,
+    parse_config,
+    renamed,
+    run,
+    write_model_folder,
+)
+from .image_processors import clip_image_processor, sam_image_processor
+from .modeling_cora import CoraForReasoningSegmentation, CoraSegProjector
+from .presets import initialise_language_model, small_text_config, train_query_tokenizer
+from .processing_cora import VICUNA_CHAT_TEMPLATE, CoraProcessor
+from .sam_checkpoint import encoder_of, read_sam
+
+IMAGE_TOKEN = "<image>"
+_FINAL_NORM = "vlm.model.language_model.norm.weight"
+_TOWERS: dict[str, tuple[Any, Any]] = {
+    "clip_vision_model": (CLIPVisionConfig, CLIP_VISION),
+    "dinov2": (Dinov2Config, DINOV2),
+}
+
+
+def convert(arguments: Sequence[str] | None = None) -> None:
+    """
+    Raises:
+        ConversionError: anything that is wrong with the input.
+    """
+    parser = ConversionParser("Composes a CORA model of a SAM, a vision tower and a language model.", "letterbox")
+    parser.add_argument(
+        "--sam", required=True, help="folder or Hub id of a SamModel, or segment-anything's or MobileSAM's .pth"
+    )
+    parser.add_argument("--vision", required=True, help="folder or Hub id of a Dinov2Model or a CLIPVisionModel")
+    parser.add_argument(
+        "--vision-layer",
+        type=int,
+        default=-2,
+        help="the hidden state that the language model sees: n is behind layer n, -1 behind the last "
+        "(default: -2, LLaVA's)",
+    )
+    parser.add_argument(
+        "--vision-size", type=int, help="side of the tower's input; a DINOv2 takes any multiple of its patches' side"
+    )
+    parser.add_argument("--language", help="folder or Hub id of a LlamaForCausalLM with its tokenizer; or a new one")
+    parser.add_argument(
+        "--language-layers", type=int, help="the first so many of its layers (default: all; of a new one 4)"
+    )
+    parser.add_argument("--texts", help="without --language: UTF-8 file, one query a line, for the new tokenizer")
+    parser.add_argument("--seed", type=int, default=0, help="of all new weights (default: 0)")
+    options = parser.parse_args(arguments)
+    if options.language_layers is not None and options.language_layers < 1:
+        raise ConversionError(f"--language-layers {options.language_layers}: is less than 1")
+    text_config, tokenizer, tensors = _language_model(options)
+    add_special_tokens(tokenizer, [SEG_TOKEN, IMAGE_TOKEN])
+    grow_rows(tensors, len(tokenizer))
+    text_config.vocab_size = tensors[INPUT_TABLE].shape[0]
+    vision_config, vision_size, tower = _vision_tower(options)
+    sam_config, sam = read_sam(find_checkpoint(options.sam), options.sam_decoder_heads)
+    image_tokens = (vision_size // vision_config.patch_size) ** 2
+    config = CoraConfig(
+        vlm_config=LlavaConfig(
+            text_config=text_config,
+            vision_config=vision_config,
+            image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+            image_seq_length=image_tokens,
+            vision_feature_layer=options.vision_layer,
+        ),
+        sam_config=sam_config,
+        sam_encoder=encoder_of(sam),
+        seg_token_id=tokenizer.convert_tokens_to_ids(SEG_TOKEN),
+    )
+    processor = CoraProcessor(
+        image_processor=clip_image_processor(
+            vision_size, options.clip_preprocessing, **normalisation(find_checkpoint(options.vision))
+        ),
+        sam_image_processor=sam_image_processor(sam_config.vision_config.image_size),
+        tokenizer=tokenizer,
+        num_image_tokens=image_tokens,
+        chat_template=VICUNA_CHAT_TEMPLATE.replace("</s>", tokenizer.eos_token),
+    )
+    norm = tensors[_FINAL_NORM].load().float()
+
+    def new_parts(model: CoraForReasoningSegmentation) -> dict[str, StoredTensor]:
+        return _new_parts(model.config, options.seed, float(norm.square().mean().sqrt()))
+
+    write_model_folder(options, config, tensors | tower | sam, processor, new_parts)
+
+
+def _language_model(options: argparse.Namespace) -> tuple[LlamaConfig, Any, dict[str, StoredTensor]]:
+    """Its configuration, tokenizer and tensors, under CORA's names: read, or new."""
+    if not options.language:
+        return _new_language_model(options)
+    if options.texts:
+        raise ConversionError(f"--texts {options.texts}: --language brings its own tokenizer; leave one of them out")
+    folder = find_checkpoint(options.language)
+    values = read_json(folder / "config.json")
+    if (kind := values.get("model_type")) != "llama":
+        raise ConversionError(f"{folder}: config.json is of model_type {kind!r}; only 'llama' is known")
+    config = parse_config(LlamaConfig, values, f"{folder}: config.json")
+    layers = options.language_layers or config.num_hidden_layers
+    if layers > config.num_hidden_layers:
+        raise ConversionError(f"--language-layers {layers}: {folder} has {config.num_hidden_layers}")
+    left_out = tuple(f"model.layers.{index}." for index in range(layers, config.num_hidden_layers))
+    kept = {name: t for name, t in read_checkpoint(folder).items() if not name.startswith(left_out)}
+    tensors = renamed(kept, LLAMA, DROPPABLE, str(folder))
+    for name in (INPUT_TABLE, _FINAL_NORM):
+        if name not in tensors:
+            raise ConversionError(f"{folder}: has no {'.'.join(name.split('.')[-2:])}; is it a whole LLaMA?")
+    config.num_hidden_layers = layers
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.eos_token is None:
+        raise ConversionError(f"{folder}: its tokenizer has no eos_token, with which answers end")
+    return config, tokenizer, tensors
+
+
+def _new_language_model(options: argparse.Namespace) -> tuple[LlamaConfig, Any, dict[str, StoredTensor]]:
+    if not options.texts:
+        raise ConversionError(
+            "--texts: not given, and --language neither; a new language model needs a file of queries, one a line"
+        )
+    try:
+        lines = Path(options.texts).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConversionError(f"--texts {options.texts}: cannot be read as UTF-8 text ({error})") from None
+    if not (queries := [line.strip() for line in lines if line.strip()]):
+        raise ConversionError(f"--texts {options.texts}: holds no line of text")
+    tokenizer = train_query_tokenizer(queries)
+    config = small_text_config(tokenizer, options.language_layers or 4)
+    with torch.random.fork_rng():
+        torch.manual_seed(options.seed)
+        model = LlamaForCausalLM(config)
+        initialise_language_model(model.model)
+    tensors = {name: StoredTensor.of(tensor) for name, tensor in model.state_dict().items()}
+    return config, tokenizer, renamed(tensors, LLAMA, DROPPABLE, "the new language model")
+
+
+def _vision_tower(options: argparse.Namespace) -> tuple[Any, int, dict[str, StoredTensor]]:
+    """Its configuration, the side of its input in pixels, and its tensors under CORA's names."""
+    folder = find_checkpoint(options.vision)
+    values = read_json(folder / "config.json")
+    if values.get("model_type") == "clip":
+        values = {"model_type": "clip_vision_model", **values.get("vision_config", {})}
+    if (kind := values.get("model_type")) not in _TOWERS:
+        raise ConversionError(f"{folder}: config.json is of model_type {kind!r}; known are {', '.join(_TOWERS)}")
+    config_class, rules = _TOWERS[kind]
+    config = parse_config(config_class, values, f"{folder}: config.json")
+    size = options.vision_size or config.image_size
+    if size < config.patch_size or size % config.patch_size:
+        raise ConversionError(f"--vision-size {size}: is not a multiple of {config.patch_size}, the side of a patch")
+    if size != config.image_size and kind != "dinov2":
+        raise ConversionError(f"--vision-size {size}: a {kind} takes its own {config.image_size} alone")
+    layers = config.num_hidden_layers
+    # the embeddings (0) cannot be had: transformers takes output_hidden_states=0 for "none of them"
+    if not 1 <= abs(options.vision_layer) <= layers:
+        raise ConversionError(f"--vision-layer {options.vision_layer}: is none of 1 to {layers} or -{layers} to -1")
+    return config, size, renamed(read_checkpoint(folder), rules, (*DROPPABLE, *DROPPABLE_OF_CLIP), str(folder))
+
+
+def _new_parts(config: CoraConfig, seed: int, state_scale: float) -> dict[str, StoredTensor]:
+    """Connector and projection, with weights that keep the scale of what passes through; the same for the same seed.
+
+    Args:
+        state_scale: root mean square of the language model's last states, which is that of its final norm's weights.
+            SAM listens to prompts of a standard deviation of about 0.7, whatever the scale of the states.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        connector, projection = LlavaMultiModalProjector(config.vlm_config), CoraSegProjector(config)
+        for linear in (connector.linear_1, connector.linear_2, projection.linear_1, projection.linear_2):
+            torch.nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+            torch.nn.init.zeros_(linear.bias)
+    projection.linear_1.weight.data /= state_scale
+    parts = {"vlm.model.multi_modal_projector": connector, "seg_projector": projection}
+    return {
+        f"{part}.{name}": StoredTensor.of(tensor)
+        for part, module in parts.items()
+        for name, tensor in module.state_dict().items()
+    }
+
+
+if __name__ == "__main__":
+    run(convert)
