@@ -70,10 +70,13 @@ def test_runs_that_have_ended_are_kept(tmp_path, capsys):
     argv += ["--runs", str(tmp_path / "runs"), "--table", str(tmp_path / "table.md"), "--rows", SUPERVISED, UNIMATCH]
     fields = {**SECTIONS["pseudo_labels"], "absent_classes": "keep", "dataloader_num_workers": 0}
     argv += [text for name, value in fields.items() for text in (f"--segmenter.{name}", str(value))]
+    measure.main([*argv, "--only", "training"])
+    assert (tmp_path / "table.md").read_text().count("(1)") == 2  # two rows, scores on val
+    assert "done before" not in capsys.readouterr().out
     measure.main(argv)
     table = (tmp_path / "table.md").read_text()
     assert table.count("(1)") == 4  # two rows, scores on val and of the pseudo-labels
-    assert "done before" not in capsys.readouterr().out
+    assert capsys.readouterr().out.count("done before") == 2
     measure.main(argv)
     assert capsys.readouterr().out.count("done before") == 6 and (tmp_path / "table.md").read_text() == table
 

@@ -4,7 +4,8 @@
         --table results/pseudo_labels_camvid.md
 
 Runs one after another, each of steps as in `trainers/run.py`: what is done is kept, what was interrupted goes on. The
-table is written anew after each run. `--only table` runs nothing. `--segmenter.FIELD VALUE` goes to every training.
+table is written anew after each run. `--only training` leaves pseudo-labels and their audit out, `--only table` runs
+nothing. `--segmenter.FIELD VALUE` goes to every training.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ ROWS = {
     "SegFormer-B0, supervised": ("camvid_cpu", "supervised"),
     "SegFormer-B0, UniMatch": ("camvid_cpu", "unimatch"),
     "SegFormer-B0, UniMatch V2": ("camvid_cpu", "unimatch_v2"),
+    "DINOv2-S, supervised": ("camvid_dinov2_cpu", "supervised"),
+    "DINOv2-S, UniMatch V2": ("camvid_dinov2_cpu", "unimatch_v2"),
     "SemiVL's network, supervised": ("camvid_semivl_cpu", "supervised"),
     "SemiVL's network, SemiVL": ("camvid_semivl_cpu", "semivl"),
 }
@@ -91,7 +94,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", default=list(ROWS), help="rows of the table to run")
     parser.add_argument("--runs", required=True, type=Path, help="folder of the runs")
     parser.add_argument("--table", required=True, type=Path, help="markdown file to write")
-    parser.add_argument("--only", choices=["table"], default=None, help="run nothing, write the table")
+    parser.add_argument(
+        "--only", choices=["training", "table"], help="training: mIoU on val alone; table: run nothing, write the table"
+    )
     return parser.parse_args(argv)
 
 
@@ -116,8 +121,8 @@ def main(argv: list[str] | None = None) -> None:
         for row in arguments.rows
     ]
     folders = StepFolders(arguments.runs)
-    for cell in tqdm(cells if arguments.only is None else [], unit="run"):
-        folders.run(cell.steps)
+    for cell in tqdm(cells if arguments.only != "table" else [], unit="run"):
+        folders.run(cell.steps[:1] if arguments.only == "training" else cell.steps)
         write_text(arguments.table, table(cells, folders))
     text = table(cells, folders)
     write_text(arguments.table, text)
