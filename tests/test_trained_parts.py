@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.scenes import write_scenes
@@ -110,6 +111,26 @@ def test_any_part_can_train_beside_lora(tiny, part):
     prefixes = {"sam_encoder": "sam.vision_encoder", "prompt_encoder": "sam.prompt_encoder"}
     fragment = prefixes.get(part, {"connector": "projector", "vision_tower": "vision_tower"}.get(part))
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for n, p in wrapped.named_parameters() if fragment in n)
+
+
+@pytest.mark.parametrize("rank", ["0", "2"])
+@pytest.mark.parametrize("autocast", ["false", "true"])
+def test_small_steps_are_not_lost_on_weights_stored_in_bfloat16(tmp_path, rank, autocast):
+    """Adam's first step is the learning rate, whatever the gradient; in bfloat16 most weights would stay."""
+    write_scenes(tmp_path / "scenes", labelled=2, unlabelled=0, val=1, size=(48, 64), progress=False)
+    model, processor = cora_tiny(TEXTS, clip_image_size=28, sam_image_size=128)
+    for part in (model.to(torch.bfloat16), processor):
+        part.save_pretrained(tmp_path / "base")
+    options = {"model": tmp_path / "base", "data": tmp_path / "scenes", "output_dir": tmp_path / "out", "max_steps": 1}
+    options |= {"warmup_steps": 0, "learning_rate": 2e-5, "bf16": autocast, "use_cpu": "true", "disable_tqdm": "true"}
+    options |= {"lora_r": rank, "max_grad_norm": 0, "adam_epsilon": 1e-30}
+    stage1.main([*(f"--{k}={v}" for k, v in options.items()), "--trained_parts", "seg_projector", "mask_decoder"])
+    file = tmp_path / "out" / ("model.safetensors" if rank == "0" else "adapter_model.safetensors")
+    (name,) = (n for n in load_file(file) if n.endswith("seg_projector.linear_2.weight"))
+    moved = load_file(file)[name].double() - model.seg_projector.linear_2.weight.double()
+    touched = moved.abs() > 1e-6  # behind a ReLU that is off nothing is learned
+    assert touched.double().mean() > 0.5
+    torch.testing.assert_close(moved[touched].abs(), torch.full_like(moved[touched], 2e-5), rtol=1e-2, atol=0)
 
 
 def test_adapter_trains_resumes_loads_and_merges(tmp_path, monkeypatch):

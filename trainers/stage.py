@@ -37,7 +37,7 @@ from .cora_trainer import CoraTrainer
 from .embedding_cache import add_embedding_cache, refuse_sharded_weights, warn_of_new_images
 from .instruction_dataset import InstructionCollator, InstructionDataset
 from .query_pretraining import pretrain_queries
-from .trained_parts import parameter_table, select_trained_parts
+from .trained_parts import parameter_table, select_trained_parts, train_in_fp32
 from .training_record import write_training_record
 from .unlabelled_dataset import PairedCollator, PairedDataset, UnlabelledDataset
 
@@ -160,6 +160,7 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
         processing_class=processor,
         **more,
     )
+    train_in_fp32(model, mixed_precision=trainer.accelerator.mixed_precision != "no")
     if cache is not None:
         refuse_sharded_weights(trainer)
     if trainer.is_world_process_zero():

@@ -69,6 +69,19 @@ def select_trained_parts(
     return get_peft_model(model, config)
 
 
+def train_in_fp32(model: torch.nn.Module, mixed_precision: bool) -> None:
+    """Puts into fp32 what is trained: bfloat16 has 8 significant bits, so that a step of 2e-5 leaves a weight of 0.02 as
+    it is, without a word.
+
+    Args:
+        mixed_precision: whether autocast brings weights of two precisions together. Without it the frozen parts become
+            fp32 too.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad or not mixed_precision:
+            parameter.data = parameter.data.float()
+
+
 def parameter_counts(model: torch.nn.Module) -> dict[str, list[int]]:
     """Parameters, how many of them train, and bytes of their weights, for each part and for "all".
 
