@@ -19,6 +19,7 @@ from datasets_scripts.records import DataError
 from datasets_scripts.scenes import write_scenes
 from modeling_cora.hub.push import publication
 from modeling_cora.hub.run_folder import read_run as read_finished
+from trainers.arguments import parse_recipe
 from trainers.base_trainer import last_checkpoint
 from trainers.methods import method_named
 from trainers.run import STAGES, main, plan, read_run
@@ -77,6 +78,22 @@ def program(tmp_path, monkeypatch) -> str:
     (tmp_path / "counting_program.py").write_text(PROGRAM)
     monkeypatch.syspath_prepend(tmp_path)
     return "counting_program"
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "trainers/recipes").glob("*_run.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("method", ["supervised", "cora"])
+def test_every_field_of_the_recipes_is_one_of_its_program(tmp_path, recipe, method):
+    """Also of those that nothing here can run."""
+    (tmp_path / "data").mkdir()
+    argv = [str(recipe), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--method", method]
+    planned = plan(*read_run(argv))
+    folders = StepFolders(tmp_path / "steps")
+    for step in planned.steps:
+        if step.arguments:
+            command = folders.command(step)
+            if "trainers.stage" in step.module or step.name == "segmenter":
+                command += ["--use_cpu", "true"]  # where there is no GPU, bf16 has to be asked for on the CPU
+            assert parse_recipe(step.arguments, command)
 
 
 def calls(folder: Path) -> int:
