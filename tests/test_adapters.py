@@ -17,6 +17,7 @@ from datasets_scripts.scenes import write_scenes
 from modeling_cora import CoraForReasoningSegmentation
 from modeling_cora.presets import cora_tiny
 from trainers import add_anchors, diagnose, merge_adapter, run, stage1, stage2, stage3
+from trainers.adapters import load_adapter
 from trainers.arguments import TrainedPartsArguments
 from trainers.loading import load_trained
 from trainers.trained_parts import select_trained_parts
@@ -32,7 +33,7 @@ QUERIES = ["the road", "the car left of this"]
 @pytest.fixture(scope="module")
 def street(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("street")
-    write_scenes(folder, labelled=3, unlabelled=2, val=1, size=(48, 64), progress=False)
+    write_scenes(folder, labelled=3, unlabelled=2, val=1, size=(64, 96), progress=False)
     return folder
 
 
@@ -42,8 +43,8 @@ def pseudo(street, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pseudo")
     (folder / "masks").mkdir()
     for scene in read_folder(street).split("train", labelled=False):
-        labels = np.zeros((48, 64), np.uint8)
-        labels[:, 32:] = 3
+        labels = np.zeros((64, 96), np.uint8)
+        labels[:, 48:] = 3
         Image.fromarray(labels).save(folder / "masks" / f"{scene.image_id}.png")
     return folder
 
@@ -205,6 +206,26 @@ def test_a_base_that_changed_or_is_gone_takes_one_line(street, plain, first, tmp
         part.save_pretrained(tmp_path / "larger")
     line = with_base(tmp_path / "larger")
     assert ("does not fit its base" in line and "embed_tokens" in line) or "lm_head" in line
+
+
+def test_an_adapter_of_a_model_with_tied_tables_is_taken_up_whole(tmp_path):
+    config = cora_tiny(TEXTS, seed=0, clip_image_size=28, sam_image_size=128)[0].config
+    config.vlm_config.text_config.tie_word_embeddings = config.vlm_config.tie_word_embeddings = True
+    CoraForReasoningSegmentation(config).save_pretrained(tmp_path / "base")
+
+    def wrapped():
+        base = CoraForReasoningSegmentation.from_pretrained(tmp_path / "base")
+        return select_trained_parts(base, TrainedPartsArguments(lora_r=4))
+
+    before, after = wrapped(), wrapped()
+    with torch.no_grad():
+        for parameter in before.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    before.save_pretrained(tmp_path / "adapter")
+    load_adapter(after, str(tmp_path / "adapter"))
+    expected = before.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in after.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", ["base", "adapter"])
