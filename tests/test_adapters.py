@@ -253,8 +253,8 @@ def test_without_anchors_one_line_names_the_commands(street, plain, tmp_path, mo
 
 @pytest.mark.slow
 def test_an_adapter_is_diagnosed(street, pseudo, second, tmp_path):
-    argv = conditional(street, second, tmp_path, pseudo_labels=pseudo, out=tmp_path / "diagnosis", embedding_batches=2,
-                       gradient_batches=1)  # fmt: skip
+    argv = conditional(street, second, tmp_path, pseudo_labels=pseudo, embedding_batches=2, gradient_batches=1)
+    argv += ["--out", str(tmp_path / "diagnosis")]
     diagnose.main(argv)
     assert (tmp_path / "diagnosis" / "report.md").exists()
 
