@@ -25,8 +25,7 @@ def merge_adapter(adapter: str | Path, out: str | Path, dtype: torch.dtype | Non
         ConversionError: no adapter, its base cannot be loaded, or `out` holds something.
     """
     out = Path(out)
-    if out.exists() and any(out.iterdir()):
-        raise ConversionError(f"--out {out}: is not empty; a new folder would be right")
+    refuse_filled(out)
     try:
         config = PeftConfig.from_pretrained(str(adapter))
     except ValueError as error:
@@ -37,13 +36,26 @@ def merge_adapter(adapter: str | Path, out: str | Path, dtype: torch.dtype | Non
     except (OSError, ValueError) as error:
         raise ConversionError(f"--adapter {adapter}: {str(error).splitlines()[0]}") from None
     merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(progressbar=True).to(base.dtype)
+    save_whole(merged, processor, out)
+
+
+def refuse_filled(out: Path) -> None:
+    """Raises:
+    ConversionError: the folder holds something.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise ConversionError(f"--out {out}: is not empty; a new folder would be right")
+
+
+def save_whole(model: CoraForReasoningSegmentation, processor: CoraProcessor, out: Path) -> None:
+    """Model and processor in a new or empty folder, which appears whole or not at all."""
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    merged.save_pretrained(partial)
+    model.save_pretrained(partial)
     processor.save_pretrained(partial)
     if out.exists():
         out.rmdir()
     partial.rename(out)
 
 
-__all__ = ["merge_adapter"]
+__all__ = ["merge_adapter", "refuse_filled", "save_whole"]

@@ -27,7 +27,8 @@ ELSEWHERE = {
     "modeling_cora.compose": "public weights; tests/test_compose.py has small ones",
     "datasets_scripts.ask_llm": "somebody's endpoint; tests/test_llm.py has a server",
     "trainers/experiment.py": "CamVid and hours; tests/test_experiment.py has a small one",
-    "runs/lora": "an adapter; tests/test_publish.py has one",
+    "trainers/add_anchors.py": "public weights; tests/test_adapters.py has small ones",
+    "runs/lora": "an adapter; tests/test_publish.py has one, tests/test_adapters.py trains one in all stages",
 }
 """What is not run here, and where it is, by what the command is told from."""
 

@@ -28,7 +28,10 @@ from datasets_scripts.records import DataError
 class ModelArguments:
     model: str = field(
         default="cora-tiny",
-        metadata={"help": "`cora-tiny` (random start, no download), or a folder or Hub id with a CORA model."},
+        metadata={
+            "help": "`cora-tiny` (random start, no download), or a folder or Hub id with a CORA model, or with an "
+            "adapter of one, which is then trained further."
+        },
     )
     clip_image_size: int = field(
         default=112, metadata={"help": "cora-tiny only: side of the vision tower's input; (side / 14)^2 image tokens."}

@@ -52,11 +52,9 @@ from trainers.diagnosis.report import diagnosis_report
 from trainers.diagnosis.separation import Embeddings, agreement, ask_embeddings, projected, separation
 from trainers.embedding_cache import add_embedding_cache
 from trainers.instruction_dataset import InstructionDataset
-from trainers.loading import load_trained
 from trainers.report import read_history
-from trainers.stage import ARGUMENTS, labelled_instructions, override_config, refuse_adapter
+from trainers.stage import ARGUMENTS, labelled_instructions, load_for_training
 from trainers.token_bank import BANK_FILE
-from trainers.trained_parts import select_trained_parts
 from trainers.unlabelled_dataset import ConsistencyMaps, PairedCollator, PairedDataset, UnlabelledDataset
 
 
@@ -161,12 +159,8 @@ def prepare(argv: Sequence[str] | None = None) -> Diagnosed:
     labelled = InstructionDataset(scene_set, scenes, instructions, data, length, training.seed, anchors=True)
     others, ratio = scene_set.split("train", labelled=False), unlabelled.unlabelled_per_labelled
     labels = UnlabelledDataset(scene_set, others, unlabelled, data, length * ratio, training.seed)
-    refuse_adapter(of_model.model)
-    model, processor = load_trained(of_model.model)
-    override_config(model.config, of_model)
-    model.add_anchors(processor.add_anchor_token())
+    model, processor = load_for_training(of_model, parts, [], training.seed, anchors=True)
     training.output_dir = arguments.out
-    model = select_trained_parts(model, parts)
     add_embedding_cache(model, caching, training=True)
     trainer = TermTrainer(
         model=model,

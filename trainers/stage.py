@@ -8,11 +8,11 @@ and ends at the same weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from peft import PeftModel
-from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from transformers.trainer_utils import set_seed
 
 from datasets_scripts.command_line import UsageError
@@ -22,6 +22,7 @@ from datasets_scripts.records import Instruction, Scene, SceneSet
 from modeling_cora import CoraConfig, CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.presets import cora_tiny
 
+from .adapters import anchors_needed, base_of, load_adapter
 from .arguments import (
     CoraTrainingArguments,
     DataArguments,
@@ -36,6 +37,7 @@ from .base_trainer import last_checkpoint
 from .cora_trainer import CoraTrainer
 from .embedding_cache import add_embedding_cache, refuse_sharded_weights, warn_of_new_images
 from .instruction_dataset import InstructionCollator, InstructionDataset
+from .loading import load_trained
 from .query_pretraining import pretrain_queries
 from .trained_parts import parameter_table, select_trained_parts, train_in_fp32
 from .training_record import write_training_record
@@ -64,24 +66,49 @@ def labelled_instructions(
 def load_model(
     arguments: ModelArguments, instructions: list[Instruction], seed: int
 ) -> tuple[CoraForReasoningSegmentation, CoraProcessor]:
-    """The model to start from; options that the recipe leaves open stay as the model has them."""
+    """The model to start from, which is no adapter; options that the recipe leaves open stay as the model has them.
+
+    Raises:
+        UsageError: it cannot be loaded.
+    """
     if arguments.model == "cora-tiny":
         texts = [text for i in instructions for text in (i.query, *i.rephrasings, i.answer)]
         model, processor = cora_tiny(texts, seed, arguments.clip_image_size, arguments.sam_image_size)
     else:
-        refuse_adapter(arguments.model)
-        model = CoraForReasoningSegmentation.from_pretrained(arguments.model)
-        processor = CoraProcessor.from_pretrained(arguments.model)
+        model, processor = load_trained(arguments.model)
     override_config(model.config, arguments)
     return model, processor
 
 
-def refuse_adapter(model: str) -> None:
-    """Raises:
-    UsageError: the folder is an adapter, which cannot be trained further.
+def load_for_training(
+    arguments: ModelArguments, parts: TrainedPartsArguments, instructions: list[Instruction], seed: int, anchors: bool
+) -> tuple[CoraForReasoningSegmentation | PeftModel, CoraProcessor]:
+    """The model to start from, and what trains of it. An adapter is trained further, on the same base.
+
+    Args:
+        anchors: the model gets an anchor encoder where it has none.
+
+    Raises:
+        UsageError: it cannot be loaded, or the parts are not those of the adapter.
     """
-    if (Path(model) / ADAPTER_CONFIG).exists():
-        raise UsageError(f"model {model}: is an adapter; merge it first (trainers/merge_adapter.py)")
+    base = base_of(arguments.model)
+    further = base != arguments.model
+    model, processor = load_model(replace(arguments, model=base), instructions, seed)
+    if further:
+        processor = CoraProcessor.from_pretrained(arguments.model)
+    if anchors:
+        if further and model.config.anchor_token_id is None:
+            raise UsageError(anchors_needed(arguments.model))
+        model.add_anchors(processor.add_anchor_token())
+    model = select_trained_parts(model, parts, random_start=arguments.model == "cora-tiny")
+    if further:
+        if not isinstance(model, PeftModel):
+            raise UsageError(
+                f"lora_r 0: model {arguments.model} is an adapter; its own rank, or a model that it is merged into "
+                "(trainers/merge_adapter.py), would be right"
+            )
+        load_adapter(model, arguments.model)
+    return model, processor
 
 
 def override_config(config: CoraConfig, arguments: ModelArguments) -> None:
@@ -118,24 +145,16 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
         raise UsageError(f"kinds: {min(unknown)!r} is not one of {', '.join(KINDS)}, reasoning")
     instructions = [i for i in every_kind if i.kind in data_arguments.kinds]
     # the words of later stages, too, belong to a vocabulary that is made now
-    model, processor = load_model(model_arguments, every_kind, arguments.seed)
-    if trainer_class.uses_anchors:
-        model.add_anchors(processor.add_anchor_token())
-    model = select_trained_parts(model, parts, random_start=model_arguments.model == "cora-tiny")
+    anchors = trainer_class.uses_anchors
+    model, processor = load_for_training(model_arguments, parts, every_kind, arguments.seed, anchors)
+    base = base_of(model_arguments.model)
+    if isinstance(model, PeftModel):
+        _check_base(base, model.config, anchors, arguments)
     cache = add_embedding_cache(model, caching, training=True)
     if arguments.process_index == 0:
         print(parameter_table(model), flush=True)
         if cache is not None:
             warn_of_new_images(data_arguments)
-    if isinstance(model, PeftModel):
-        base = CoraConfig.from_pretrained(model_arguments.model)
-        if base.seg_state != model.config.seg_state:
-            raise UsageError(f"seg_state {model.config.seg_state}: an adapter uses its base's, {base.seg_state}")
-        if arguments.push_to_hub and Path(model_arguments.model).is_dir():
-            raise UsageError(
-                f"push_to_hub: the adapter's base, model {model_arguments.model}, is a folder of this machine; push it "
-                "first (python -m modeling_cora.hub push) and give its name, or push with --merge after the training"
-            )
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     dataset = InstructionDataset(
         scene_set,
@@ -144,7 +163,7 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
         data_arguments,
         length=arguments.max_steps * batch,
         seed=arguments.seed,
-        anchors=trainer_class.uses_anchors,
+        anchors=anchors,
     )
     collator, more = InstructionCollator(processor), {}
     if trainer_class.uses_unlabelled:
@@ -165,7 +184,9 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
         refuse_sharded_weights(trainer)
     if trainer.is_world_process_zero():
         stage, others = trainer_class.__name__.removesuffix("Trainer").lower(), [parts, pretraining, caching, *rest]
-        write_training_record(stage, model, scene_set, instructions, arguments, model_arguments, data_arguments, others)
+        write_training_record(
+            stage, model, base, scene_set, instructions, arguments, model_arguments, data_arguments, others
+        )
     checkpoint = last_checkpoint(arguments.output_dir) if arguments.resume_from_checkpoint else None
     if pretraining.query_pretraining_steps and checkpoint is None:
         pretrain_queries(
@@ -178,6 +199,32 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     if trainer.is_world_process_zero():
         write_instructions(Path(arguments.output_dir) / "instructions.jsonl", instructions)
     trainer.save_model()  # with push_to_hub the upload as well, which may fail
+
+
+def _check_base(base: str, config: CoraConfig, anchors: bool, arguments: CoraTrainingArguments) -> None:
+    """What an adapter is loaded on later must be what it is trained on now.
+
+    Args:
+        base: of the adapter.
+        config: of the model as it is trained.
+        anchors: whether the stage needs an anchor encoder.
+
+    Raises:
+        UsageError: it is not, or it is pushed without a base that others could load.
+    """
+    saved = CoraConfig.from_pretrained(base)
+    if saved.seg_state != config.seg_state:
+        raise UsageError(f"seg_state {config.seg_state}: an adapter uses its base's, {saved.seg_state}")
+    if saved.anchor_token_id is None:
+        if anchors:
+            raise UsageError(anchors_needed(base))
+        if arguments.process_index == 0:
+            print(f"For stages 2 and 3: {anchors_needed(base)}", flush=True)
+    if arguments.push_to_hub and Path(base).is_dir():
+        raise UsageError(
+            f"push_to_hub: the adapter's base, model {base}, is a folder of this machine; push it "
+            "first (python -m modeling_cora.hub push) and give its name, or push with --merge after the training"
+        )
 
 
 def _paired(

@@ -49,7 +49,7 @@ def select_trained_parts(
     if "language_model" in parts:
         raise UsageError(f"trained_parts: language_model is trained by LoRA (lora_r {rank}) already; leave one out")
     decoder = _name_of(model, model.vlm.get_decoder())
-    targets = rf"{re.escape(decoder)}\..*\b({'|'.join(map(re.escape, arguments.lora_target_modules))})"
+    targets = rf"{re.escape(decoder)}\..*\b({'|'.join(map(re.escape, sorted(arguments.lora_target_modules)))})"
     found = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and re.fullmatch(targets, n)]
     if not found:
         names = sorted({n.rpartition(".")[2] for n, m in model.vlm.get_decoder().named_modules()

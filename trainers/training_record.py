@@ -35,6 +35,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate")
 def write_training_record(
     stage: str,
     model: torch.nn.Module,
+    base: str,
     scene_set: SceneSet,
     instructions: Sequence[Instruction],
     arguments: CoraTrainingArguments,
@@ -47,10 +48,11 @@ def write_training_record(
     Args:
         stage: its name.
         model: as it is trained.
+        base: of an adapter that is trained further; else the model that the training starts from.
         instructions: what it is trained on.
         others: further dataclasses of hyper-parameters.
     """
-    train, start = scene_set.split("train"), Path(model_arguments.model)
+    train, start = scene_set.split("train"), _name_of(model_arguments.model)
     labelled = sum(scene.labelled for scene in train)
     unlabelled = any(isinstance(group, UnlabelledArguments) and group.unlabelled_weight for group in others)
     chosen = [model_arguments, data_arguments, *others]
@@ -64,8 +66,8 @@ def write_training_record(
     settings = {name: value for name, value in settings.items() if not name.startswith(tuple(unused))}
     record = {
         "stage": stage,
-        "model": start.resolve().name if start.is_dir() else model_arguments.model,
-        "base_models": base_models(model_arguments.model),
+        "model": start if base == model_arguments.model else f"{start}, an adapter of {_name_of(base)}",
+        "base_models": base_models(base),
         "data": {
             "name": data_arguments.data_name or Path(data_arguments.data).resolve().name,
             "labelled_images": labelled,
@@ -79,3 +81,8 @@ def write_training_record(
         "versions": {package: version(package) for package in PACKAGES},
     }
     write_text(Path(arguments.output_dir) / TRAINING, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def _name_of(model: str) -> str:
+    """Without the place of a folder."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
