@@ -150,6 +150,17 @@ def test_no_learning_returns_the_adapter_to_the_bit(street, base, first, tmp_pat
     assert record["model"] == "first, an adapter of base" and record["settings"]["lora_r"] == 4
 
 
+def test_no_bit_is_rounded_on_a_base_stored_in_bfloat16(street, base, tmp_path):
+    folder = tmp_path / "half"
+    shutil.copytree(base, folder)
+    CoraForReasoningSegmentation.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(folder)
+    stage1.main(options(street, folder, tmp_path / "first", learning_rate=1e-3, max_steps=1))
+    stage2.main(conditional(street, tmp_path / "first", tmp_path / "second", learning_rate=0, max_steps=1))
+    was, now = tensors(tmp_path / "first"), tensors(tmp_path / "second")
+    assert all(torch.equal(now[name], tensor) for name, tensor in was.items())
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in was.values())
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one(street, first, second):
     resumed = second.with_name("resumed")
     shutil.copytree(second / "checkpoint-1", resumed / "checkpoint-1")

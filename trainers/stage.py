@@ -107,6 +107,7 @@ def load_for_training(
                 f"lora_r 0: model {arguments.model} is an adapter; its own rank, or a model that it is merged into "
                 "(trainers/merge_adapter.py), would be right"
             )
+        train_in_fp32(model, mixed_precision=True)  # before its weights come in, or they would be rounded
         load_adapter(model, arguments.model)
     return model, processor
 

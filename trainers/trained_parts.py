@@ -70,8 +70,8 @@ def select_trained_parts(
 
 
 def train_in_fp32(model: torch.nn.Module, mixed_precision: bool) -> None:
-    """Puts into fp32 what is trained: bfloat16 has 8 significant bits, so that a step of 2e-5 leaves a weight of 0.02 as
-    it is, without a word.
+    """Puts into fp32 what is trained: bfloat16 has 8 significant bits, so a step of 2e-5 leaves a weight of 0.02 as it
+    is, without a word.
 
     Args:
         mixed_precision: whether autocast brings weights of two precisions together. Without it the frozen parts become
