@@ -67,7 +67,7 @@ def _tenths(axes, diagnosis: Mapping) -> str:
         axes.plot(range(1, 11), accuracies, marker="o", color=SCORES[name], label=name, markersize=5)
     mean = scored["lambda"]["accuracy"]
     axes.axhline(mean, color=BLACK, linestyle=":", linewidth=1)
-    axes.text(10.3, mean, "mean", va="bottom", ha="right", fontsize=8)
+    axes.text(10.3, mean, "mean", va="top", ha="right", fontsize=8)
     axes.set(xlabel="tenth of the pixels, from the lowest score to the highest", ylabel="share of right pixels",
              xticks=range(1, 11), title="Accuracy by tenth: rising = informative", ylim=(0, 1.02))  # fmt: skip
     _plain(axes, place="lower right")
