@@ -149,16 +149,18 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
     def get_image_embeddings(self, sam_pixel_values: torch.Tensor) -> torch.Tensor:
         """SAM's encoder: (B, 3, S, S) -> (B, C, h, w).
 
-        Where the encoder is frozen there is no graph, and images pass one by one: kernels choose their order of
-        summation by the batch's size, so an image's last bits would depend on which others share its batch.
+        A frozen encoder has no graph. In training, as with a cache, it sees images one by one: kernels choose their
+        order of summation by the batch's size, so an image's last bits would depend on which others share its batch.
         """
         pixels = sam_pixel_values.to(self.sam.dtype)
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self.sam.vision_encoder.parameters()):
+        training = torch.is_grad_enabled()
+        if training and any(p.requires_grad for p in self.sam.vision_encoder.parameters()):
             return self.sam.vision_encoder(pixels)[0]
         with torch.no_grad():
-            if self.embedding_cache is None:
-                return torch.stack([self._image_embedding(image) for image in pixels])
-            return torch.stack([self.embedding_cache(image, self._image_embedding) for image in pixels])
+            if self.embedding_cache is None and not training:
+                return self.sam.vision_encoder(pixels)[0].contiguous()
+            look_up = self.embedding_cache or (lambda image, encode: encode(image))
+            return torch.stack([look_up(image, self._image_embedding) for image in pixels])
 
     def _image_embedding(self, pixels: torch.Tensor) -> torch.Tensor:
         """(3, S, S) -> (C, h, w), in the one layout that a stored embedding has too."""

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import re
 from collections import OrderedDict
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.modules.module import register_module_forward_hook
 from transformers import SamConfig, SamModel, SamVisionConfig
+from transformers.models.sam.modeling_sam import SamVisionEncoder
 
 from datasets_scripts.command_line import UsageError
-from modeling_cora import CoraForReasoningSegmentation
 from trainers.arguments import EmbeddingCacheArguments
 from trainers.consistency_weights import ConsistencyArguments, write_weights
 from trainers.embedding_cache import EmbeddingCache, add_embedding_cache, refuse_sharded_weights
@@ -65,17 +67,17 @@ def bytes_of_one(folder: Path) -> int:
 
 
 @pytest.fixture
-def passes(monkeypatch) -> list[int]:
-    """As many entries as images have gone through SAM's encoder one by one."""
+def passes() -> Iterator[list[int]]:
+    """As many entries as images have gone through SAM's encoder."""
     found: list[int] = []
-    original = CoraForReasoningSegmentation._image_embedding
 
-    def counted(self, pixels):
-        found.append(1)
-        return original(self, pixels)
+    def count(module, args, output):
+        if isinstance(module, SamVisionEncoder):
+            found.extend([1] * len(output[0]))
 
-    monkeypatch.setattr(CoraForReasoningSegmentation, "_image_embedding", counted)
-    return found
+    handle = register_module_forward_hook(count)
+    yield found
+    handle.remove()
 
 
 def same_trainings(train, tmp_path: Path, passes: list[int]) -> list[int]:

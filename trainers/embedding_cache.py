@@ -1,9 +1,9 @@
 """SAM's image embeddings on disk: a frozen encoder makes the same of the same pixels, in every epoch and stage.
 
 An embedding's name is the SHA-256 of all that its bits depend on: the pixels that the encoder sees (so a random crop or
-jitter is an image of its own), the encoder's weights and configuration, and how this machine computes. The model
-encodes images one by one, so which others share a batch is no part of it; with a cold cache, a warm one and none,
-losses are the same.
+jitter is an image of its own), the encoder's weights and configuration, and how this machine computes. In
+training and with a cache the model encodes images one by one, so which others share a batch is no part of it; with a
+cold cache, a warm one and none, losses are the same.
 
 Several processes may share a folder: a file appears whole, two that write it write the same, and whatever is not a
 whole file of that name counts as missing and is written anew.
