@@ -342,6 +342,7 @@ def test_a_model_of_stage_2_needs_neither_weights_nor_truth_nor_a_bank(run, tmp_
     assert "no image has a truth" in (tmp_path / "out/report.md").read_text()
 
 
+@pytest.mark.slow
 def test_lambda_asked_now_is_lambda_written_ahead(run, tmp_path):
     found = []
     for changes in ({}, {"consistency_weights": run["weights"]}):

@@ -106,6 +106,7 @@ def test_stage_1_is_the_same_to_the_bit(street, tmp_path, passes, capsys):  # no
     assert not list((tmp_path / "cache").glob("*.partial")) and len(files(tmp_path / "cache")) == 3
 
 
+@pytest.mark.slow
 def test_stage_3_is_the_same_to_the_bit(street, pseudo, weights, second_stage, tmp_path, passes):  # noqa: F811
     def train(out, cache):
         given = dict(model=second_stage, pseudo_labels=pseudo, consistency_weights=weights, flip=0.5, crop=0,
@@ -269,6 +270,7 @@ def share(folder: str, budget: int, seed: int, barrier, failures) -> None:
     failures.put(("encoded", cache.encoded))
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_folder(tmp_path):
     """Room for half of the images, so that they write, read and remove the same files all the time."""
     size, folder = bytes_of_one(tmp_path / "one"), tmp_path / "cache"
