@@ -96,6 +96,7 @@ def test_programs_say_how_to_get_the_model_too(tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_names_are_fetched_from_the_hub(saved, tmp_path):
     """In its own process: huggingface_hub reads where the Hub is when it is imported."""
     with local_hub({"mine/cora-7b": saved, "elsewhere/cora-7b": saved}) as address:

@@ -68,6 +68,7 @@ def test_it_trains_on_conditional_queries_and_resumes_to_the_bit(street, first_s
     assert model.config.anchor_token_id == processor.add_anchor_token()
 
 
+@pytest.mark.slow  # as stages 1 and 3, which are tested each time
 def test_two_processes_equal_one(street, first_stage, tmp_path):
     stage2(stage2_options(street, first_stage, tmp_path / "one", queries_per_image=20))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
