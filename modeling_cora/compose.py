@@ -27,7 +27,9 @@ from .checkpoint_keys import CLIP_VISION, DINOV2, DROPPABLE, DROPPABLE_OF_CLIP, 
 from .checkpoint_shards import ConversionError, StoredTensor, read_checkpoint, read_json
 from .configuration_cora import SEG_TOKEN, CoraConfig
 from .conversion import (
+    IMAGE_TOKEN,
     INPUT_TABLE,
+    SAM_HELP,
     ConversionParser,
     add_special_tokens,
     find_checkpoint,
@@ -45,7 +47,6 @@ from .presets import initialise_language_model, small_text_config, train_query_t
 from .processing_cora import VICUNA_CHAT_TEMPLATE, CoraProcessor
 from .sam_checkpoint import encoder_of, read_sam
 
-IMAGE_TOKEN = "<image>"
 _FINAL_NORM = "vlm.model.language_model.norm.weight"
 _TOWERS: dict[str, tuple[Any, Any]] = {
     "clip_vision_model": (CLIPVisionConfig, CLIP_VISION),
@@ -59,9 +60,7 @@ def convert(arguments: Sequence[str] | None = None) -> None:
         ConversionError: anything that is wrong with the input.
     """
     parser = ConversionParser("Composes a CORA model of a SAM, a vision tower and a language model.", "letterbox")
-    parser.add_argument(
-        "--sam", required=True, help="folder or Hub id of a SamModel, or segment-anything's or MobileSAM's .pth"
-    )
+    parser.add_argument("--sam", required=True, help=SAM_HELP)
     parser.add_argument("--vision", required=True, help="folder or Hub id of a Dinov2Model or a CLIPVisionModel")
     parser.add_argument(
         "--vision-layer",

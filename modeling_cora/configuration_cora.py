@@ -122,6 +122,11 @@ class CoraConfig(FromNamedModel, PreTrainedConfig):
         finally:
             del self.custom_pipelines  # of the file, not of the object: see `from_dict`
 
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Of the VLM; peft asks the outermost configuration."""
+        return bool(getattr(self.vlm_config, "tie_word_embeddings", False))
+
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         return self.vlm_config.get_text_config(decoder=decoder, encoder=encoder)
 

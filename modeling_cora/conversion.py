@@ -24,6 +24,8 @@ from .processing_cora import CoraProcessor
 
 INPUT_TABLE = "vlm.model.language_model.embed_tokens.weight"
 OUTPUT_TABLE = "vlm.lm_head.weight"
+IMAGE_TOKEN = "<image>"
+SAM_HELP = "folder or Hub id of a SamModel, or segment-anything's or MobileSAM's .pth"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -28,6 +28,7 @@ from .checkpoint_keys import CLIP_VISION, DROPPABLE, DROPPABLE_OF_CLIP, LISA
 from .checkpoint_shards import ConversionError, StoredTensor, read_checkpoint, read_json
 from .configuration_cora import SEG_TOKEN, CoraConfig
 from .conversion import (
+    IMAGE_TOKEN,
     INPUT_TABLE,
     OUTPUT_TABLE,
     ConversionParser,
@@ -45,7 +46,6 @@ from .lora_checkpoint import LISA_ALPHA, lora_alpha, merge_lora
 from .processing_cora import CoraProcessor
 from .sam_checkpoint import read_sam, sam_config_of
 
-IMAGE_TOKEN = "<image>"
 IMAGE_FRAME = ("<im_start>", "<im_end>")
 
 # model/llava/conversation.py, conv_llava_v1 (its sentences are joined without spaces), as LISA trains and asks

@@ -21,7 +21,9 @@ from .checkpoint_keys import DROPPABLE, LLAVA
 from .checkpoint_shards import ConversionError, StoredTensor, read_checkpoint, read_json
 from .configuration_cora import SEG_TOKEN, CoraConfig
 from .conversion import (
+    IMAGE_TOKEN,
     INPUT_TABLE,
+    SAM_HELP,
     ConversionParser,
     add_special_tokens,
     find_checkpoint,
@@ -38,8 +40,6 @@ from .modeling_cora import CoraForReasoningSegmentation, CoraSegProjector
 from .processing_cora import CoraProcessor
 from .sam_checkpoint import encoder_of, read_sam
 
-IMAGE_TOKEN = "<image>"
-
 
 def convert(arguments: Sequence[str] | None = None) -> None:
     """
@@ -48,9 +48,7 @@ def convert(arguments: Sequence[str] | None = None) -> None:
     """
     parser = ConversionParser("Puts a LLaVA and a SAM together as a CORA model.", clip_preprocessing="letterbox")
     parser.add_argument("--vlm", required=True, help="folder or Hub id of a LLaVA")
-    parser.add_argument(
-        "--sam", required=True, help="folder or Hub id of a SamModel, or segment-anything's or MobileSAM's .pth"
-    )
+    parser.add_argument("--sam", required=True, help=SAM_HELP)
     parser.add_argument("--seed", type=int, default=0, help="of the projection, the only new weights (default: 0)")
     options = parser.parse_args(arguments)
     folder = find_checkpoint(options.vlm)

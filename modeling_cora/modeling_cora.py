@@ -119,6 +119,9 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
     of one sequence (see `branches.py`); inputs come from [`CoraProcessor`].
     """
 
+    # None of its own; but only where this is a mapping does peft look for those of the VLM.
+    _tied_weights_keys: dict[str, str] = {}
+
     embedding_cache: Callable[[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]], torch.Tensor] | None = None
     """Asked for the embedding of an image (3, S, S) wherever no gradient is wanted, with the function that computes it;
     training programs put one here (`trainers/embedding_cache.py`)."""

@@ -219,6 +219,15 @@ def test_a_base_that_changed_or_is_gone_takes_one_line(street, plain, first, tmp
     assert ("does not fit its base" in line and "embed_tokens" in line) or "lm_head" in line
 
 
+@pytest.mark.parametrize("model", ["plain", "gone"])
+def test_a_run_that_could_not_get_to_stage_2_never_begins(street, plain, tmp_path, capsys, model):
+    start = plain if model == "plain" else tmp_path / "gone"
+    argv = run_options(street, tmp_path / "out", stage1__model=start, stage1__lora_r=4)
+    line = refused(capsys, run.main, argv)
+    assert f"model {start}: " in line and ("add_anchors.py" in line) == (model == "plain")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_adapter_of_a_model_with_tied_tables_is_taken_up_whole(tmp_path):
     config = cora_tiny(TEXTS, seed=0, clip_image_size=28, sam_image_size=128)[0].config
     config.vlm_config.text_config.tie_word_embeddings = config.vlm_config.tie_word_embeddings = True
@@ -237,6 +246,40 @@ def test_an_adapter_of_a_model_with_tied_tables_is_taken_up_whole(tmp_path):
     load_adapter(after, str(tmp_path / "adapter"))
     expected = before.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in after.state_dict().items())
+
+
+def test_where_tables_are_tied_the_head_is_the_trained_table(tmp_path):
+    """Against the base with another table in both places; as an adapter, loaded, and merged."""
+    untied, processor = cora_tiny(TEXTS, seed=0, clip_image_size=28, sam_image_size=128)
+    config = untied.config
+    config.vlm_config.text_config.tie_word_embeddings = config.vlm_config.tie_word_embeddings = True
+    CoraForReasoningSegmentation(config).save_pretrained(tmp_path / "base")
+    base = CoraForReasoningSegmentation.from_pretrained(tmp_path / "base")
+    model = select_trained_parts(base, TrainedPartsArguments(lora_r=4)).eval()
+    table = model.get_input_embeddings().modules_to_save["default"].weight
+    new = table.detach().clone() + 0.1 * torch.randn(table.shape, generator=torch.Generator().manual_seed(0))
+    inputs = processor(noise_image(40, 30), QUERIES)
+
+    def logits(model) -> torch.Tensor:
+        with torch.no_grad():
+            return model.eval()(**inputs, output_logits=True).logits
+
+    unchanged = logits(model)
+    with torch.no_grad():
+        table.copy_(new)
+    plain = CoraForReasoningSegmentation.from_pretrained(tmp_path / "base")
+    plain.get_input_embeddings().weight.data.copy_(new)
+    plain.get_output_embeddings().weight.data.copy_(new)
+    expected = logits(plain)
+    assert (expected - unchanged).abs().max() > 0.1
+    torch.testing.assert_close(logits(model), expected)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "adapter")
+    torch.testing.assert_close(logits(load_trained(str(tmp_path / "adapter"))[0]), expected)
+    merge_adapter.main(["--adapter", str(tmp_path / "adapter"), "--out", str(tmp_path / "merged")])
+    merged = load_trained(str(tmp_path / "merged"))[0]
+    torch.testing.assert_close(logits(merged), expected)
+    assert merged.get_input_embeddings().weight is merged.get_output_embeddings().weight
 
 
 @pytest.mark.parametrize("kind", ["base", "adapter"])

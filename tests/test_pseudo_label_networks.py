@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from transformers import Dinov2Backbone, SegformerModel
+from transformers import Dinov2Backbone, ResNetModel, SegformerModel
 
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.records import DataError, Scene, SceneSet, SemanticClass
@@ -23,6 +24,7 @@ from trainers.pseudo_labels.evaluation import (
 )
 from trainers.pseudo_labels.networks import dilate_last_stage
 from trainers.pseudo_labels.segmenter import SemanticSegmenter, View
+from trainers.pseudo_labels.trainer import SemiSupervisedSegmentationTrainer
 
 from . import small_backbones
 
@@ -47,14 +49,23 @@ def segmenter_of(backbones, architecture: str, **options) -> SemanticSegmenter:
     return build_segmenter(arguments, CLASSES, (32, 40), seed=0)
 
 
+WITH_SKIPS = "semivl, skip encoder"
+
+
+def any_segmenter(backbones, name: str) -> SemanticSegmenter:
+    if name == WITH_SKIPS:
+        return segmenter_of(backbones, "semivl", skip_encoder=str(backbones["deeplabv3plus"]))
+    return segmenter_of(backbones, name)
+
+
 def images(count=2, height=45, width=58) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", [*FAMILIES, WITH_SKIPS])
 def test_logits_have_the_image_size_and_survive_saving(backbones, tmp_path, architecture):
     """45 x 58 is a multiple of no patch size."""
-    segmenter = segmenter_of(backbones, architecture).eval()
+    segmenter = any_segmenter(backbones, architecture).eval()
     batch = images()
     with torch.no_grad():
         logits = segmenter.logits(batch)
@@ -67,14 +78,44 @@ def test_logits_have_the_image_size_and_survive_saving(backbones, tmp_path, arch
     assert (tmp_path / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", [*FAMILIES, WITH_SKIPS])
 def test_every_trained_parameter_gets_a_gradient(backbones, architecture):
     """Otherwise several processes would wait for one another."""
-    segmenter = segmenter_of(backbones, architecture).train()
+    segmenter = any_segmenter(backbones, architecture).train()
     (logits,) = segmenter([View(images())])
     (logits * torch.randn_like(logits)).sum().backward()
     silent = [n for n, p in segmenter.named_parameters() if p.requires_grad and p.grad is None]
     assert not silent
+
+
+def test_the_skip_encoder_is_a_resnets_first_stage_with_its_own_normalisation(backbones):
+    segmenter = any_segmenter(backbones, WITH_SKIPS).eval()
+    network, batch = segmenter.network, images(2, 48, 64)
+    reference = ResNetModel.from_pretrained(backbones["deeplabv3plus"]).eval()
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    pixels = (batch.float() / 255 - mean) / std
+    with torch.no_grad():
+        finer, coarser, embeddings = network.encode(segmenter.normalised(batch))
+        expected = reference(pixels, output_hidden_states=True).hidden_states[1]
+    assert finer.shape == (2, 8, 12, 16) and coarser.shape == (2, 16, 6, 8) and embeddings.shape == (2, 12, 6, 8)
+    torch.testing.assert_close(finer, expected, atol=1e-5, rtol=1e-4)
+    assert network.channels == [8, 16, 12]
+    assert not any(name.startswith("encoder.stages.1") for name, _ in network.skip_encoder.named_parameters())
+
+
+def test_the_skip_encoder_decides_what_is_answered_and_trains_as_a_backbone(backbones):
+    segmenter = any_segmenter(backbones, WITH_SKIPS).eval()
+    batch = images()
+    rates = SimpleNamespace(learning_rate=1.0, head_learning_rate_multiplier=100.0, weight_decay=0.0, decay_norms=True)
+    groups = SemiSupervisedSegmentationTrainer.parameter_groups(SimpleNamespace(args=rates), segmenter)
+    of_rate = {group["lr"]: {id(p) for p in group["params"]} for group in groups}
+    own = {id(p) for p in segmenter.network.skip_encoder.parameters()}
+    assert set(of_rate) == {1.0, 100.0} and own < of_rate[1.0]
+    with torch.no_grad():
+        before = segmenter.logits(batch)
+        for parameter in segmenter.network.skip_encoder.parameters():
+            parameter.mul_(1.5)
+        assert not torch.allclose(segmenter.logits(batch), before)
 
 
 def test_weights_come_from_the_folder(backbones):
@@ -165,6 +206,15 @@ def test_dropout_of_the_network_itself_is_off(backbones, architecture):
         (dict(backbone="/no/such/folder"), "/no/such/folder"),
         (dict(backbone=""), "not given"),
         (dict(backbone="resnet-18"), "is a resnet; architecture segformer needs a segformer"),
+        (dict(skip_encoder="resnet-18"), "skip_encoder resnet-18: architecture segformer has none"),
+        (
+            dict(architecture="semivl", backbone="clip-vit-tiny", skip_encoder="mit-b0"),
+            "skip_encoder mit-b0: is a segformer; a resnet is needed",
+        ),
+        (
+            dict(architecture="semivl", backbone="clip-vit-tiny", skip_encoder="/no/such/folder"),
+            "skip_encoder /no/such/folder: no size",
+        ),
     ],
 )
 def test_a_backbone_that_cannot_be_used_is_told(options, message, monkeypatch):

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from transformers.utils import find_adapter_config_file
 
 from datasets_scripts.command_line import UsageError
+from modeling_cora import CoraConfig
 from modeling_cora.named_models import resolve_name
 
 ARGUMENT_OF = {"r": "lora_r", "target_modules": "lora_target_modules"}
@@ -103,6 +104,26 @@ def anchors_needed(model: str) -> str:
         f"model {model}: {'' if base == model else f'its base {base} '}has no anchor encoder, and an adapter cannot "
         f"bring one along; {' && '.join(commands)} makes a base that has one"
     )
+
+
+def refuse_base_without_anchors(model: str, rank: int | None) -> None:
+    """For what ends in stages 2 and 3 and takes hours to get there.
+
+    Args:
+        model: that stage 1 starts from; a folder, a Hub id or `cora-tiny`.
+        rank: `lora_r`; with 0 (and for `cora-tiny`) the whole model is trained, and gets anchors when it needs them.
+
+    Raises:
+        UsageError: an adapter would be trained on a base that has no anchor encoder, or there is no such base.
+    """
+    if model == "cora-tiny" or rank == 0:
+        return
+    try:
+        config = CoraConfig.from_pretrained(resolve_name(base_of(model)))
+    except OSError as error:
+        raise UsageError(f"model {model}: {_line(error)}") from None
+    if config.anchor_token_id is None:
+        raise UsageError(anchors_needed(model))
 
 
 def _beside(model: str, word: str) -> str:

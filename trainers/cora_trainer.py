@@ -20,6 +20,12 @@ class CoraTrainer(HubUploads, BaseTrainer):
     uses_unlabelled = False
     """Whether batches are pairs of labelled and unlabelled images, and the trainer takes `UnlabelledArguments`."""
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.accelerator.mixed_precision == "no":
+            # frozen parts may be stored in bfloat16, trained ones are fp32, and no autocast brings them together
+            self.model.float()
+
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of one optimizer step, and what `counts` says of them over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)

@@ -29,6 +29,7 @@ from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import link, write_text
 from datasets_scripts.folder import read_folder
 from datasets_scripts.records import DataError
+from trainers.adapters import refuse_base_without_anchors
 from trainers.arguments import (
     EmbeddingCacheArguments,
     UnlabelledArguments,
@@ -283,6 +284,9 @@ def run(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> d
             raise UsageError(f"{path}: is not of a run; another --out, or an --out without it, would be right")
     read_folder(arguments.data, arguments.split_lists)  # whose errors nobody wants to wait for
     folders = StepFolders(Path(arguments.steps or Path(arguments.out) / "steps"), arguments.accelerate_config)
+    stage1 = planned.stages["stage1"]
+    model, parts, *_ = parse_recipe(stage1.arguments, folders.command(stage1))
+    refuse_base_without_anchors(model.model, parts.lora_r)
     folders.run(planned.steps)
     return write_results(arguments, planned, folders)
 

@@ -39,7 +39,7 @@ from .embedding_cache import add_embedding_cache, refuse_sharded_weights, warn_o
 from .instruction_dataset import InstructionCollator, InstructionDataset
 from .loading import load_trained
 from .query_pretraining import pretrain_queries
-from .trained_parts import parameter_table, select_trained_parts, train_in_fp32
+from .trained_parts import parameter_table, select_trained_parts
 from .training_record import write_training_record
 from .unlabelled_dataset import PairedCollator, PairedDataset, UnlabelledDataset
 
@@ -107,7 +107,6 @@ def load_for_training(
                 f"lora_r 0: model {arguments.model} is an adapter; its own rank, or a model that it is merged into "
                 "(trainers/merge_adapter.py), would be right"
             )
-        train_in_fp32(model, mixed_precision=True)  # before its weights come in, or they would be rounded
         load_adapter(model, arguments.model)
     return model, processor
 
@@ -180,7 +179,6 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
         processing_class=processor,
         **more,
     )
-    train_in_fp32(model, mixed_precision=trainer.accelerator.mixed_precision != "no")
     if cache is not None:
         refuse_sharded_weights(trainer)
     if trainer.is_world_process_zero():

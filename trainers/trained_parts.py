@@ -27,6 +27,9 @@ def select_trained_parts(
 ) -> CoraForReasoningSegmentation | PeftModel:
     """Freezes every parameter that is not to be trained; with LoRA, wraps the model.
 
+    What trains becomes fp32, whatever the model is stored in: bfloat16 has 8 significant bits, so a step of 2e-5 would
+    leave a weight of 0.02 as it is, without a word.
+
     Args:
         random_start: nothing is pretrained, so everything trains where the arguments leave it open; LISA's choice
             else.
@@ -43,7 +46,7 @@ def select_trained_parts(
     if not rank:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(_part_of(model, name) in parts)
-        return model
+        return _trained_in_fp32(model)
     if random_start:
         raise UsageError(f"lora_r {rank}: an adapter needs a saved base; a random start takes --lora_r 0")
     if "language_model" in parts:
@@ -55,7 +58,7 @@ def select_trained_parts(
         names = sorted({n.rpartition(".")[2] for n, m in model.vlm.get_decoder().named_modules()
                         if isinstance(m, torch.nn.Linear)})  # fmt: skip
         raise UsageError(f"lora_target_modules: {arguments.lora_target_modules} fit no layer; there are {names}")
-    tied = bool(model.config.get_text_config().tie_word_embeddings)
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     config = LoraConfig(
         r=rank,
         lora_alpha=arguments.lora_alpha,
@@ -66,20 +69,7 @@ def select_trained_parts(
         ],
         ensure_weight_tying=tied,
     )
-    return get_peft_model(model, config)
-
-
-def train_in_fp32(model: torch.nn.Module, mixed_precision: bool) -> None:
-    """Puts into fp32 what is trained: bfloat16 has 8 significant bits, so a step of 2e-5 leaves a weight of 0.02 as it
-    is, without a word.
-
-    Args:
-        mixed_precision: whether autocast brings weights of two precisions together. Without it the frozen parts become
-            fp32 too.
-    """
-    for parameter in model.parameters():
-        if parameter.requires_grad or not mixed_precision:
-            parameter.data = parameter.data.float()
+    return _trained_in_fp32(get_peft_model(model, config))
 
 
 def parameter_counts(model: torch.nn.Module) -> dict[str, list[int]]:
@@ -106,6 +96,13 @@ def parameter_table(model: torch.nn.Module) -> str:
     lines = [f"{'part':<16}{'parameters':>16}{'trained':>16}{'MiB':>10}"]
     lines += [f"{name:<16}{row[0]:>16,}{row[1]:>16,}{row[2] / 2**20:>10,.1f}" for name, row in rows.items()]
     return "\n".join(lines)
+
+
+def _trained_in_fp32(model: torch.nn.Module) -> torch.nn.Module:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
 
 
 def _row_of(model: CoraForReasoningSegmentation, name: str) -> str:

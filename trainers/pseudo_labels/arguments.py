@@ -55,6 +55,14 @@ class SegmenterArguments:
             "pseudo-labels of a training pass noisy; with them two processes are no longer exactly one."
         },
     )
+    skip_encoder: str | None = field(
+        default=None,
+        metadata={
+            "help": "semivl only: a ResNet (folder, Hub id or size) whose stem and first stage give the decoder its "
+            "finer skip features, as SemiVL has it on Cityscapes (ResNet-101; here without the deep stem of V1c). "
+            "Where not given they are those of the ViT's first layer, as on SemiVL's other data sets."
+        },
+    )
     concepts: str | None = field(
         default=None,
         metadata={

@@ -17,17 +17,19 @@ from transformers import (
     CLIPVisionModelWithProjection,
     Dinov2Config,
     PreTrainedConfig,
+    ResNetBackbone,
     ResNetConfig,
     SegformerConfig,
 )
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.records import SemanticClass
 
 from .arguments import SegmenterArguments
-from .clip import CLIP_MEAN, CLIP_STD, FrozenClip, mean_of_concepts, word_embeddings
+from .clip import FrozenClip, mean_of_concepts, word_embeddings
 from .concepts import concepts_of
-from .segmenter import IMAGENET_MEAN, IMAGENET_STD, SegmenterConfig, SemanticSegmenter
+from .segmenter import SegmenterConfig, SemanticSegmenter
 from .text_decoder import trained_in_clip
 
 MODEL_TYPES = {"segformer": "segformer", "dpt": "dinov2", "deeplabv3plus": "resnet", "semivl": "clip_vision_model"}
@@ -69,10 +71,7 @@ def build_segmenter(
     Raises:
         UsageError: no such backbone, one of another family, or weights that do not fit.
     """
-    own = random_start(arguments.backbone)
-    pretrained = own is None
-    if pretrained:
-        own = _read_config(arguments.backbone)
+    own, pretrained = _known_or_read("backbone", arguments.backbone)
     if own.model_type == "clip":
         # the vision tower's own idea of the joint width is a default that nothing keeps true
         own.vision_config.projection_dim = own.projection_dim
@@ -84,19 +83,21 @@ def build_segmenter(
             f"{wanted}"
         )
     _prepare(own, arguments)
-    concepts = concepts_of(classes, arguments.concepts) if arguments.architecture == "semivl" else None
     is_clip = arguments.architecture == "semivl"
+    concepts = concepts_of(classes, arguments.concepts) if is_clip else None
+    skip_encoder = _skip_encoder(arguments)
     config = SegmenterConfig(
         architecture=arguments.architecture,
         backbone_config=own.to_dict(),
+        skip_encoder_config=skip_encoder and skip_encoder.to_dict(),
         class_ids=[c.id for c in classes],
         class_names=[c.name for c in classes],
         decoder_channels=arguments.decoder_channels or DECODER_CHANNELS[arguments.architecture],
         output_stride=arguments.output_stride,
         atrous_rates=list(arguments.atrous_rates),
         window=list(window),
-        image_mean=list(CLIP_MEAN if is_clip else IMAGENET_MEAN),
-        image_std=list(CLIP_STD if is_clip else IMAGENET_STD),
+        image_mean=list(OPENAI_CLIP_MEAN if is_clip else IMAGENET_DEFAULT_MEAN),
+        image_std=list(OPENAI_CLIP_STD if is_clip else IMAGENET_DEFAULT_STD),
         concepts=concepts,
         decoder_concepts=arguments.decoder_concepts,
     )
@@ -104,6 +105,9 @@ def build_segmenter(
     segmenter = SemanticSegmenter(config)
     if pretrained:
         _load_backbone(segmenter, arguments)
+    if skip_encoder is not None and random_start(arguments.skip_encoder) is None:
+        encoder = _from_pretrained(ResNetBackbone, arguments.skip_encoder, skip_encoder, "skip_encoder")
+        segmenter.network.skip_encoder.load_state_dict(encoder.state_dict())
     if is_clip:
         embeddings = concept_embeddings(arguments.backbone, concepts, own.projection_dim)
         if arguments.decoder_concepts == "average":
@@ -177,15 +181,34 @@ def _prepare(own: PreTrainedConfig, arguments: SegmenterArguments) -> None:
         own.reshape_last_stage = True
 
 
-def _read_config(backbone: str) -> PreTrainedConfig:
-    if not backbone:
-        raise UsageError("backbone: not given; a folder, a Hub id, or a size such as mit-b0")
-    if (Path(backbone) / "config.json").is_file() or not Path(backbone).is_dir():
+def _skip_encoder(arguments: SegmenterArguments) -> PreTrainedConfig | None:
+    """The stem and the first stage of a ResNet."""
+    if arguments.skip_encoder is None:
+        return None
+    if arguments.architecture != "semivl":
+        raise UsageError(f"skip_encoder {arguments.skip_encoder}: architecture {arguments.architecture} has none")
+    own, _ = _known_or_read("skip_encoder", arguments.skip_encoder)
+    if own.model_type != "resnet":
+        raise UsageError(f"skip_encoder {arguments.skip_encoder}: is a {own.model_type}; a resnet is needed")
+    values = own.to_dict() | {"depths": own.depths[:1], "hidden_sizes": own.hidden_sizes[:1], "dtype": "float32"}
+    for name in ("stage_names", "out_features", "out_indices"):
+        values.pop(name, None)
+    return type(own)(**values, out_indices=[1])
+
+
+def _known_or_read(field: str, name: str) -> tuple[PreTrainedConfig, bool]:
+    """A configuration, and whether there are pretrained weights for it."""
+    own = random_start(name)
+    if own is not None:
+        return own, False
+    if not name:
+        raise UsageError(f"{field}: not given; a folder, a Hub id, or a size such as mit-b0")
+    if (Path(name) / "config.json").is_file() or not Path(name).is_dir():
         try:
-            return AutoConfig.from_pretrained(backbone)
+            return AutoConfig.from_pretrained(name), True
         except (OSError, ValueError, json.JSONDecodeError) as error:
-            raise UsageError(f"backbone {backbone}: no size, folder or Hub id ({_first_line(error)})") from None
-    raise UsageError(f"backbone {backbone}: a folder without config.json")
+            raise UsageError(f"{field} {name}: no size, folder or Hub id ({_first_line(error)})") from None
+    raise UsageError(f"{field} {name}: a folder without config.json")
 
 
 def _load_backbone(segmenter: SemanticSegmenter, arguments: SegmenterArguments) -> None:
@@ -205,15 +228,17 @@ def _vision_weights(backbone: str) -> dict[str, torch.Tensor]:
     return {name: value for name, value in weights.items() if name.startswith(("vision_model.", "visual_projection."))}
 
 
-def _from_pretrained(kind: type, backbone: str, config: PreTrainedConfig | None) -> torch.nn.Module:
+def _from_pretrained(
+    kind: type, backbone: str, config: PreTrainedConfig | None, field: str = "backbone"
+) -> torch.nn.Module:
     options = {} if config is None else {"config": config}
     try:
         model, info = kind.from_pretrained(backbone, dtype=torch.float32, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"backbone {backbone}: cannot be loaded ({_first_line(error)})") from None
+        raise UsageError(f"{field} {backbone}: cannot be loaded ({_first_line(error)})") from None
     wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if wrong:
-        raise UsageError(f"backbone {backbone}: its weights lack, or have in another shape, {', '.join(wrong[:3])}")
+        raise UsageError(f"{field} {backbone}: its weights lack, or have in another shape, {', '.join(wrong[:3])}")
     return model
 
 

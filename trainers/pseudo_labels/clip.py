@@ -11,7 +11,6 @@ from transformers import CLIPVisionModelWithProjection
 
 from datasets_scripts.records import IGNORE_INDEX
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 TEMPLATE = "a photo of a {}"
 LOGIT_SCALE = 100.0
 """What CLIP multiplies similarities by before a softmax."""

@@ -10,10 +10,9 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .networks import build_network
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @strict
@@ -22,6 +21,7 @@ class SegmenterConfig(PreTrainedConfig):
     Args:
         architecture: `segformer`, `dpt` (DINOv2), `deeplabv3plus` (ResNet) or `semivl` (CLIP).
         backbone_config: of the backbone, as a dict.
+        skip_encoder_config: `semivl`: of the ResNet that gives the finer skip features, as a dict; None: the ViT does.
         class_ids, class_names: in the order of the outputs; ids are those of label maps.
         decoder_channels: width of the decoder.
         window: (height, width) in pixels of the crops it was trained on, and of its sliding window.
@@ -34,14 +34,15 @@ class SegmenterConfig(PreTrainedConfig):
 
     architecture: Literal["segformer", "dpt", "deeplabv3plus", "semivl"] = "segformer"
     backbone_config: Any = None
+    skip_encoder_config: Any = None
     class_ids: list[int] | None = None
     class_names: list[str] | None = None
     decoder_channels: int = 256
     output_stride: int = 16
     atrous_rates: list[int] | None = None
     window: list[int] | None = None
-    image_mean: list[float] | tuple[float, ...] = IMAGENET_MEAN
-    image_std: list[float] | tuple[float, ...] = IMAGENET_STD
+    image_mean: list[float] | tuple[float, ...] = tuple(IMAGENET_DEFAULT_MEAN)
+    image_std: list[float] | tuple[float, ...] = tuple(IMAGENET_DEFAULT_STD)
     concepts: list[list[str]] | None = None
     decoder_concepts: Literal["average", "each"] = "average"
 

@@ -6,19 +6,23 @@ what it learns of one class holds for all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, CLIPVisionModelWithProjection
+from transformers import AutoBackbone, AutoConfig, CLIPVisionModelWithProjection
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .clip import dense_features
 
 SKIPS = (0, 4)
-"""Layers whose features join the decoder on its way up, the later one first."""
+"""Layers whose features join the decoder on its way up, the later one first. A skip encoder stands in for the first."""
 
 
 class SimilarityNetwork(nn.Module):
-    """CLIP ViT of which attention and positions train; see `trained_in_clip`."""
+    """CLIP ViT of which attention and positions train (see `trained_in_clip`), and for the finer skip features a whole
+    ResNet stage beside it, where the configuration has one."""
 
     align_corners = False
 
@@ -29,16 +33,30 @@ class SimilarityNetwork(nn.Module):
         self.backbone = CLIPVisionModelWithProjection(own)
         self.patch_size = own.patch_size
         self.skips = tuple(min(skip, own.num_hidden_layers - 1) for skip in SKIPS)
-        self.channels = [own.hidden_size] * len(self.skips) + [own.projection_dim]
+        skip_widths = [own.hidden_size] * len(SKIPS)
+        self.skip_encoder = None
+        if config.skip_encoder_config is not None:
+            fields = dict(config.skip_encoder_config)
+            self.skip_encoder = AutoBackbone.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
+            self.skips, skip_widths[0] = self.skips[1:], self.skip_encoder.channels[0]
+            # from CLIP's normalisation, which the segmenter applies, to that of a ResNet
+            mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.image_mean, config.image_std))
+            new_mean, new_std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+            self.skip_scale, self.skip_shift = nn.Buffer(std / new_std), nn.Buffer((mean - new_mean) / new_std)
+        self.channels = [*skip_widths, own.projection_dim]
         # a row for each similarity map; which class a map is of
         maps = [1] * len(config.concepts) if config.decoder_concepts == "average" else list(map(len, config.concepts))
         self.text_embeddings = nn.Buffer(torch.zeros(sum(maps), own.projection_dim))
         self.concepts_of_class = maps
-        self.decoder = SimilarityDecoder(config.decoder_channels, own.projection_dim, own.hidden_size)
+        self.decoder = SimilarityDecoder(
+            config.decoder_channels, own.projection_dim, skip_widths, finer_skip=4 if self.skip_encoder else 8
+        )
 
     def encode(self, pixels: Tensor) -> list[Tensor]:
-        """Skip features (B, width, h, w) and dense CLIP embeddings (B, D, h, w)."""
+        """Skip features (B, width, h, w), the finer ones first, and dense CLIP embeddings (B, D, h, w)."""
         embeddings, hidden = dense_features(self.backbone, pixels, self.skips)
+        if self.skip_encoder is not None:
+            hidden = [*self.skip_encoder(pixels * self.skip_scale + self.skip_shift).feature_maps, *hidden]
         return [*hidden, embeddings]
 
     def decode(self, features: list[Tensor]) -> Tensor:
@@ -70,17 +88,28 @@ class SimilarityDecoder(nn.Module):
 
     Args:
         channels: width; a multiple of 16 (groups of normalisation). SemiVL 128, up 64 and 32, skips 32 and 16.
+        skip_widths: of the skip features, the finer ones first.
+        finer_skip: what part of `channels` the finer ones become; SemiVL 8, and 4 where they are a ResNet's.
     """
 
-    def __init__(self, channels: int, text_width: int, skip_width: int, layers: int = 2, heads: int = 4):
+    def __init__(
+        self,
+        channels: int,
+        text_width: int,
+        skip_widths: Sequence[int],
+        finer_skip: int = 8,
+        layers: int = 2,
+        heads: int = 4,
+    ):
         super().__init__()
         self.embed = nn.Conv2d(1, channels, 7, padding=3)
         self.aspp = GroupedAtrousPyramid(channels)
         self.text = nn.Sequential(nn.Linear(text_width, channels), nn.ReLU())
         self.between = nn.ModuleList(BetweenClasses(channels, heads) for _ in range(layers))
-        widths, skips = (channels // 2, channels // 4), (channels // 4, channels // 8)
+        widths, skips = (channels // 2, channels // 4), (channels // 4, channels // finer_skip)
         self.skips = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(skip_width, skip, 3, padding=1), nn.ReLU()) for skip in skips
+            nn.Sequential(nn.Conv2d(width, skip, 3, padding=1), nn.ReLU())
+            for width, skip in zip(reversed(skip_widths), skips, strict=True)
         )
         self.up = nn.ModuleList([UpWithSkip(channels, widths[0], skips[0]), UpWithSkip(widths[0], widths[1], skips[1])])
         self.head = nn.Conv2d(widths[1], 1, 3, padding=1)
@@ -89,7 +118,7 @@ class SimilarityDecoder(nn.Module):
         """Args:
             embeddings: (B, D, h, w).
             text: (N, D).
-            skips: from the earliest layer to the latest.
+            skips: the finer ones (of the earliest layer) first.
 
         Returns:
             (B, N, 4h, 4w).

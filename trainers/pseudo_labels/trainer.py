@@ -127,7 +127,7 @@ class SemiSupervisedSegmentationTrainer(BaseTrainer):
         groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                in_backbone = "network.backbone." in name
+                in_backbone = "network.backbone." in name or "network.skip_encoder." in name
                 rate = self.args.learning_rate * (1.0 if in_backbone else self.args.head_learning_rate_multiplier)
                 decay = self.args.weight_decay if self.args.decay_norms or parameter.ndim > 1 else 0.0
                 groups.setdefault((rate, decay), []).append(parameter)
