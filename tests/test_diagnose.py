@@ -251,12 +251,12 @@ def test_equal_sigma_makes_the_norms_equal():
         {"labelled": 3.0, "pseudo": 1.0, "cosine_pseudo": 0.5},
         {"labelled": 5.0, "pseudo": 3.0, "cosine_pseudo": 0},
     ]
-    found = summarise(norms, 0.5)
+    found = summarise(norms, {"pseudo": 0.5})
     assert found["labelled"]["mean"] == 4 and found["labelled"]["std"] == pytest.approx(2**0.5)
     assert found["pseudo"]["weighted"] == 1 and found["pseudo"]["ratio"] == 0.25
     assert found["pseudo"]["equal_sigma"] * found["pseudo"]["mean"] == found["labelled"]["mean"]
     assert found["pseudo"]["cosine"] == 0.25 and "contrast" not in found
-    zero = summarise([{"labelled": 1.0, "pseudo": 0.0, "cosine_pseudo": 0.0}], 0.5)
+    zero = summarise([{"labelled": 1.0, "pseudo": 0.0, "cosine_pseudo": 0.0}], {"pseudo": 0.5})
     assert zero["pseudo"]["equal_sigma"] is None
 
 
@@ -313,7 +313,7 @@ def test_a_run_of_stage_3_is_diagnosed(run, tmp_path):
     assert found["embeddings"]["source"] == "bank" and sum(found["embeddings"]["labelled"]["counts"]) > 0
     assert found["embeddings"]["agreement"]["tokens"] > 0
     gradients = found["gradients"]
-    assert gradients["sigma"] == 0.5 and gradients["batches"] == 2
+    assert gradients["pseudo"]["sigma"] == gradients["contrast"]["sigma"] == 0.5 and gradients["batches"] == 2
     assert all(gradients[name]["mean"] > 0 for name in ("labelled", "pseudo", "contrast"))
     assert [entry["step"] for entry in found["log"]] == [1, 2]
     report = (out / "report.md").read_text()

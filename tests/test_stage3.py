@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from datasets_scripts.command_line import UsageError
 from datasets_scripts.folder import read_folder
 from datasets_scripts.scenes import write_scenes
 from modeling_cora.losses import bce_per_mask, dice_per_mask, token_contrast
@@ -247,6 +248,7 @@ def test_sigma_zero_is_supervised_training_to_the_bit(street, pseudo, weights, s
 def test_it_resumes_to_the_bit_with_its_bank(street, pseudo, weights, second_stage, tmp_path):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     given = dict(pseudo_labels=pseudo, consistency_weights=weights, save_strategy="steps", save_steps=2)
+    given["alignment_weight"] = 0.125
     stage3(stage3_options(street, second_stage, whole, **given))
     shutil.copytree(whole / "checkpoint-2", resumed / "checkpoint-2")
     stage3(stage3_options(street, second_stage, resumed, resume_from_checkpoint=True, **given))
@@ -257,8 +259,8 @@ def test_it_resumes_to_the_bit_with_its_bank(street, pseudo, weights, second_sta
     assert logged[0]["contrast_loss"] == 0 and logged[0]["contrast_skipped"] > 0  # the bank starts empty
     for entry in logged:
         labelled = entry["lm_loss"] + entry["bce_loss"] + 2 * entry["dice_loss"] + entry["iou_loss"]
-        unlabelled = entry["pseudo_bce_loss"] + entry["pseudo_dice_loss"] + entry["contrast_loss"]
-        assert entry["loss"] == pytest.approx(labelled + 0.5 * unlabelled, rel=2e-3)
+        unlabelled = 0.5 * (entry["pseudo_bce_loss"] + entry["pseudo_dice_loss"]) + 0.125 * entry["contrast_loss"]
+        assert entry["loss"] == pytest.approx(labelled + unlabelled, rel=1e-3)
 
 
 @pytest.mark.parametrize("consistency", [pytest.param("ahead", marks=pytest.mark.slow), "online"])
@@ -366,3 +368,11 @@ def test_the_recipe_holds_the_papers_values():
     paper = UnlabelledArguments(pixel_reduction="sum")
     assert paper.unlabelled_weight == 0.001 and paper.rephrasings == 6
     assert (paper.alignment_temperature, paper.bank_size, paper.bank_negatives) == (0.07, 512, 128)
+
+
+def test_eq_8_has_the_weight_of_eq_9_where_it_has_none_of_its_own():
+    assert UnlabelledArguments().contrast_weight == UnlabelledArguments().unlabelled_weight == 0.5
+    assert UnlabelledArguments(sigma=0.3).contrast_weight == 0.3
+    assert UnlabelledArguments(sigma=0.3, alignment_weight=0).contrast_weight == 0
+    with pytest.raises(UsageError, match="alignment_weight: -1"):
+        UnlabelledArguments(alignment_weight=-1)

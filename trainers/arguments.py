@@ -194,6 +194,11 @@ class UnlabelledArguments:
     weight_temperature: float = field(default=0.05, metadata={"help": "Of `exp`."})
     rephrasings: int = field(default=6, metadata={"help": "k - 1 of eq. 6; paper 6 (K = 7)."})
     alignment: bool = field(default=True, metadata={"help": "Whether eq. 8 counts (the paper's TFCA)."})
+    alignment_weight: float | None = field(
+        default=None,
+        metadata={"help": "Of eq. 8 in place of sigma, which the paper's eq. 9 has for both unlabelled losses; their "
+                  "gradients may differ widely, see trainers/diagnose.py."},
+    )  # fmt: skip
     alignment_temperature: float = field(default=0.07, metadata={"help": "tau of eq. 8; not given. GLUS: 0.07."})
     bank_size: int = field(default=512, metadata={"help": "Tokens in the bank of eq. 8; not given. GLUS: 512."})
     bank_balanced: bool = field(
@@ -220,6 +225,8 @@ class UnlabelledArguments:
                              ("unlabelled_queries", 1)):  # fmt: skip
             if getattr(self, name) < lowest:
                 raise UsageError(f"{name}: {getattr(self, name)} is less than {lowest}")
+        if self.alignment_weight is not None and not self.alignment_weight >= 0:
+            raise UsageError(f"alignment_weight: {self.alignment_weight} is less than 0")
         if not 0 <= self.pseudo_confidence <= 1:
             raise UsageError(f"pseudo_confidence: {self.pseudo_confidence} is outside of [0, 1]")
 
@@ -229,6 +236,11 @@ class UnlabelledArguments:
         if self.sigma is not None:
             return self.sigma
         return 0.001 if self.pixel_reduction == "sum" else 0.5
+
+    @property
+    def contrast_weight(self) -> float:
+        """Of eq. 8."""
+        return self.unlabelled_weight if self.alignment_weight is None else self.alignment_weight
 
 
 @dataclass

@@ -64,21 +64,23 @@ def measure_gradients(trainer: TermTrainer, batches: Iterable[dict], total: int)
     norms = []
     for batch in tqdm(batches, desc="gradients", unit="batch", total=total):
         norms.append(gradient_norms(trainer.parts(trainer._prepare_inputs(batch)), parameters))
-    return summarise(norms, trainer.unlabelled.unlabelled_weight)
+    options = trainer.unlabelled
+    return summarise(norms, {"pseudo": options.unlabelled_weight, "contrast": options.contrast_weight})
 
 
-def summarise(norms: Sequence[Mapping[str, float]], sigma: float) -> dict:
+def summarise(norms: Sequence[Mapping[str, float]], sigmas: Mapping[str, float]) -> dict:
     """Means and spreads over batches.
 
     Args:
         norms: of `gradient_norms` for each batch.
+        sigmas: the weight of each unlabelled part.
 
     Returns:
-        `sigma`; `batches`; for each part `mean` and `std` of the norm, `each` batch's; and for the unlabelled ones
+        `batches`; for each part `mean` and `std` of the norm, `each` batch's; and for the unlabelled ones its `sigma`,
         `weighted` (sigma times the mean), `ratio` (of `weighted` to the mean of L^l), `equal_sigma` (at which that is
         1; None for a gradient of 0) and the mean `cosine` with the gradient of L^l.
     """
-    found: dict = {"sigma": sigma, "batches": len(norms)}
+    found: dict = {"batches": len(norms)}
     for name in PARTS:
         if name not in norms[0]:
             continue
@@ -86,7 +88,8 @@ def summarise(norms: Sequence[Mapping[str, float]], sigma: float) -> dict:
         part = {"mean": statistics.fmean(each), "std": statistics.stdev(each) if len(each) > 1 else 0.0, "each": each}
         if name != "labelled":
             reference = found["labelled"]["mean"]
-            part["weighted"] = sigma * part["mean"]
+            part["sigma"] = sigmas[name]
+            part["weighted"] = sigmas[name] * part["mean"]
             part["ratio"] = part["weighted"] / reference if reference else None
             part["equal_sigma"] = reference / part["mean"] if part["mean"] else None
             part["cosine"] = statistics.fmean(of_batch[f"cosine_{name}"] for of_batch in norms)

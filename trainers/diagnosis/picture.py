@@ -169,7 +169,7 @@ def _norms(axes, diagnosis: Mapping) -> str:
     shown = [name for name in TERMS if name in found]
     for place, name in enumerate(shown):
         _, colour = TERMS[name]
-        factor = 1 if name == "labelled" else found["sigma"]
+        factor = found[name].get("sigma", 1)
         each = factor * np.array(found[name]["each"])
         axes.bar(place, factor * found[name]["mean"], color=colour, alpha=0.3, width=0.6)
         shifts = np.linspace(-0.15, 0.15, len(each)) if len(each) > 1 else [0]
@@ -177,11 +177,17 @@ def _norms(axes, diagnosis: Mapping) -> str:
         axes.errorbar(place, factor * found[name]["mean"], factor * found[name]["std"], color=BLACK, capsize=6)
     labels = [TERMS[n][0] if n == "labelled" else rf"$\sigma\,${TERMS[n][0]}" for n in shown]
     axes.set_xticks(range(len(shown)), labels, fontsize=12)
-    axes.set(ylabel="norm of the gradient", title=rf"Gradients at $\sigma$ = {found['sigma']:g}: mean, spread, batches")
+    axes.set(ylabel="norm of the gradient", title=f"Gradients at {_in_use(found)}: mean, spread, batches")
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", color=GREY)
     axes.set_axisbelow(True)
     return ""
+
+
+def _in_use(found: Mapping) -> str:
+    """sigma, or both where eq. 8 has a weight of its own."""
+    sigmas = dict.fromkeys(f"{found[name]['sigma']:g}" for name in TERMS if "sigma" in found.get(name, {}))
+    return rf"$\sigma$ = {' and '.join(sigmas)}"
 
 
 def _scales(axes, diagnosis: Mapping) -> str:
@@ -190,7 +196,8 @@ def _scales(axes, diagnosis: Mapping) -> str:
     reference = found["labelled"]["mean"]
     if not terms or not reference:
         return "not known: a gradient is 0"
-    marked = [found[name]["equal_sigma"] for name in terms] + [found["sigma"]] * bool(found["sigma"])
+    in_use = [found[name]["sigma"] for name in terms if found[name]["sigma"]]
+    marked = [found[name]["equal_sigma"] for name in terms] + in_use
     sigmas = np.array([min(marked) / 5, max(marked) * 5])
     axes.loglog(sigmas, [reference] * 2, color=BLACK, label=TERMS["labelled"][0])
     spread = found["labelled"]["std"]
@@ -202,8 +209,9 @@ def _scales(axes, diagnosis: Mapping) -> str:
             sigmas, sigmas * found[name]["mean"], color=colour, label=rf"$\sigma\,${text}, equal at {equal:.2g}"
         )
         axes.plot(equal, reference, "o", color=colour, markersize=8)
-    if found["sigma"]:
-        axes.axvline(found["sigma"], color=RED, linestyle="--", label=rf"$\sigma$ in use, {found['sigma']:g}")
+    for number, sigma in enumerate(dict.fromkeys(in_use)):
+        label = None if number else f"in use: {_in_use(found)}"
+        axes.axvline(sigma, color=RED, linestyle="--", label=label)
     axes.set(xlabel=r"$\sigma$", ylabel="norm of the gradient", title=r"Where they would be equal")
     _plain(axes)
     return ""

@@ -106,7 +106,7 @@ def _sigma(found: Mapping) -> Iterator[str]:
                 "never: its gradient is 0" if part["equal_sigma"] is None else f"at sigma = {part['equal_sigma']:.3g}"
             )
             ratio = "unknown" if part["ratio"] is None else f"{part['ratio']:.3g}"
-            yield f"- sigma * {term} pulls {ratio} times as hard as L^l at sigma = {found['sigma']:g}; equal {equal}."
+            yield f"- sigma * {term} pulls {ratio} times as hard as L^l at sigma = {part['sigma']:g}; equal {equal}."
     yield f"\nNorms of gradients on all trained parameters, over {found['batches']} batches:\n"
     head = ("term", "mean", "spread", "times sigma", "cosine with L^l")
     rows = [
