@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from datasets_scripts.files import write_text
 from datasets_scripts.scenes import write_scenes
@@ -45,11 +46,27 @@ def test_the_table_has_means_and_spreads_of_what_has_ended(tmp_path):
         finished(one, folders, value, 0.5)
     cells += [cell(tmp_path, UNIMATCH, "1_8", 0), cell(tmp_path, SUPERVISED, "1_8", 0)]
     finished(cells[3], folders, 0.4)
-    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in measure.table(cells, folders).splitlines()]
+    rows = [
+        [c.strip() for c in line.split("|")[1:-1]]
+        for line in measure.table(measure.scores(cells, folders)).splitlines()
+    ]
     assert rows[0] == ["mIoU, %", "1/30 val", "1/30 pseudo-labels", "1/8 val", "1/8 pseudo-labels"]
     # mean .33, sample standard deviation sqrt((.03^2 + .01^2 + .04^2) / 2)
     assert rows[2] == [UNIMATCH, "33.0 ± 3.6 (3)", "50.0 ± 0.0 (3)", "40.0 (1)", ""]
     assert rows[3] == [SUPERVISED, "", "", "", ""]
+
+
+def test_the_curve_shows_the_rows_that_have_a_score(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(measure, "draw_curves", lambda path, curves, label: drawn.append((path, curves)))
+    folders = StepFolders(tmp_path / "runs")
+    cells = [cell(tmp_path, UNIMATCH, fraction, 0) for fraction in ("1_30", "1_8")]
+    cells += [cell(tmp_path, SUPERVISED, "1_30", 0)]
+    measure.write_results(tmp_path / "t.md", cells, folders)
+    assert not drawn
+    finished(cells[1], folders, 0.4)
+    measure.write_results(tmp_path / "t.md", cells, folders)
+    assert drawn == [(tmp_path / "t.png", {UNIMATCH: {"1_8": [0.4]}})]
 
 
 def test_runs_that_have_ended_are_kept(tmp_path, capsys):
@@ -78,6 +95,7 @@ def test_runs_that_have_ended_are_kept(tmp_path, capsys):
     assert table.count("(1)") == 4  # two rows, scores on val and of the pseudo-labels
     assert capsys.readouterr().out.count("done before") == 2
     measure.main(argv)
+    assert Image.open(tmp_path / "table.png").width > 500
     assert capsys.readouterr().out.count("done before") == 6 and (tmp_path / "table.md").read_text() == table
 
 

@@ -4,8 +4,8 @@
         --table results/pseudo_labels_camvid.md
 
 Runs one after another, each of steps as in `trainers/run.py`: what is done is kept, what was interrupted goes on. The
-table is written anew after each run. `--only training` leaves pseudo-labels and their audit out, `--only table` runs
-nothing. `--segmenter.FIELD VALUE` goes to every training.
+table, and beside it the curve over the fractions (.png), are written anew after each run. `--only training` leaves
+pseudo-labels and their audit out, `--only table` runs nothing. `--segmenter.FIELD VALUE` goes to every training.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if __name__ == "__main__":
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from datasets_scripts.command_line import ArgumentParser, UsageError, one_line_e
 from datasets_scripts.files import write_text
 from datasets_scripts.instructions.statistics import markdown_table
 from trainers.arguments import split_sections
+from trainers.label_efficiency import draw_curves
 from trainers.pseudo_labels.steps import pseudo_label_steps
 from trainers.steps import Step, StepFolders
 from trainers.summary import mean_and_spread
@@ -68,21 +69,35 @@ def read_run(cell: Cell, folders: StepFolders) -> dict | None:
     return {"val": (record["val"] or {}).get("miou"), "pseudo_labels": pseudo}
 
 
-def table(cells: Sequence[Cell], folders: StepFolders) -> str:
+def scores(cells: Sequence[Cell], folders: StepFolders) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """For "val" and "pseudo_labels", by row, by fraction, the mIoU of each seed that has ended."""
+    found: dict[str, dict[str, dict[str, list[float]]]] = {
+        kind: {cell.row: {one.fraction: [] for one in cells} for cell in cells} for kind in ("val", "pseudo_labels")
+    }
+    for cell in cells:
+        for kind, value in (read_run(cell, folders) or {}).items():
+            if value is not None:
+                found[kind][cell.row][cell.fraction].append(value)
+    return found
+
+
+def table(found: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> str:
     """Markdown: a row for each method, for each fraction the mIoU on val and of the pseudo-labels."""
-    fractions = list(dict.fromkeys(cell.fraction for cell in cells))
-    found = [(cell, one) for cell in cells if (one := read_run(cell, folders))]
-
-    def values(row: str, fraction: str, kind: str) -> list[float]:
-        of_seeds = [one[kind] for cell, one in found if (cell.row, cell.fraction) == (row, fraction)]
-        return [value for value in of_seeds if value is not None]
-
-    rows = [
-        (row, *(mean_and_spread(values(row, f, kind)) for f in fractions for kind in ("val", "pseudo_labels")))
-        for row in dict.fromkeys(cell.row for cell in cells)
-    ]
-    head = [f"{f.replace('_', '/')} {kind}" for f in fractions for kind in ("val", "pseudo-labels")]
+    fractions = next(iter(found["val"].values()))
+    rows = [(row, *(mean_and_spread(found[kind][row][f]) for f in fractions for kind in found)) for row in found["val"]]
+    head = [f"{f.replace('_', '/')} {kind.replace('_', '-')}" for f in fractions for kind in found]
     return markdown_table(("mIoU, %", *head), rows)
+
+
+def write_results(path: Path, cells: Sequence[Cell], folders: StepFolders) -> str:
+    """The table, which is returned, and the curve of the mIoU on val."""
+    found = scores(cells, folders)
+    text = table(found)
+    write_text(path, text)
+    curves = {row: {f: v for f, v in of_row.items() if v} for row, of_row in found["val"].items()}
+    if curves := {row: of_row for row, of_row in curves.items() if of_row}:
+        draw_curves(path.with_suffix(".png"), curves, "mIoU on val")
+    return text
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -93,7 +108,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", default=list(ROWS), help="rows of the table to run")
     parser.add_argument("--runs", required=True, type=Path, help="folder of the runs")
-    parser.add_argument("--table", required=True, type=Path, help="markdown file to write")
+    parser.add_argument("--table", required=True, type=Path, help="markdown file to write, and a .png")
     parser.add_argument(
         "--only", choices=["training", "table"], help="training: mIoU on val alone; table: run nothing, write the table"
     )
@@ -123,10 +138,8 @@ def main(argv: list[str] | None = None) -> None:
     folders = StepFolders(arguments.runs)
     for cell in tqdm(cells if arguments.only != "table" else [], unit="run"):
         folders.run(cell.steps[:1] if arguments.only == "training" else cell.steps)
-        write_text(arguments.table, table(cells, folders))
-    text = table(cells, folders)
-    write_text(arguments.table, text)
-    print(text, end="")
+        write_results(arguments.table, cells, folders)
+    print(write_results(arguments.table, cells, folders), end="")
 
 
 def _steps(arguments: argparse.Namespace, row: str, fraction: str, fields: dict[str, Any]) -> tuple[Step, Step, Step]:
