@@ -105,6 +105,7 @@ def test_runs_that_have_ended_are_kept(tmp_path, capsys):
 )
 def test_bad_arguments_get_one_line(tmp_path, capsys, changes, message):
     base = ["--data", "D", "--splits", str(tmp_path), "--runs", str(tmp_path / "r"), "--table", str(tmp_path / "t.md")]
+    base += ["--rows", SUPERVISED]
     (tmp_path / "1_30").mkdir()
     with pytest.raises(SystemExit) as exit_info:
         measure.main([*base, "--fractions", "1_30", *changes])

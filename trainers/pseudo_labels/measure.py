@@ -1,7 +1,7 @@
 """Every method on every fraction with every seed, and the table of what came out.
 
     python trainers/pseudo_labels/measure.py --data CAMVID --splits CAMVID/splits/camvid --runs runs/pseudo_labels \
-        --table results/pseudo_labels_camvid.md
+        --rows "SegFormer-B0, supervised" "SegFormer-B0, UniMatch" --table results/pseudo_labels_camvid.md
 
 Runs one after another, each of steps as in `trainers/run.py`: what is done is kept, what was interrupted goes on. The
 table, and beside it the curve over the fractions (.png), are written anew after each run. `--only training` leaves
@@ -41,10 +41,14 @@ ROWS = {
     "SegFormer-B0, UniMatch V2": ("camvid_cpu", "unimatch_v2"),
     "DINOv2-S, supervised": ("camvid_dinov2_cpu", "supervised"),
     "DINOv2-S, UniMatch V2": ("camvid_dinov2_cpu", "unimatch_v2"),
+    "SegFormer-XS, supervised": ("consep_cpu", "supervised"),
+    "SegFormer-XS, UniMatch": ("consep_cpu", "unimatch"),
+    "SegFormer-XS, UniMatch V2": ("consep_cpu", "unimatch_v2"),
     "SemiVL's network, supervised": ("camvid_semivl_cpu", "supervised"),
     "SemiVL's network, SemiVL": ("camvid_semivl_cpu", "semivl"),
 }
-"""Row of the table -> recipe and method. Each method stands beside *supervised* with the same network and steps."""
+"""Row of the table -> recipe and method. Each method stands beside *supervised* with the same network and steps.
+SegFormer-XS is for tiles of nuclei, the others for street scenes."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--splits", required=True, type=Path, help="folder of split folders, one per fraction")
     parser.add_argument("--fractions", nargs="+", default=["1_30", "1_16", "1_8"], help="names of split folders")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), help="rows of the table to run")
+    parser.add_argument("--rows", nargs="+", required=True, help=f"rows of the table to run: {'; '.join(ROWS)}")
     parser.add_argument("--runs", required=True, type=Path, help="folder of the runs")
     parser.add_argument("--table", required=True, type=Path, help="markdown file to write, and a .png")
     parser.add_argument(
