@@ -211,7 +211,7 @@ def test_only_attention_and_positions_of_clip_train(folders):
 
 def test_the_decoder_knows_classes_by_their_words_alone():
     """Classes in another order give the same maps in that order: no output belongs to a class."""
-    decoder = SimilarityDecoder(16, text_width=12, skip_width=8).eval()
+    decoder = SimilarityDecoder(16, text_width=12, skip_widths=[8, 8]).eval()
     embeddings, text = torch.randn(2, 12, 6, 8), torch.randn(5, 12)
     skips = [torch.randn(2, 8, 6, 8) for _ in range(2)]
     order = torch.tensor([3, 0, 4, 1, 2])
@@ -262,6 +262,21 @@ def test_frozen_clip_says_nothing_where_it_is_not_sure(folders):
     found = clip.labels(images, threshold)
     assert torch.equal(every, sure.indices) and 0.3 < (sure.values >= threshold).float().mean() < 0.7
     assert torch.equal(found, torch.where(sure.values >= threshold, sure.indices, 255))
+
+
+@pytest.mark.parametrize("statistics", ["all", "clean"])
+def test_strong_views_move_batch_norms_statistics_where_all_passes_do(folders, statistics):
+    arguments = MethodArguments(confidence_threshold=0.0, batch_norm_statistics=statistics)
+    batch = batch_of()
+    one, other = (segmenter_of(folders, "segformer").train() for _ in range(2))
+    method = UniMatch(arguments)
+    method.terms(Step(one, one, batch))
+    passes = method.passes(Step(other, other, batch), [insides(batch["box1"]), insides(batch["box2"])])
+    other([passes[0]])
+    same = torch.equal(one.network.decoder.batch_norm.running_mean, other.network.decoder.batch_norm.running_mean)
+    assert same == (statistics == "clean")
+    strong = UniMatchV2(arguments, other).passes(Step(other, other, batch), [insides(batch["box1"])] * 2)[1]
+    assert strong.statistics == ("none" if statistics == "clean" else "all")
 
 
 def test_guidance_decays_to_nothing_and_joins_the_loss(folders):

@@ -186,6 +186,32 @@ def test_features_are_perturbed_instead_or_beside(backbones):
     assert torch.allclose(both[3].mean((1, 2)), black[0].mean((1, 2)), atol=1e-5)
 
 
+def batch_norms(segmenter) -> dict[str, torch.Tensor]:
+    found = {n: b.clone() for n, b in segmenter.named_buffers() if n.endswith(("running_mean", "running_var"))}
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("architecture", ["segformer", "deeplabv3plus"])
+def test_with_clean_statistics_perturbed_features_move_none(backbones, architecture):
+    """BatchNorm predicts by what it has seen of clean images, and normalises these by themselves."""
+    batch = images(3)
+    first, second = (segmenter_of(backbones, architecture).train() for _ in range(2))
+    masks = [torch.zeros(2, width) for width in first.network.channels]
+    (alone,) = first([View(batch)])
+    (both,) = second([View(batch, masks, beside=True, statistics="clean")])
+    assert both.shape[0] == 5 and torch.equal(both[:3], alone)
+    assert all(torch.equal(value, batch_norms(second)[name]) for name, value in batch_norms(first).items())
+    before = batch_norms(second)
+    momenta = {m.momentum for m in second.modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    (unseen,) = second([View(batch, statistics="none")])
+    assert torch.equal(unseen, alone) and momenta == {0.1}
+    assert all(torch.equal(value, before[name]) for name, value in batch_norms(second).items())
+    assert {m.momentum for m in second.modules() if isinstance(m, torch.nn.BatchNorm2d)} == momenta
+    second([View(batch, masks, beside=True)])
+    assert not any(torch.equal(value, before[name]) for name, value in batch_norms(second).items() if "mean" in name)
+
+
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_dropout_of_the_network_itself_is_off(backbones, architecture):
     segmenter = segmenter_of(backbones, architecture).train()

@@ -160,6 +160,13 @@ class MethodArguments:
     feature_dropout: float = field(
         default=0.5, metadata={"help": "Share of channels that feature perturbation drops; unimatch, semivl 0.5."}
     )
+    batch_norm_statistics: str = _choice(
+        "all",
+        ("all", "clean"),
+        "unimatch, semivl, unimatch_v2: which passes move BatchNorm's running statistics, by which it predicts. all = "
+        "every one, as in the public codes, perturbed features and strong views too; clean = labelled and weak images "
+        "alone. In a short training with BatchNorm in the decoder `all` cost a third of the mIoU (results/README.md).",
+    )
     ema_ratio: float = field(
         default=0.996, metadata={"help": "unimatch_v2: highest share of itself that the teacher keeps in a step."}
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed.nn.functional as collective
 from torch import Tensor, distributed, nn
@@ -23,6 +26,20 @@ class CrossProcessBatchNorm2d(nn.BatchNorm2d):
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight / torch.sqrt(variance + self.eps)
         return centred * scale[:, None, None] + self.bias[:, None, None]
+
+
+@contextmanager
+def kept_statistics(model: nn.Module, kept: bool = True) -> Iterator[None]:
+    """BatchNorms normalise by the batch as in any training pass, and their running statistics stay as they are."""
+    norms = [m for m in model.modules() if kept and isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def synchronise_batch_norm(model: nn.Module) -> nn.Module:

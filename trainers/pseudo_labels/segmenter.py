@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .batch_norm import kept_statistics
 from .networks import build_network
 
 
@@ -58,11 +59,14 @@ class View:
             decoded a second time, so perturbed, and these logits come after the B clean ones (UniMatch). The public
             code decodes the labelled images a second time too and drops the result; that only moves BatchNorm's
             statistics.
+        statistics: which passes move BatchNorm's running statistics: `all`, `none`, or `clean`, the pass without
+            perturbed features, which are then decoded on their own.
     """
 
     images: Tensor
     masks: list[Tensor] | None = None
     beside: bool = False
+    statistics: Literal["all", "clean", "none"] = "all"
 
 
 class SemanticSegmenter(PreTrainedModel):
@@ -116,15 +120,20 @@ class SemanticSegmenter(PreTrainedModel):
 
     def _logits(self, view: View) -> Tensor:
         pixels = self.normalised(view.images)
-        features = self.network.encode(pixels)
-        if view.masks is not None:
-            features = [_perturbed(one, mask, view.beside) for one, mask in zip(features, view.masks, strict=True)]
-        logits = self.network.decode(features)
+        with kept_statistics(self, view.statistics == "none"):
+            logits = self._decoded(view, self.network.encode(pixels))
         corners = self.network.align_corners
         logits = F.interpolate(logits.float(), size=pixels.shape[-2:], mode="bilinear", align_corners=corners)
         return logits[..., : view.images.shape[-2], : view.images.shape[-1]]
 
-
-def _perturbed(features: Tensor, mask: Tensor, beside: bool) -> Tensor:
-    mask = mask.to(features)[:, :, None, None]
-    return torch.cat([features, features[-len(mask) :] * mask]) if beside else features * mask
+    def _decoded(self, view: View, features: list[Tensor]) -> Tensor:
+        if view.masks is None:
+            return self.network.decode(features)
+        perturbed = [one[-len(m) :] * m.to(one)[:, :, None, None] for one, m in zip(features, view.masks, strict=True)]
+        if not view.beside:
+            return self.network.decode(perturbed)
+        if view.statistics == "clean":
+            clean = self.network.decode(features)
+            with kept_statistics(self):
+                return torch.cat([clean, self.network.decode(perturbed)])
+        return self.network.decode([torch.cat(pair) for pair in zip(features, perturbed, strict=True)])

@@ -27,7 +27,7 @@ from ..losses import (
     image_ratio_consistency,
     ohem_cross_entropy,
 )
-from ..segmenter import SemanticSegmenter
+from ..segmenter import SemanticSegmenter, View
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,16 @@ class Method:
     def trained(self, segmenter: SemanticSegmenter) -> SemanticSegmenter:
         """What predicts in the end: the segmenter, or its teacher."""
         return segmenter
+
+    def clean(self, images: Tensor, masks: list[Tensor] | None = None) -> View:
+        """A pass of labelled or weak images; `masks` perturb features beside them."""
+        statistics = "clean" if self.arguments.batch_norm_statistics == "clean" else "all"
+        return View(images, masks, beside=masks is not None, statistics=statistics)
+
+    def strong(self, images: Tensor, masks: list[Tensor] | None = None) -> View:
+        """A pass of strong views; `masks` perturb their features."""
+        statistics = "none" if self.arguments.batch_norm_statistics == "clean" else "all"
+        return View(images, masks, statistics=statistics)
 
     def labelled_loss(self, logits: Tensor, step: Step) -> Mean:
         options, labels = self.arguments, step.batch["labels"]

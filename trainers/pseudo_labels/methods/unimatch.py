@@ -62,7 +62,7 @@ class UniMatch(Method):
         )
         masks = [mask.to(batch["weak"].device) for mask in masks]
         strong = [paste(batch[f"strong{k + 1}"], batch[f"mix_strong{k + 1}"], inside[k]) for k in range(2)]
-        return [View(torch.cat([batch["labelled"], batch["weak"]]), masks, beside=True), View(torch.cat(strong))]
+        return [self.clean(torch.cat([batch["labelled"], batch["weak"]]), masks), self.strong(torch.cat(strong))]
 
     @staticmethod
     def pasted(

@@ -65,7 +65,7 @@ class UniMatchV2(Method):
             levels = list(torch.cat(masks).split(channels, dim=1))
         strong = [paste(batch[f"strong{k + 1}"], swapped(batch[f"strong{k + 1}"]), inside[k]) for k in range(2)]
         device = batch["weak"].device
-        return [View(batch["labelled"]), View(torch.cat(strong), [level.to(device) for level in levels])]
+        return [self.clean(batch["labelled"]), self.strong(torch.cat(strong), [level.to(device) for level in levels])]
 
 
 def swapped(batch: Tensor) -> Tensor:
