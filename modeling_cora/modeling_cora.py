@@ -97,9 +97,8 @@ class CoraPreTrainedModel(FromNamedModel, PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, CoraSegProjectorLinear):
-            # SAM's own prompts (points, boxes) have a standard deviation of about 0.7; weights of variance 1/d keep
-            # the scale of a normalised state (0.7 behind the ReLU), so a random start speaks to the decoder at the
-            # volume it listens to.
+            # Weights of variance 1/d keep the scale of a normalised state (0.7 behind the ReLU), the standard deviation
+            # of SAM's own prompts: a random start speaks to the decoder at the volume it listens to.
             init.normal_(module.weight, std=module.in_features**-0.5)
             init.zeros_(module.bias)
 
@@ -119,9 +118,7 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
     of one sequence (see `branches.py`); inputs come from [`CoraProcessor`].
     """
 
-    # None of its own; but only where this is a mapping does peft look for those of the VLM.
-    _tied_weights_keys: dict[str, str] = {}
-
+    _tied_weights_keys: dict[str, str] = {}  # peft looks for those of the VLM only where this is a mapping
     embedding_cache: Callable[[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]], torch.Tensor] | None = None
     """Asked for the embedding of an image (3, S, S) wherever no gradient is wanted, with the function that computes it;
     training programs put one here (`trainers/embedding_cache.py`)."""

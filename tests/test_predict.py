@@ -108,6 +108,7 @@ def test_masks_on_disk_are_those_of_the_model_for_any_query_text(saved, tmp_path
 )
 def test_bad_input_gets_one_line(saved, tmp_path, monkeypatch, capsys, change, message):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else the Hub is asked again and again
     good = noise_image(20, 20)
     good.save("image.png")
     Path("cut.png").write_bytes(Path("image.png").read_bytes()[:200])
