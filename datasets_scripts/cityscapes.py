@@ -8,14 +8,13 @@ Label ids become the 19 train ids (cityscapesscripts, `helpers/labels.py`); ever
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from .bad_items import refuse
 from .records import IGNORE_INDEX, DataError, Scene, SceneSet, SemanticClass
-from .splits import image_id_of, read_split
+from .splits import image_id_of
 
 TRAIN_IDS = {
     7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14, 28: 15,
@@ -211,16 +210,14 @@ def label_lookup() -> np.ndarray:
     return lookup
 
 
-def read_cityscapes(root: str | Path, split_lists: str | Path | None = None) -> SceneSet:
+def read_cityscapes(root: str | Path) -> SceneSet:
     """Scenes of a folder in the Cityscapes layout; nothing is decoded.
 
     Args:
         root: holds `leftImg8bit` and `gtFine`.
-        split_lists: folder with `labeled.txt` and `unlabeled.txt`: the training scenes become those listed, and the
-            unlabelled ones lose their label maps. Without it every image that has a label map is labelled.
 
     Raises:
-        DataError: no images, two images with one id, or a list that names an image which is not there.
+        DataError: no images, or two images with one id.
     """
     root = Path(root)
     scenes: list[Scene] = []
@@ -228,8 +225,6 @@ def read_cityscapes(root: str | Path, split_lists: str | Path | None = None) -> 
         scenes += _scenes_of_split(root, split)
     if not scenes:
         raise DataError(f"{root}: no leftImg8bit/SPLIT/CITY/*_leftImg8bit.png or .jpg")
-    if split_lists is not None:
-        scenes = relabelled(scenes, split_lists)
     return SceneSet(
         classes=CLASSES,
         scenes=tuple(scenes),
@@ -257,20 +252,3 @@ def _scenes_of_split(root: Path, split: str) -> list[Scene]:
             split=split,
         )
     return list(scenes.values())
-
-
-def relabelled(scenes: list[Scene], split_lists: str | Path) -> list[Scene]:
-    """The training scenes of the lists, in their order, and all others as they are."""
-    train = {scene.image_id: scene for scene in scenes if scene.split == "train"}
-    chosen = []
-    for name, entries in read_split(split_lists).items():
-        for image_id, place in entries:
-            if image_id not in train:
-                refuse(DataError(f"{place}: {image_id} is not among the {len(train)} training images"))
-                continue
-            scene = train[image_id]
-            if name == "labeled.txt" and not scene.labelled:
-                refuse(DataError(f"{place}: {image_id} is listed as labelled and has no label map"))
-                continue
-            chosen.append(scene if name == "labeled.txt" else replace(scene, label_map=None, instance_map=None))
-    return chosen + [scene for scene in scenes if scene.split != "train"]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .cityscapes import read_cityscapes, relabelled
+from .cityscapes import read_cityscapes
 from .components import with_components
 from .consep import ARRAYS, read_consep
 from .own_folder import read_own_folder
@@ -17,6 +17,7 @@ from .pannuke import FOLDS, fold_files, read_pannuke
 from .reasonseg import read_reasonseg
 from .records import DataError, Instruction, SceneSet
 from .refcoco import read_refcoco
+from .splits import apply_split
 
 
 def _read_tables(root: Path) -> tuple[SceneSet, list[Instruction]]:
@@ -65,7 +66,7 @@ def read_data(
 
     Args:
         root: the folder.
-        split_lists: folder with `labeled.txt` and `unlabeled.txt` that choose the training scenes; see `splits.py`.
+        split_lists: folder with `labeled.txt`, `unlabeled.txt` and perhaps `val.txt`; see `splits.py`.
         name: which of `READERS`; None = the first one that recognises the folder.
         components: complete the instances, see `with_components`; built tables are complete.
 
@@ -86,7 +87,7 @@ def read_data(
     result = READERS[name].read(root)
     scene_set, instructions = (result, []) if isinstance(result, SceneSet) else result
     if split_lists is not None:
-        scene_set = replace(scene_set, scenes=tuple(relabelled(list(scene_set.scenes), split_lists)))
+        scene_set = replace(scene_set, scenes=tuple(apply_split(scene_set.scenes, split_lists)))
         labelled = {scene.image_id for scene in scene_set.scenes if scene.labelled}
         instructions = [instruction for instruction in instructions if instruction.image_id in labelled]
     if components and name != "tables":

@@ -3,12 +3,16 @@
 `labeled.txt` and `unlabeled.txt` hold a line per image, "IMAGE MASK" (paths relative to the data set). Only the image
 id is taken from a line, `<city>_<seq>_<frame>` in the Cityscapes layout, the file's stem elsewhere: the official lists
 name `_labelTrainIds.png` files that no download contains.
+
+`val.txt`, which UniMatch has not, names training images to choose settings on: they are the split "val" of whoever
+reads with these lists, and the data set's own images of it, which are for reporting, are not read at all.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,9 +20,10 @@ import numpy as np
 
 from .bad_items import refuse
 from .files import write_text
-from .records import DataError
+from .records import DataError, Scene
 
 LISTS = ("labeled.txt", "unlabeled.txt")
+VAL_LIST = "val.txt"
 
 
 def image_id_of(path: str | Path) -> str:
@@ -27,15 +32,18 @@ def image_id_of(path: str | Path) -> str:
 
 
 def read_split(folder: str | Path) -> dict[str, list[tuple[str, str]]]:
-    """Image ids of `labeled.txt` and `unlabeled.txt` (keys), each with where it stands ("labeled.txt:12").
+    """Image ids of `labeled.txt`, `unlabeled.txt` and, where there is one, `val.txt` (keys), each with where it stands
+    ("labeled.txt:12").
 
     Raises:
-        DataError: a list is missing, names an image twice, or both name the same one; no image is labelled.
+        DataError: a list is missing or names no image, or an image is named twice. Only `unlabeled.txt` may be empty.
     """
     lists: dict[str, list[tuple[str, str]]] = {}
     seen: dict[str, str] = {}
-    for name in LISTS:
+    for name in (*LISTS, VAL_LIST):
         path = Path(folder) / name
+        if name == VAL_LIST and not path.exists():
+            continue
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
@@ -50,9 +58,44 @@ def read_split(folder: str | Path) -> dict[str, list[tuple[str, str]]]:
                 continue
             seen[image_id] = place
             lists[name].append((image_id, place))
-    if not lists["labeled.txt"]:
-        raise DataError(f"{Path(folder) / 'labeled.txt'}: names no image")
+    for name, entries in lists.items():
+        if not entries and name != "unlabeled.txt":
+            raise DataError(f"{Path(folder) / name}: names no image")
     return lists
+
+
+def apply_split(scenes: Sequence[Scene], folder: str | Path) -> list[Scene]:
+    """The training scenes that the lists name, in their order, unlabelled ones without their maps; then the scenes of
+    the other splits, except those of "val" where `val.txt` names training scenes for it.
+
+    Raises:
+        DataError: what `read_split` says; a list names an image that is no training image, or one without a label map
+            where it needs one; a group of overlapping images is on both sides of `val.txt`.
+    """
+    lists = read_split(folder)
+    train = {scene.image_id: scene for scene in scenes if scene.split == "train"}
+    chosen: list[Scene] = []
+    for name, entries in lists.items():
+        for image_id, place in entries:
+            scene = train.get(image_id)
+            if scene is None:
+                refuse(DataError(f"{place}: {image_id} is not among the {len(train)} training images"))
+            elif name == "unlabeled.txt":
+                chosen.append(replace(scene, label_map=None, instance_map=None))
+            elif not scene.labelled:
+                refuse(DataError(f"{place}: {image_id} is listed as {Path(name).stem} and has no label map"))
+            else:
+                chosen.append(replace(scene, split="val") if name == VAL_LIST else scene)
+    if VAL_LIST not in lists:
+        return chosen + [scene for scene in scenes if scene.split != "train"]
+    trained_on = {scene.group for scene in chosen if scene.group and scene.split == "train"}
+    for scene in chosen:
+        if scene.split == "val" and scene.group in trained_on:
+            raise DataError(
+                f"{Path(folder) / VAL_LIST}: {scene.image_id} is of {scene.group}, of which others are trained on; "
+                "a whole group on one side would be right"
+            )
+    return chosen + [scene for scene in scenes if scene.split not in ("train", "val")]
 
 
 def draw_split(

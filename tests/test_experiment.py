@@ -13,7 +13,9 @@ from PIL import Image
 from datasets_scripts.files import write_text
 from datasets_scripts.scenes import write_scenes
 from datasets_scripts.splits import write_split
-from trainers.experiment import ALL, Cell, main
+from trainers.arguments import parse_recipe
+from trainers.experiment import ALL, Cell, ExperimentArguments, main, plan_cells
+from trainers.run import read_run
 
 from .test_run import RECIPE, SECTIONS
 from .test_stage1 import ROOT
@@ -52,8 +54,13 @@ def test_tables_hold_the_mean_and_the_spread_over_seeds(tmp_path, capsys):
     main(options(tmp_path))
     tables = capsys.readouterr().out
     assert tables == (tmp_path / "results.md").read_text()
-    head, _, *rows = tables.split("\n\n")[1].splitlines()
+    head, _, *rows, differences = tables.split("\n\n")[1].splitlines()
     assert [cell.strip() for cell in head.split("|")[1:-1]] == ["%", "1/30", "1/8"]
+    assert [cell.strip() for cell in differences.split("|")[1:-1]] == [
+        "cora - lisa",
+        "10.0 ± 0.0 (3)",
+        "10.0 ± 0.0 (2)",
+    ]
     for row, method in zip(rows, METHODS, strict=True):
         name, *cells = (cell.strip() for cell in row.split("|")[1:-1])
         assert name == method
@@ -122,4 +129,17 @@ def test_an_experiment_shares_steps_and_does_nothing_twice(tmp_path, capsys):
 
 def test_the_fraction_without_lists_has_a_name():
     assert Cell("cora", ALL, 1).folder(Path("out")).name == "cora_all_labelled_images_seed1"
-    assert (ROOT / "trainers/recipes/camvid_experiment.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "trainers/recipes").glob("*_experiment.yaml")), ids=lambda path: path.name
+)
+def test_the_recipes_plan_what_the_paper_compares(tmp_path, path):
+    (arguments,) = parse_recipe((ExperimentArguments,), [str(path), "--splits", str(tmp_path)])
+    for fraction in arguments.fractions:
+        (tmp_path / fraction).mkdir()
+    cells = plan_cells(arguments)
+    assert len(set(cells)) == max(1, len(arguments.fractions)) * 4 * 3
+    assert {cell.method for cell in cells} == {"supervised", "lisa", "segllm", "cora"}
+    run_arguments, sections = read_run([str(path.parent / arguments.recipe)])
+    assert set(sections) >= {"stage1", "stage2", "stage3"} and not run_arguments.data

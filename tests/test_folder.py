@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets_scripts.cityscapes import CLASSES, TRAIN_IDS, read_cityscapes
+from datasets_scripts.cityscapes import CLASSES, TRAIN_IDS
 from datasets_scripts.folder import READERS, read_data, read_folder
 from datasets_scripts.instructions.build import build_instructions
 from datasets_scripts.records import DataError
@@ -349,14 +349,14 @@ def test_split_lists_choose_the_labelled_images(tmp_path):
     line = "leftImg8bit/train/aachen/{0}_leftImg8bit.png gtFine/train/aachen/{0}_gtFine_labelTrainIds.png"
     write_split(lists, [line.format("aachen_000001_000019")], [line.format("aachen_000000_000019")])
     assert [i for i, _ in read_split(lists)["labeled.txt"]] == ["aachen_000001_000019"]
-    scene_set = read_cityscapes(tmp_path, lists)
+    scene_set = read_folder(tmp_path, lists)
     assert [(s.image_id, s.labelled) for s in scene_set.scenes] == [
         ("aachen_000001_000019", True),
         ("aachen_000000_000019", False),
     ]
     write_split(lists, [line.format("aachen_000009_000019")], [])
     with pytest.raises(DataError, match=r"labeled\.txt:1: aachen_000009_000019 is not among the 2 training images"):
-        read_cityscapes(tmp_path, lists)
+        read_folder(tmp_path, lists)
     write_split(lists, [line.format("aachen_000001_000019")], [line.format("aachen_000001_000019")])
     with pytest.raises(DataError, match=r"unlabeled\.txt:1: aachen_000001_000019 stands in .*labeled\.txt:1 already"):
         read_split(lists)

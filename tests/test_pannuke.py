@@ -14,10 +14,11 @@ from PIL import Image
 
 from datasets_scripts import pannuke
 from datasets_scripts.consep import read_consep
-from datasets_scripts.folder import read_data
+from datasets_scripts.folder import read_data, read_folder
 from datasets_scripts.instructions.attribute import names_class
 from datasets_scripts.pannuke import BACKGROUND, CLASSES, NUCLEI_PER_CHANNEL, read_pannuke
 from datasets_scripts.records import DataError, read_image
+from datasets_scripts.splits import write_split
 
 from .conftest import SHARED
 
@@ -233,6 +234,29 @@ def test_damaged_archives_get_one_line(tmp_path):
     (tmp_path / "tiles/train_1_r0c0.jpg").unlink()
     with pytest.raises(DataError, match=r"train_1_r0c0\.jpg: no such file"):
         read_consep(tmp_path)
+
+
+def test_val_list_holds_training_images_out_for_choices(tmp_path):
+    write_consep(tmp_path, [f"train_{name}" for name in ("1_r0c0", "1_r0c1", "2_r0c0", "3_r0c0", "4_r0c0")])
+    lists = tmp_path / "lists"
+    write_split(lists, ["train_1_r0c0.png"], ["train_2_r0c0.png"])
+    assert [s.image_id for s in read_folder(tmp_path, lists).split("val")] == ["train_4_r0c0"]
+    (lists / "val.txt").write_text("train_3_r0c0.png\n")
+    held_out = read_folder(tmp_path, lists)
+    assert {s.image_id: (s.split, s.labelled) for s in held_out.scenes} == {
+        "train_1_r0c0": ("train", True),
+        "train_2_r0c0": ("train", False),
+        "train_3_r0c0": ("val", True),
+    }
+    for content, message in (
+        ("train_1_r0c1.png\n", r"val\.txt: train_1_r0c1 is of train_1, of which others are trained on"),
+        ("train_4_r0c0.png\n", r"val\.txt:1: train_4_r0c0 is not among the 4 training images"),
+        ("train_2_r0c0.png\n", r"val\.txt:1: train_2_r0c0 stands in .*unlabeled\.txt:1 already"),
+        ("\n", r"val\.txt: names no image"),
+    ):
+        (lists / "val.txt").write_text(content)
+        with pytest.raises(DataError, match=message):
+            read_folder(tmp_path, lists)
 
 
 @needs_consep

@@ -16,15 +16,18 @@ from trainers.pseudo_labels import measure
 from trainers.steps import StepFolders
 
 from .test_run import SECTIONS
+from .test_stage1 import ROOT
 
-SUPERVISED, UNIMATCH = "SegFormer-B0, supervised", "SegFormer-B0, UniMatch"
+SUPERVISED, UNIMATCH = "supervised", "unimatch"
+RECIPE = str(ROOT / "trainers/pseudo_labels/recipes/camvid_cpu.yaml")
 
 
-def cell(folder: Path, row: str, fraction: str, seed: int) -> measure.Cell:
+def cell(folder: Path, method: str, fraction: str, seed: int) -> measure.Cell:
     for path in (folder / "data", folder / fraction):
         path.mkdir(exist_ok=True)
-    arguments = argparse.Namespace(data=folder / "data", splits=folder)
-    return measure.Cell(row, fraction, seed, measure._steps(arguments, row, fraction, {"seed": seed}))
+    arguments = argparse.Namespace(data=folder / "data", splits=folder, recipe=Path(RECIPE))
+    steps = measure._steps(arguments, fraction, {"method": method, "seed": seed})
+    return measure.Cell(method, fraction, seed, steps)
 
 
 def finished(one: measure.Cell, folders: StepFolders, val: float, pseudo: float | None = None) -> None:
@@ -75,6 +78,7 @@ def test_runs_that_have_ended_are_kept(tmp_path, capsys):
     rows = [f"{name}.png {name}.png" for name in names]
     write_split(tmp_path / "splits/1_3", rows[:2], rows[2:])
     argv = [
+        RECIPE,
         "--data",
         str(tmp_path / "street"),
         "--splits",
@@ -84,7 +88,7 @@ def test_runs_that_have_ended_are_kept(tmp_path, capsys):
         "--seeds",
         "0",
     ]
-    argv += ["--runs", str(tmp_path / "runs"), "--table", str(tmp_path / "table.md"), "--rows", SUPERVISED, UNIMATCH]
+    argv += ["--runs", str(tmp_path / "runs"), "--table", str(tmp_path / "table.md"), "--methods", SUPERVISED, UNIMATCH]
     fields = {**SECTIONS["pseudo_labels"], "absent_classes": "keep", "dataloader_num_workers": 0}
     argv += [text for name, value in fields.items() for text in (f"--segmenter.{name}", str(value))]
     measure.main([*argv, "--only", "training"])
@@ -101,20 +105,26 @@ def test_runs_that_have_ended_are_kept(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [(["--fractions", "1_7"], "1_7"), (["--rows", "none"], "'none'"), (["--stage1.flip", "0"], "'--stage1.flip'")],
+    [
+        (["--fractions", "1_7"], "1_7"),
+        (["--methods", "none"], "none: is not"),
+        (["--stage1.flip", "0"], "'--stage1.flip'"),
+    ],
 )
 def test_bad_arguments_get_one_line(tmp_path, capsys, changes, message):
-    base = ["--data", "D", "--splits", str(tmp_path), "--runs", str(tmp_path / "r"), "--table", str(tmp_path / "t.md")]
-    base += ["--rows", SUPERVISED]
+    base = [
+        RECIPE,
+        "--data",
+        "D",
+        "--splits",
+        str(tmp_path),
+        "--runs",
+        str(tmp_path / "r"),
+        "--table",
+        str(tmp_path / "t.md"),
+    ]
     (tmp_path / "1_30").mkdir()
     with pytest.raises(SystemExit) as exit_info:
         measure.main([*base, "--fractions", "1_30", *changes])
     assert exit_info.value.code == 2 and message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["1_30"]
-
-
-def test_every_row_has_its_recipe_and_a_supervised_row_beside_it():
-    recipes = {recipe for recipe, _ in measure.ROWS.values()}
-    for recipe in recipes:
-        assert (measure.HERE / "recipes" / f"{recipe}.yaml").exists()
-        assert (recipe, "supervised") in measure.ROWS.values()

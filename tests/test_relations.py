@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from datasets_scripts import scenes as drawn
-from datasets_scripts.cityscapes import read_cityscapes
 from datasets_scripts.components import patches, with_components
+from datasets_scripts.folder import read_folder
 from datasets_scripts.instructions.attribute import attribute_claims
 from datasets_scripts.instructions.claims import Verdict, single_out
 from datasets_scripts.instructions.conditional import conditional_claims
@@ -152,7 +152,7 @@ def assert_camvid_agrees(count: int | None, step: int):
     root = SHARED / "data" / "camvid"
     if not root.is_dir():
         pytest.skip("no CamVid photos on this machine")
-    scene_set = read_cityscapes(root, root / "splits" / "camvid" / "1_30")
+    scene_set = read_folder(root, root / "splits" / "camvid" / "1_30")
     grounds = {"road", "sidewalk", "terrain"}
     classes = tuple(replace(c, stands=c.name in STANDS, ground=c.name in grounds) for c in scene_set.classes)
     scene_set = with_components(replace(scene_set, classes=classes))

@@ -33,7 +33,13 @@ RECIPE = str(ROOT / "trainers/recipes/demo_run.yaml")
 COMMON = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 1,
           "max_steps": 2, "save_steps": 1, "warmup_steps": 1}  # fmt: skip
 SECTIONS = {
-    "pseudo_labels": {**COMMON, "crop_height": 64, "crop_width": 64, "decoder_channels": 8},
+    "pseudo_labels": {
+        **COMMON,
+        "per_device_train_batch_size": 2,
+        "crop_height": 64,
+        "crop_width": 64,
+        "decoder_channels": 8,
+    },
     "stage1": {**COMMON, **SMALL, "query_pretraining_steps": 2},
     "stage2": COMMON,
     "stage3": {**COMMON, "unlabelled_queries": 1},
@@ -290,12 +296,14 @@ def test_two_processes_equal_one_over_a_whole_run(street, tmp_path):
     What little differs in the last bits, Adam's first steps make large where a gradient is all but zero; therefore SGD.
     """
     common = {f"{name}__optim": "sgd" for name in STAGES} | {"pseudo_labels__optimizer": "sgd"}
-    batches = {f"{name}__per_device_train_batch_size": 2 for name in ("pseudo_labels", *STAGES)}
+    of_one, of_two = (
+        {f"{name}__per_device_train_batch_size": size for name in ("pseudo_labels", *STAGES)} for size in (2, 1)
+    )
     run = [sys.executable, str(ROOT / "trainers/run.py")]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     for argv in (
-        options(street, tmp_path / "one", **common, **batches),
-        options(street, tmp_path / "two", **common, accelerate_config=CPU_2),
+        options(street, tmp_path / "one", **common, **of_one),
+        options(street, tmp_path / "two", **common, **of_two, accelerate_config=CPU_2),
     ):
         subprocess.run([*run, *argv], check=True, capture_output=True, env=one_thread)
     assert largest_difference(tmp_path / "one/model", tmp_path / "two/model") < 2e-6

@@ -33,6 +33,7 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAM
 SCREENSHOTS = os.environ.get("CORA_SCREENSHOTS")
 QUIET = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+CLOCK = "#cora-picture [data-testid=status-tracker] >> text=/[0-9.]+s/"
 QUERIES = ["the road", "<img src=x onerror=alert(1)> [SEG]", "the sky"]
 SCENE = draw_scene(5, (96, 128)).image
 
@@ -196,12 +197,14 @@ def test_waiting_is_shown(visit, server, tmp_path):
     server.open.clear()
     try:
         page.click("#cora-ask")
-        page.wait_for_selector("#cora-picture [data-testid=status-tracker] >> text=/[0-9.]+s/")
+        earlier = page.wait_for_selector(CLOCK).inner_text()
         page.wait_for_timeout(1200)
+        assert page.inner_text(CLOCK) != earlier  # it runs
         page.screenshot(path=tmp_path / "waiting.png")
     finally:
         server.open.set()
     legend_says(page, ["the road"])
+    page.wait_for_selector(CLOCK, state="hidden")
 
 
 def test_uncertainty_is_shown_where_it_is_asked_for(visit, server, tmp_path):
@@ -340,4 +343,5 @@ def test_pictures_for_the_results(visit, tmp_path, name, viewport):
         page.mouse.move(0, 0)
         content = page.screenshot(full_page=name == "space")
     picture = Image.open(io.BytesIO(content)).convert("RGB")
+    assert picture.width >= viewport["width"] and len(set(picture.resize((32, 32)).getdata())) > 100  # not a blank page
     picture.save(ROOT / SCREENSHOTS / f"{name}.jpg", quality=80)

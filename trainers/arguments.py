@@ -197,7 +197,7 @@ class UnlabelledArguments:
     alignment_weight: float | None = field(
         default=None,
         metadata={"help": "Of eq. 8 in place of sigma, which the paper's eq. 9 has for both unlabelled losses; their "
-                  "gradients may differ widely, see trainers/diagnose.py."},
+                  "gradients may differ widely, see trainers/diagnose.py. Without effect where sigma is 0."},
     )  # fmt: skip
     alignment_temperature: float = field(default=0.07, metadata={"help": "tau of eq. 8; not given. GLUS: 0.07."})
     bank_size: int = field(default=512, metadata={"help": "Tokens in the bank of eq. 8; not given. GLUS: 512."})

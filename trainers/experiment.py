@@ -8,8 +8,9 @@ Runs one after another. Steps that several runs have in common (the same instruc
 done once (`steps.py`); interrupt it and start it again, and it goes on where it stopped. All methods see the same
 labelled images in the same order and take the same number of steps.
 
-Writes RESULTS.csv (every score of every run), RESULTS.md (mean and standard deviation over seeds) and RESULTS.png (the
-curve over fractions), anew after each run. `--only results` runs nothing.
+Writes RESULTS.csv (every score of every run), RESULTS.md (mean and standard deviation over seeds, also of the
+differences to a baseline with the same seed) and RESULTS.png (the curve over fractions), anew after each run. `--only
+results` runs nothing.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ from trainers.summary import mean_and_spread
 
 ALL = "all labelled images"
 """The fraction without lists."""
+SeedsOf = dict[tuple[str, str], dict[int, float]]
+"""(method, fraction) -> seed -> value."""
 CSV_COLUMNS = ("method", "fraction", "seed", "stage", "score", "value")
 
 
@@ -66,6 +69,7 @@ class ExperimentArguments:
     score: str = field(
         default="all", metadata={"help": "The score of the curve: all, miou, or a kind such as `semantic, class`."}
     )
+    baseline: str = field(default="lisa", metadata={"help": "What the other methods are compared with, seed by seed."})
     only: str = field(default="", metadata={"help": "`results`: run nothing."})
     accelerate_config: str | None = field(default=None, metadata={"help": "As in trainers/run.py."})
 
@@ -108,23 +112,33 @@ def write_results(arguments: ExperimentArguments, cells: Sequence[Cell]) -> str:
     writer.writerows((c.method, c.fraction, c.seed, stage, score, value) for c, stage, score, value in found)
     write_text(results.with_name(results.name + ".csv"), lines.getvalue())
 
-    values: dict[tuple[str, str, str], list[float]] = {}
+    scores: dict[str, SeedsOf] = {}
     for cell, stage, score, value in found:
         if stage == STAGES[-1]:
-            values.setdefault((score, cell.method, cell.fraction), []).append(value)
+            scores.setdefault(score, {}).setdefault((cell.method, cell.fraction), {})[cell.seed] = value
     fractions = list(dict.fromkeys(cell.fraction for cell in cells))
     methods = list(dict.fromkeys(cell.method for cell in cells))
     text = ""
-    for score in dict.fromkeys(key[0] for key in values):
-        rows = [(m, *(mean_and_spread(values.get((score, m, f), [])) for f in fractions)) for m in methods]
+    for score, values in scores.items():
         title = "mean over classes of the cIoU" if score == "miou" else f"cIoU, {score}"
+        rows = [(m, *(mean_and_spread(list(values.get((m, f), {}).values())) for f in fractions)) for m in methods]
+        for method in methods if arguments.baseline in methods else ():
+            if method != arguments.baseline:
+                above = (differences(values, method, arguments.baseline, fraction) for fraction in fractions)
+                rows.append((f"{method} - {arguments.baseline}", *map(mean_and_spread, above)))
         text += f"{title}\n\n{markdown_table(('%', *(f.replace('_', '/') for f in fractions)), rows)}\n"
     write_text(results.with_name(results.name + ".md"), text)
-    curves = {m: {f: values[arguments.score, m, f] for f in fractions if (arguments.score, m, f) in values}
-              for m in methods}  # fmt: skip
+    of_curve = scores.get(arguments.score, {})
+    curves = {m: {f: list(of_curve[m, f].values()) for f in fractions if (m, f) in of_curve} for m in methods}
     if any(curves.values()):
         draw_curves(results.with_name(results.name + ".png"), curves, f"cIoU, {arguments.score}")
     return text
+
+
+def differences(values: SeedsOf, method: str, baseline: str, fraction: str) -> list[float]:
+    """Seed by seed, of those that both have: they share their first weights and the order of their data."""
+    own, other = (values.get((name, fraction), {}) for name in (method, baseline))
+    return [own[seed] - other[seed] for seed in own if seed in other]
 
 
 def plan_cells(arguments: ExperimentArguments) -> list[Cell]:

@@ -80,9 +80,9 @@ class Stage3Trainer(CoraTrainer):
             count = counts["unlabelled"]
             terms = {k: self.global_mean(v, count, "unlabelled", num_items_in_batch) for k, v in terms.items()}
             self.record_terms(terms)
-            weights_of = {"contrast_loss": self.unlabelled.contrast_weight}
-            for name, term in terms.items():
-                loss = loss + weights_of.get(name, self.unlabelled.unlabelled_weight) * term
+            contrast = terms.pop("contrast_loss", 0.0)
+            loss = loss + self.unlabelled.unlabelled_weight * torch.stack(list(terms.values())).sum()
+            loss = loss + self.unlabelled.contrast_weight * contrast
         return (loss, output) if return_outputs else loss
 
     def _contrast(self, embeddings: torch.Tensor, inputs: dict) -> torch.Tensor:

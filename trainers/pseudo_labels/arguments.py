@@ -33,7 +33,7 @@ class SegmenterArguments:
         default="mit-b0",
         metadata={
             "help": "Folder or Hub id with pretrained weights; or, for a random start, the name of a size: mit-b0, "
-            "mit-xs, dinov2-small, dinov2-base, resnet-18, resnet-50, resnet-101, clip-vit-base-patch16, "
+            "mit-xs, dinov2-small, dinov2-base, resnet-xs, resnet-18, resnet-50, resnet-101, clip-vit-base-patch16, "
             "clip-vit-tiny."
         },
     )
@@ -165,7 +165,14 @@ class MethodArguments:
         ("all", "clean"),
         "unimatch, semivl, unimatch_v2: which passes move BatchNorm's running statistics, by which it predicts. all = "
         "every one, as in the public codes, perturbed features and strong views too; clean = labelled and weak images "
-        "alone. In a short training with BatchNorm in the decoder `all` cost a third of the mIoU (results/README.md).",
+        "alone. In a short training with BatchNorm in the decoder `all` cost 8 points of mIoU (results/README.md).",
+    )
+    burn_in: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the steps, the first ones, that are those of method supervised. The papers have none, "
+            "but a pretrained backbone: from a random start early pseudo-labels show the frequent classes alone."
+        },
     )
     ema_ratio: float = field(
         default=0.996, metadata={"help": "unimatch_v2: highest share of itself that the teacher keeps in a step."}
@@ -178,6 +185,9 @@ class MethodArguments:
     guidance_over: str = _choice(
         "all", ("all", "sure"), "semivl: what the guidance loss is divided by; all = SemiVL's `mean_all`."
     )
+
+    def burn_in_steps(self, max_steps: int) -> int:
+        return int(self.burn_in * max_steps)
 
 
 @dataclass
@@ -230,7 +240,7 @@ def check_arguments(*groups: Any) -> None:
             value, choices = getattr(group, one.name), one.metadata.get("choices")
             if choices and value is not None and value not in choices:
                 raise UsageError(f"{one.name}: {value!r} is not one of {', '.join(choices)}")
-            if one.name.endswith(("_probability", "_threshold", "flip", "_dropout")) and not 0 <= value <= 1:
+            if one.name.endswith(("_probability", "_threshold", "flip", "_dropout", "burn_in")) and not 0 <= value <= 1:
                 raise UsageError(f"{one.name}: {value} is outside of [0, 1]")
         if isinstance(group, SegmentationDataArguments):
             if min(group.crop_height, group.crop_width) < 1:

@@ -43,6 +43,9 @@ def random_start(size: str) -> PreTrainedConfig | None:
         "mit-xs": lambda: SegformerConfig(hidden_sizes=[16, 32, 80, 128], num_attention_heads=[1, 2, 5, 8]),
         "dinov2-small": lambda: Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6),
         "dinov2-base": lambda: Dinov2Config(),
+        "resnet-xs": lambda: ResNetConfig(
+            embedding_size=32, depths=[1, 1, 1, 1], hidden_sizes=[32, 64, 128, 256], layer_type="basic"
+        ),
         "resnet-18": lambda: ResNetConfig(depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic"),
         "resnet-50": lambda: ResNetConfig(),
         "resnet-101": lambda: ResNetConfig(depths=[3, 4, 23, 3]),
@@ -85,11 +88,11 @@ def build_segmenter(
     _prepare(own, arguments)
     is_clip = arguments.architecture == "semivl"
     concepts = concepts_of(classes, arguments.concepts) if is_clip else None
-    skip_encoder = _skip_encoder(arguments)
+    skip_encoder, skips_pretrained = _skip_encoder(arguments)
     config = SegmenterConfig(
         architecture=arguments.architecture,
         backbone_config=own.to_dict(),
-        skip_encoder_config=skip_encoder and skip_encoder.to_dict(),
+        skip_encoder_config=None if skip_encoder is None else skip_encoder.to_dict(),
         class_ids=[c.id for c in classes],
         class_names=[c.name for c in classes],
         decoder_channels=arguments.decoder_channels or DECODER_CHANNELS[arguments.architecture],
@@ -105,7 +108,7 @@ def build_segmenter(
     segmenter = SemanticSegmenter(config)
     if pretrained:
         _load_backbone(segmenter, arguments)
-    if skip_encoder is not None and random_start(arguments.skip_encoder) is None:
+    if skips_pretrained:
         encoder = _from_pretrained(ResNetBackbone, arguments.skip_encoder, skip_encoder, "skip_encoder")
         segmenter.network.skip_encoder.load_state_dict(encoder.state_dict())
     if is_clip:
@@ -181,19 +184,19 @@ def _prepare(own: PreTrainedConfig, arguments: SegmenterArguments) -> None:
         own.reshape_last_stage = True
 
 
-def _skip_encoder(arguments: SegmenterArguments) -> PreTrainedConfig | None:
-    """The stem and the first stage of a ResNet."""
+def _skip_encoder(arguments: SegmenterArguments) -> tuple[PreTrainedConfig | None, bool]:
+    """The stem and the first stage of a ResNet, and whether there are pretrained weights for them."""
     if arguments.skip_encoder is None:
-        return None
+        return None, False
     if arguments.architecture != "semivl":
         raise UsageError(f"skip_encoder {arguments.skip_encoder}: architecture {arguments.architecture} has none")
-    own, _ = _known_or_read("skip_encoder", arguments.skip_encoder)
+    own, pretrained = _known_or_read("skip_encoder", arguments.skip_encoder)
     if own.model_type != "resnet":
         raise UsageError(f"skip_encoder {arguments.skip_encoder}: is a {own.model_type}; a resnet is needed")
     values = own.to_dict() | {"depths": own.depths[:1], "hidden_sizes": own.hidden_sizes[:1], "dtype": "float32"}
     for name in ("stage_names", "out_features", "out_indices"):
         values.pop(name, None)
-    return type(own)(**values, out_indices=[1])
+    return type(own)(**values, out_indices=[1]), pretrained
 
 
 def _known_or_read(field: str, name: str) -> tuple[PreTrainedConfig, bool]:

@@ -43,7 +43,7 @@ class SemiSupervisedDataset(torch.utils.data.Dataset):
 
     Items, all tensors: images uint8 (3, H, W), `labels` (class indices and 255) and `ignore` (255 = padding) uint8
     (H, W), `box1` and `box2` (top, left, bottom, right) of the strong views, `feature_seed` and `dropped` of the
-    feature perturbation, `mix_*` of the partner.
+    feature perturbation, `mix_*` of the partner. The first `labelled_alone` items hold the labelled crop alone.
     """
 
     def __init__(
@@ -54,8 +54,10 @@ class SemiSupervisedDataset(torch.utils.data.Dataset):
         strong_arguments: StrongViewArguments,
         length: int,
         seed: int,
+        labelled_alone: int = 0,
     ):
         self.scenes, self.views, self.length, self.seed = scenes, views, length, seed
+        self.labelled_alone = labelled_alone
         self.data_arguments, self.strong_arguments = data_arguments, strong_arguments
         self._index_of = class_index_lookup(scenes.classes)
         self._read = lru_cache(maxsize=data_arguments.cache_scenes)(self._read_scene)
@@ -68,10 +70,10 @@ class SemiSupervisedDataset(torch.utils.data.Dataset):
         if not 0 <= index < self.length:
             raise IndexError(index)
         item = self._labelled(index)
-        if self.views.unlabelled:
+        if self.views.unlabelled and index >= self.labelled_alone:
             item |= self._unlabelled(index)
-        if self.views.mix:
-            item |= self._mix(index)
+            if self.views.mix:
+                item |= self._mix(index)
         return {name: torch.as_tensor(value) for name, value in item.items()}
 
     def _labelled(self, index: int) -> dict:

@@ -1,7 +1,7 @@
 """Every method on every fraction with every seed, and the table of what came out.
 
-    python trainers/pseudo_labels/measure.py --data CAMVID --splits CAMVID/splits/camvid --runs runs/pseudo_labels \
-        --rows "SegFormer-B0, supervised" "SegFormer-B0, UniMatch" --table results/pseudo_labels_camvid.md
+    python trainers/pseudo_labels/measure.py trainers/pseudo_labels/recipes/camvid_cpu.yaml --data CAMVID \
+        --splits CAMVID/splits/camvid --runs runs/pseudo_labels --table results/pseudo_labels_camvid.md
 
 Runs one after another, each of steps as in `trainers/run.py`: what is done is kept, what was interrupted goes on. The
 table, and beside it the curve over the fractions (.png), are written anew after each run. `--only training` leaves
@@ -30,32 +30,17 @@ from datasets_scripts.files import write_text
 from datasets_scripts.instructions.statistics import markdown_table
 from trainers.arguments import split_sections
 from trainers.label_efficiency import draw_curves
+from trainers.pseudo_labels.arguments import METHODS
 from trainers.pseudo_labels.steps import pseudo_label_steps
 from trainers.steps import Step, StepFolders
 from trainers.summary import mean_and_spread
 
-HERE = Path(__file__).resolve().parent
-ROWS = {
-    "SegFormer-B0, supervised": ("camvid_cpu", "supervised"),
-    "SegFormer-B0, UniMatch": ("camvid_cpu", "unimatch"),
-    "SegFormer-B0, UniMatch V2": ("camvid_cpu", "unimatch_v2"),
-    "DINOv2-S, supervised": ("camvid_dinov2_cpu", "supervised"),
-    "DINOv2-S, UniMatch V2": ("camvid_dinov2_cpu", "unimatch_v2"),
-    "SegFormer-XS, supervised": ("consep_cpu", "supervised"),
-    "SegFormer-XS, UniMatch": ("consep_cpu", "unimatch"),
-    "SegFormer-XS, UniMatch V2": ("consep_cpu", "unimatch_v2"),
-    "SemiVL's network, supervised": ("camvid_semivl_cpu", "supervised"),
-    "SemiVL's network, SemiVL": ("camvid_semivl_cpu", "semivl"),
-}
-"""Row of the table -> recipe and method. Each method stands beside *supervised* with the same network and steps.
-SegFormer-XS is for tiles of nuclei, the others for street scenes."""
-
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: a row of the table, a fraction, a seed, and its training, prediction and audit."""
+    """One run: a method, a fraction, a seed, and its training, prediction and audit."""
 
-    row: str
+    method: str
     fraction: str
     seed: int
     steps: tuple[Step, Step, Step]
@@ -74,21 +59,21 @@ def read_run(cell: Cell, folders: StepFolders) -> dict | None:
 
 
 def scores(cells: Sequence[Cell], folders: StepFolders) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """For "val" and "pseudo_labels", by row, by fraction, the mIoU of each seed that has ended."""
+    """For "val" and "pseudo_labels", by method, by fraction, the mIoU of each seed that has ended."""
     found: dict[str, dict[str, dict[str, list[float]]]] = {
-        kind: {cell.row: {one.fraction: [] for one in cells} for cell in cells} for kind in ("val", "pseudo_labels")
+        kind: {cell.method: {one.fraction: [] for one in cells} for cell in cells} for kind in ("val", "pseudo_labels")
     }
     for cell in cells:
         for kind, value in (read_run(cell, folders) or {}).items():
             if value is not None:
-                found[kind][cell.row][cell.fraction].append(value)
+                found[kind][cell.method][cell.fraction].append(value)
     return found
 
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> str:
     """Markdown: a row for each method, for each fraction the mIoU on val and of the pseudo-labels."""
     fractions = next(iter(found["val"].values()))
-    rows = [(row, *(mean_and_spread(found[kind][row][f]) for f in fractions for kind in found)) for row in found["val"]]
+    rows = [(m, *(mean_and_spread(found[kind][m][f]) for f in fractions for kind in found)) for m in found["val"]]
     head = [f"{f.replace('_', '/')} {kind.replace('_', '-')}" for f in fractions for kind in found]
     return markdown_table(("mIoU, %", *head), rows)
 
@@ -98,19 +83,20 @@ def write_results(path: Path, cells: Sequence[Cell], folders: StepFolders) -> st
     found = scores(cells, folders)
     text = table(found)
     write_text(path, text)
-    curves = {row: {f: v for f, v in of_row.items() if v} for row, of_row in found["val"].items()}
-    if curves := {row: of_row for row, of_row in curves.items() if of_row}:
+    curves = {method: {f: v for f, v in own.items() if v} for method, own in found["val"].items()}
+    if curves := {method: own for method, own in curves.items() if own}:
         draw_curves(path.with_suffix(".png"), curves, "mIoU on val")
     return text
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path, help="of train.py; the networks and steps of all methods")
     parser.add_argument("--data", required=True, type=Path, help="data set in a layout that read_folder knows")
     parser.add_argument("--splits", required=True, type=Path, help="folder of split folders, one per fraction")
     parser.add_argument("--fractions", nargs="+", default=["1_30", "1_16", "1_8"], help="names of split folders")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--rows", nargs="+", required=True, help=f"rows of the table to run: {'; '.join(ROWS)}")
+    parser.add_argument("--methods", nargs="+", default=["supervised", "unimatch_v2"], help=", ".join(METHODS))
     parser.add_argument("--runs", required=True, type=Path, help="folder of the runs")
     parser.add_argument("--table", required=True, type=Path, help="markdown file to write, and a .png")
     parser.add_argument(
@@ -123,9 +109,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     own, dotted = split_sections(sys.argv[1:] if argv is None else argv)
     arguments = _parse(own)
-    for row in arguments.rows:
-        if row not in ROWS:
-            raise UsageError(f"--rows {row!r}: is not one of {', '.join(ROWS)}")
+    for method in arguments.methods:
+        if method not in METHODS:
+            raise UsageError(f"--methods {method}: is not one of {', '.join(METHODS)}")
     for fraction in arguments.fractions:
         if not (arguments.splits / fraction).is_dir():
             raise UsageError(f"--splits {arguments.splits}: has no {fraction}")
@@ -134,10 +120,10 @@ def main(argv: list[str] | None = None) -> None:
             raise UsageError(f"unknown argument '--{name}'; --segmenter.FIELD goes to every training")
     fields = {name.partition(".")[2]: value for name, value in dotted.items()}
     cells = [
-        Cell(row, fraction, seed, _steps(arguments, row, fraction, {**fields, "seed": seed}))
+        Cell(method, fraction, seed, _steps(arguments, fraction, {**fields, "method": method, "seed": seed}))
         for seed in arguments.seeds
         for fraction in arguments.fractions
-        for row in arguments.rows
+        for method in arguments.methods
     ]
     folders = StepFolders(arguments.runs)
     for cell in tqdm(cells if arguments.only != "table" else [], unit="run"):
@@ -146,11 +132,9 @@ def main(argv: list[str] | None = None) -> None:
     print(write_results(arguments.table, cells, folders), end="")
 
 
-def _steps(arguments: argparse.Namespace, row: str, fraction: str, fields: dict[str, Any]) -> tuple[Step, Step, Step]:
-    recipe, method = ROWS[row]
-    given = {**fields, "method": method}
-    split = arguments.splits / fraction
-    return pseudo_label_steps(arguments.data, arguments.data, given, HERE / "recipes" / f"{recipe}.yaml", split)
+def _steps(arguments: argparse.Namespace, fraction: str, fields: dict[str, Any]) -> tuple[Step, Step, Step]:
+    data, split = arguments.data, arguments.splits / fraction
+    return pseudo_label_steps(data, data, fields, arguments.recipe, split)
 
 
 if __name__ == "__main__":

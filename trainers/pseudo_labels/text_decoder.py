@@ -49,7 +49,7 @@ class SimilarityNetwork(nn.Module):
         self.text_embeddings = nn.Buffer(torch.zeros(sum(maps), own.projection_dim))
         self.concepts_of_class = maps
         self.decoder = SimilarityDecoder(
-            config.decoder_channels, own.projection_dim, skip_widths, finer_skip=4 if self.skip_encoder else 8
+            config.decoder_channels, own.projection_dim, skip_widths, finer_skip=8 if self.skip_encoder is None else 4
         )
 
     def encode(self, pixels: Tensor) -> list[Tensor]:

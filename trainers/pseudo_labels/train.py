@@ -113,6 +113,10 @@ def main(argv: list[str] | None = None) -> None:
     check_arguments(segmenter_arguments, method_arguments, data_arguments, strong_arguments, arguments)
     if arguments.max_steps < 1:
         raise UsageError(f"max_steps: {arguments.max_steps} is no number of steps")
+    if segmenter_arguments.architecture == "deeplabv3plus" and arguments.train_batch_size * arguments.world_size == 1:
+        raise UsageError(
+            "per_device_train_batch_size: 1 is too few; deeplabv3plus normalises the images' means by each other"
+        )
     if method_arguments.method == "unimatch_v2" and arguments.train_batch_size % 2:
         raise UsageError(
             f"per_device_train_batch_size: {arguments.train_batch_size} is odd; unimatch_v2 pastes between pairs"
@@ -129,7 +133,13 @@ def main(argv: list[str] | None = None) -> None:
     method = build_method(method_arguments, segmenter_arguments, segmenter)
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     dataset = SemiSupervisedDataset(
-        scenes, method.views, data_arguments, strong_arguments, arguments.max_steps * batch, arguments.seed
+        scenes,
+        method.views,
+        data_arguments,
+        strong_arguments,
+        arguments.max_steps * batch,
+        arguments.seed,
+        labelled_alone=method_arguments.burn_in_steps(arguments.max_steps) * batch,
     )
     trainer = SemiSupervisedSegmentationTrainer(segmenter, method, arguments, dataset, scenes.scene_set, scenes.val)
     checkpoint = last_checkpoint(arguments.output_dir) if arguments.resume_from_checkpoint else None

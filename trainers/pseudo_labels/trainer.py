@@ -62,9 +62,12 @@ class SemiSupervisedSegmentationTrainer(BaseTrainer):
         processes = self.accelerator.num_processes
         segmenter = self.accelerator.unwrap_model(model)
         step = Step(model, segmenter, inputs, self.accelerator.gather if processes > 1 else None, processes)
-        means = self.method.terms(step)
+        if self.state.global_step < self.method.arguments.burn_in_steps(self.state.max_steps):
+            means, weights = self.method.labelled_terms(step), {"labelled_loss": 1.0}
+        else:
+            means = self.method.terms(step)
+            weights = self.method.weights(self.state.global_step / self.state.max_steps)
         terms, values = self.global_means(means)
-        weights = self.method.weights(self.state.global_step / self.state.max_steps)
         self._stop_at_nan(values)
         self.record_terms(values)
         loss = weighted_sum(terms, weights)

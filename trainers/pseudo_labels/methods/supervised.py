@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ..losses import Mean
-from ..segmenter import View
 from . import Method, Step
 
 
@@ -12,5 +11,4 @@ class Supervised(Method):
         return {"labelled_loss": 1.0}
 
     def terms(self, step: Step) -> dict[str, Mean]:
-        (logits,) = step.model([View(step.batch["labelled"])])
-        return {"labelled_loss": self.labelled_loss(logits, step)}
+        return self.labelled_terms(step)
