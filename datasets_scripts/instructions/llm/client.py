@@ -243,6 +243,15 @@ def ask_all(
     for item in requests.items():
         todo.put(item)
     stopped = threading.Event()
+    in_a_row, counting = 0, threading.Lock()
+
+    def count(reply: Reply | Unanswered) -> None:
+        """In the thread of the reply: counted elsewhere, threads could ask for more before anybody has looked."""
+        nonlocal in_a_row
+        with counting:
+            in_a_row = in_a_row + 1 if isinstance(reply, Unanswered) else 0
+            if in_a_row >= FAILURES_IN_A_ROW:
+                raise UsageError(f"{endpoint.address}: {in_a_row} requests in a row without a reply ({reply})")
 
     def work() -> None:
         while not stopped.is_set():
@@ -256,6 +265,7 @@ def ask_all(
                     cache.put(key, reply)
                 except Unanswered as unanswered:
                     reply = unanswered
+                count(reply)
                 after_each()
                 done.put((key, reply))
             except BaseException as error:
@@ -266,7 +276,6 @@ def ask_all(
     # daemons, so that a second Ctrl-C does not have to wait for them
     threads = [threading.Thread(target=work, daemon=True) for _ in range(min(concurrency, len(requests)))]
     results: dict[str, Reply | Unanswered] = {}
-    in_a_row = 0
     try:
         for thread in threads:
             thread.start()
@@ -276,10 +285,7 @@ def ask_all(
                 if not isinstance(result, Reply | Unanswered):
                     raise result
                 results[key] = result
-                in_a_row = in_a_row + 1 if isinstance(result, Unanswered) else 0
                 bar.update()
-                if in_a_row >= FAILURES_IN_A_ROW:
-                    raise UsageError(f"{endpoint.address}: {in_a_row} requests in a row without a reply ({result})")
     except KeyboardInterrupt:
         tqdm.write("waiting for the replies under way; Ctrl-C again drops them", file=sys.stderr)
         raise
