@@ -81,7 +81,8 @@ class Scene:
         instance_map: PNG (8- or 16-bit) of instance ids, 0 = no instance; None where instances are unknown. Where
             instances overlap it has several planes, one below the other, each of the image's size.
         facts: what is known about instances beyond the pixels, by instance id (drawn scenes know each colour):
-            `{7: {"colour": "red"}}`. Under 0 stands what is known about the whole scene: `{0: {"tissue": "Colon"}}`.
+            `{7: {"colour": "red"}}`. Under 0 stands what is known about the whole scene: `{0: {"tissue": "Colon"}}`,
+            or that it is held out from a split of the data set (`splits.HELD_OUT_FROM`).
         group: scenes of one group show the same thing (overlapping tiles of a slide, frames of a video) and belong to
             the same side of any split; empty = the scene alone.
     """

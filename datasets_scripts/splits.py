@@ -5,7 +5,8 @@ id is taken from a line, `<city>_<seq>_<frame>` in the Cityscapes layout, the fi
 name `_labelTrainIds.png` files that no download contains.
 
 `val.txt`, which UniMatch has not, names training images to choose settings on: they are the split "val" of whoever
-reads with these lists, and the data set's own images of it, which are for reporting, are not read at all.
+reads with these lists, and the data set's own images of it, which are for reporting, are not read at all. A score on
+them must not pass for one on these: each says so in its facts, `facts[0][HELD_OUT_FROM]`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from .records import DataError, Scene
 
 LISTS = ("labeled.txt", "unlabeled.txt")
 VAL_LIST = "val.txt"
+HELD_OUT_FROM = "held_out_from"
+"""The data set's own split of a scene that `val.txt` names, among `Scene.facts[0]`; evaluations record it."""
 
 
 def image_id_of(path: str | Path) -> str:
@@ -83,9 +86,9 @@ def apply_split(scenes: Sequence[Scene], folder: str | Path) -> list[Scene]:
             elif name == "unlabeled.txt":
                 chosen.append(replace(scene, label_map=None, instance_map=None))
             elif not scene.labelled:
-                refuse(DataError(f"{place}: {image_id} is listed as {Path(name).stem} and has no label map"))
+                refuse(DataError(f"{place}: {image_id} has no label map"))
             else:
-                chosen.append(replace(scene, split="val") if name == VAL_LIST else scene)
+                chosen.append(_held_out(scene) if name == VAL_LIST else scene)
     if VAL_LIST not in lists:
         return chosen + [scene for scene in scenes if scene.split != "train"]
     trained_on = {scene.group for scene in chosen if scene.group and scene.split == "train"}
@@ -96,6 +99,10 @@ def apply_split(scenes: Sequence[Scene], folder: str | Path) -> list[Scene]:
                 "a whole group on one side would be right"
             )
     return chosen + [scene for scene in scenes if scene.split not in ("train", "val")]
+
+
+def _held_out(scene: Scene) -> Scene:
+    return replace(scene, split="val", facts={**scene.facts, 0: {**scene.facts.get(0, {}), HELD_OUT_FROM: scene.split}})
 
 
 def draw_split(

@@ -246,7 +246,8 @@ def test_frozen_clip_says_nothing_where_it_is_not_sure(folders):
     clip = frozen_clip(arguments_of(folders, "semivl"), segmenter_of(folders, "semivl"))
     assert isinstance(clip, FrozenClip) and not any(p.requires_grad for p in clip.parameters())
     # words that are nearly one, so that a random tower is not sure of everything
-    clip.embeddings.copy_(F.normalize(clip.embeddings[:1] + 0.02 * torch.randn(clip.embeddings.shape), dim=-1))
+    noise = torch.randn(clip.embeddings.shape, generator=torch.Generator().manual_seed(0))
+    clip.embeddings.copy_(F.normalize(clip.embeddings[:1] + 0.02 * noise, dim=-1))
     images = batch_of()["weak"]
     every = clip.labels(images, 0.0)
     assert every.shape == (2, *SIZE) and (every != 255).all() and every.max() < 3
@@ -258,7 +259,10 @@ def test_frozen_clip_says_nothing_where_it_is_not_sure(folders):
     scores = torch.stack([part.max(1).values for part in parts], 1)
     scores = F.interpolate(scores, SIZE, mode="bilinear", align_corners=False)
     sure = (100 * scores).softmax(1).max(1)
-    threshold = sure.values.median().item()
+    # in the widest gap of the middle: rounding must not decide on which side a pixel is
+    ordered = sure.values.flatten().sort().values
+    middle = ordered[len(ordered) * 3 // 10 : len(ordered) * 7 // 10]
+    threshold = middle[middle.diff().argmax() :][:2].mean().item()
     found = clip.labels(images, threshold)
     assert torch.equal(every, sure.indices) and 0.3 < (sure.values >= threshold).float().mean() < 0.7
     assert torch.equal(found, torch.where(sure.values >= threshold, sure.indices, 255))

@@ -22,9 +22,11 @@ from huggingface_hub import ModelCard, constants, snapshot_download
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 
+from datasets_scripts import build
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.files import write_bytes
 from datasets_scripts.scenes import write_scenes
+from datasets_scripts.splits import write_split
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.hub.__main__ import main
 from modeling_cora.segmentation import segment
@@ -164,6 +166,23 @@ def test_the_card_tells_the_runs_own_results(run, hub):
     assert all(f"| {e['step']} | {e['loss']:.3f} |" in text for e in losses) and len(losses) == 2
     for word in ("No clinical use", "No use in driving", "Queries from templates", "labelled 255", "--split val"):
         assert word in text
+
+
+def test_held_out_training_images_are_not_carded_as_val(trained, run, hub, tmp_path):
+    """Through tables too, which know nothing of the lists but what stands in their rows."""
+    labelled, held_out = sorted(path.name for path in (trained / "scenes/masks").glob("*.png"))
+    write_split(tmp_path / "lists", [labelled], [])
+    (tmp_path / "lists/val.txt").write_text(f"{held_out}\n")
+    lists = ["--split_lists", str(tmp_path / "lists")]
+    build.main(["own", "--root", str(trained / "scenes"), "--out", str(tmp_path / "tables"), *lists])
+    for data, given in (("scenes", lists), ("tables", [])):
+        folder = trained / "scenes" if data == "scenes" else tmp_path / "tables"
+        out = str(run / "evaluation")
+        evaluate.main(["--model", str(run), "--data", str(folder), "--out", out, "--examples", "0", *given])
+        push(run, f"org/{data}")
+        text = hub.repositories["models", f"org/{data}"].content()["README.md"].decode()
+        assert {result.dataset_split for result in ModelCard(text).data.eval_results} == {"train (held out)"}
+        assert "split train (held out): 1 images" in text and "--split val" in text
 
 
 def printed_by_the_snippet(card: str, hub: LocalHub, folder: Path) -> list[str]:

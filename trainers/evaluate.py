@@ -36,6 +36,7 @@ from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import write_image, write_text
 from datasets_scripts.folder import read_data
 from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, read_image
+from datasets_scripts.splits import HELD_OUT_FROM
 from metrics.ciou.ciou import intersection_and_union
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.hub.run_folder import weights_digest
@@ -213,14 +214,19 @@ def _each_once(instructions: Iterable[Instruction]) -> list[Instruction]:
     return list(found.values())
 
 
-def _measured(arguments: EvaluationArguments, images: int) -> dict:
-    """What the numbers beside it are of: a model card takes them for these weights only, and names nothing local."""
+def _measured(arguments: EvaluationArguments, scenes: Sequence[Scene], images: int) -> dict:
+    """What the numbers beside it are of: a model card takes them for these weights only, and names nothing local.
+
+    `held_out_from` is the data set's own split of the images, where split lists made another of it; else None.
+    """
     model = Path(arguments.model)
+    held_out_from = {scene.facts.get(0, {}).get(HELD_OUT_FROM) for scene in scenes}
     return {
         "model": model.resolve().name if model.is_dir() else arguments.model,
         "weights": weights_digest(model),
         "data": arguments.data_name or Path(arguments.data).resolve().name,
         "split": arguments.split,
+        "held_out_from": held_out_from.pop() if len(held_out_from) == 1 else None,
         "images": images,
         "kinds": arguments.kinds,
         "anchors": arguments.anchors,
@@ -270,7 +276,7 @@ def run_evaluation(arguments: EvaluationArguments, caching: EmbeddingCacheArgume
     if accelerator.is_main_process and arguments.out:
         out = Path(arguments.out)
         write_text(out / "samples.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-        measured = _measured(arguments, len({instruction.image_id for instruction in instructions}))
+        measured = _measured(arguments, scenes, len({instruction.image_id for instruction in instructions}))
         write_text(out / "metrics.json", json.dumps({"evaluation": measured, **summary}, indent=1) + "\n")
         write_text(out / "metrics.md", markdown(summary_table(summary)))
         if arguments.examples:

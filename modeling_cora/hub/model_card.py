@@ -91,11 +91,17 @@ def eval_results(evaluation: Evaluation) -> Iterator[EvalResult]:
                 dataset_type=re.sub(r"[^\w./-]+", "-", measured["data"]),
                 dataset_name=measured["data"],
                 dataset_config=kind,
-                dataset_split=measured["split"],
+                dataset_split=_split(measured),
                 metric_type=metric,
                 metric_name=metric.replace("iou", "IoU"),
                 metric_value=scores[metric],
             )
+
+
+def _split(measured: Mapping[str, Any]) -> str:
+    """Images of train that split lists hold out to choose settings on are not the data set's val."""
+    held_out_from = measured.get("held_out_from")
+    return f"{held_out_from} (held out)" if held_out_from else measured["split"]
 
 
 def _introduction(base_models: Sequence[str] | None, adapter: bool, merged: bool) -> str:
@@ -130,7 +136,7 @@ def _results(run: Run, files: Iterable[str]) -> Iterator[str]:
         options += [f"--anchors {measured['anchors']}"] if "conditional" in measured["kinds"] else []
         options += [f"--{name} {measured[name]}" for name in ("limit", "queries_per_kind") if measured[name]]
         yield (
-            f"On {plain_text(measured['data'])}, split {plain_text(measured['split'])}: {measured['images']} images, "
+            f"On {plain_text(measured['data'])}, split {plain_text(_split(measured))}: {measured['images']} images, "
             f"{evaluation.metrics['all']['queries']} queries, protocol `{measured['protocol']}` (answers are "
             "teacher-forced, a pixel is foreground where its logit is above 0, pixels labelled 255 count nowhere)."
         )

@@ -9,7 +9,7 @@ Field texts name the paper, or the public code a default comes from: UniMatch (a
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 import torch
 from transformers import TrainingArguments
@@ -18,6 +18,9 @@ from datasets_scripts.command_line import UsageError
 
 METHODS = ("supervised", "unimatch", "unimatch_v2", "semivl")
 ARCHITECTURES = ("segformer", "dpt", "deeplabv3plus", "semivl")
+
+
+Share = Annotated[float, "in [0, 1]"]
 
 
 def _choice(default: str | None, choices: tuple[str, ...], text: str) -> Any:
@@ -91,7 +94,7 @@ class SegmentationDataArguments:
     crop_width: int = field(default=801, metadata={"help": "Pixels, as above."})
     scale_min: float = field(default=0.5, metadata={"help": "Smallest random resize; UniMatch 0.5."})
     scale_max: float = field(default=2.0, metadata={"help": "Largest random resize; UniMatch 2.0."})
-    flip: float = field(default=0.5, metadata={"help": "Probability of a mirrored crop; UniMatch 0.5."})
+    flip: Share = field(default=0.5, metadata={"help": "Probability of a mirrored crop; UniMatch 0.5."})
     absent_classes: str = _choice(
         "leave_out",
         ("leave_out", "keep", "error"),
@@ -111,16 +114,16 @@ class SegmentationDataArguments:
 class StrongViewArguments:
     """The strong views; all defaults are UniMatch's."""
 
-    jitter_probability: float = field(default=0.8, metadata={"help": "Of the colour jitter."})
+    jitter_probability: Share = field(default=0.8, metadata={"help": "Of the colour jitter."})
     brightness: float = field(default=0.5, metadata={"help": "Half-width of the factor around 1."})
     contrast: float = field(default=0.5, metadata={"help": "Half-width of the factor around 1."})
     saturation: float = field(default=0.5, metadata={"help": "Half-width of the factor around 1."})
     hue: float = field(default=0.25, metadata={"help": "Largest turn of the hue, as a share of the full circle."})
-    grey_probability: float = field(default=0.2, metadata={"help": "Of a grey view."})
-    blur_probability: float = field(default=0.5, metadata={"help": "Of a Gaussian blur."})
+    grey_probability: Share = field(default=0.2, metadata={"help": "Of a grey view."})
+    blur_probability: Share = field(default=0.5, metadata={"help": "Of a Gaussian blur."})
     blur_sigma_min: float = field(default=0.1, metadata={"help": "Pixels."})
     blur_sigma_max: float = field(default=2.0, metadata={"help": "Pixels."})
-    cutmix_probability: float = field(default=0.5, metadata={"help": "Of a CutMix box in a strong view."})
+    cutmix_probability: Share = field(default=0.5, metadata={"help": "Of a CutMix box in a strong view."})
     cutmix_area_min: float = field(default=0.02, metadata={"help": "Of the box, as a share of the crop."})
     cutmix_area_max: float = field(default=0.4, metadata={"help": "Of the box, as a share of the crop."})
     cutmix_aspect_min: float = field(default=0.3, metadata={"help": "Height / width of the box; at most 1 / this."})
@@ -138,7 +141,7 @@ class MethodArguments:
     labelled_loss: str = _choice(
         "cross_entropy", ("cross_entropy", "ohem"), "Cityscapes: ohem in UniMatch and V2, cross_entropy in SemiVL."
     )
-    ohem_threshold: float = field(default=0.7, metadata={"help": "UniMatch 0.7: surer pixels are left out."})
+    ohem_threshold: Share = field(default=0.7, metadata={"help": "UniMatch 0.7: surer pixels are left out."})
     ohem_min_kept: int = field(
         default=100_000, metadata={"help": "Pixels kept in any case, per image; UniMatch 200,000 for 2 crops of 801."}
     )
@@ -148,8 +151,8 @@ class MethodArguments:
         "pixel = pixels of at least confidence_threshold; image_mean, image_ratio = every pixel, weighted by its "
         "image's mean confidence or share of confident pixels. Where not given: semivl image_mean, the others pixel.",
     )
-    confidence_threshold: float = field(
-        default=0.95, metadata={"help": "UniMatch 0.95 (Pascal, COCO), 0 on Cityscapes; V2 0.95; in [0, 1]."}
+    confidence_threshold: Share = field(
+        default=0.95, metadata={"help": "UniMatch 0.95 (Pascal, COCO), 0 on Cityscapes; V2 0.95."}
     )
     strong_loss_weight: float = field(
         default=0.25, metadata={"help": "Of each strong view beside 1 for the labelled loss; unimatch, semivl 0.25."}
@@ -157,7 +160,7 @@ class MethodArguments:
     feature_loss_weight: float = field(
         default=0.5, metadata={"help": "Of the perturbed features, likewise; unimatch, semivl 0.5."}
     )
-    feature_dropout: float = field(
+    feature_dropout: Share = field(
         default=0.5, metadata={"help": "Share of channels that feature perturbation drops; unimatch, semivl 0.5."}
     )
     batch_norm_statistics: str = _choice(
@@ -167,27 +170,24 @@ class MethodArguments:
         "every one, as in the public codes, perturbed features and strong views too; clean = labelled and weak images "
         "alone. In a short training with BatchNorm in the decoder `all` cost 8 points of mIoU (results/README.md).",
     )
-    burn_in: float = field(
+    burn_in: Share = field(
         default=0.0,
         metadata={
             "help": "Share of the steps, the first ones, that are those of method supervised. The papers have none, "
             "but a pretrained backbone: from a random start early pseudo-labels show the frequent classes alone."
         },
     )
-    ema_ratio: float = field(
+    ema_ratio: Share = field(
         default=0.996, metadata={"help": "unimatch_v2: highest share of itself that the teacher keeps in a step."}
     )
     guidance_weight: float = field(
         default=0.1,
         metadata={"help": "semivl: of the frozen CLIP at the first step, decaying linearly to 0 at the last; 0.1."},
     )
-    guidance_threshold: float = field(default=0.9, metadata={"help": "semivl: CLIP's least confidence; 0.9."})
+    guidance_threshold: Share = field(default=0.9, metadata={"help": "semivl: CLIP's least confidence; 0.9."})
     guidance_over: str = _choice(
         "all", ("all", "sure"), "semivl: what the guidance loss is divided by; all = SemiVL's `mean_all`."
     )
-
-    def burn_in_steps(self, max_steps: int) -> int:
-        return int(self.burn_in * max_steps)
 
 
 @dataclass
@@ -236,11 +236,12 @@ def check_arguments(*groups: Any) -> None:
     UsageError: a value that none of the choices is, or a share outside of [0, 1].
     """
     for group in groups:
+        types = get_type_hints(type(group), include_extras=True)
         for one in fields(group):
             value, choices = getattr(group, one.name), one.metadata.get("choices")
             if choices and value is not None and value not in choices:
                 raise UsageError(f"{one.name}: {value!r} is not one of {', '.join(choices)}")
-            if one.name.endswith(("_probability", "_threshold", "flip", "_dropout", "burn_in")) and not 0 <= value <= 1:
+            if types[one.name] == Share and not 0 <= value <= 1:
                 raise UsageError(f"{one.name}: {value} is outside of [0, 1]")
         if isinstance(group, SegmentationDataArguments):
             if min(group.crop_height, group.crop_width) < 1:

@@ -113,7 +113,12 @@ def main(argv: list[str] | None = None) -> None:
     check_arguments(segmenter_arguments, method_arguments, data_arguments, strong_arguments, arguments)
     if arguments.max_steps < 1:
         raise UsageError(f"max_steps: {arguments.max_steps} is no number of steps")
-    if segmenter_arguments.architecture == "deeplabv3plus" and arguments.train_batch_size * arguments.world_size == 1:
+    labelled_alone = method_arguments.method == "supervised" or method_arguments.burn_in > 0
+    if (
+        segmenter_arguments.architecture == "deeplabv3plus"
+        and labelled_alone
+        and arguments.train_batch_size * arguments.world_size == 1
+    ):
         raise UsageError(
             "per_device_train_batch_size: 1 is too few; deeplabv3plus normalises the images' means by each other"
         )
@@ -139,7 +144,7 @@ def main(argv: list[str] | None = None) -> None:
         strong_arguments,
         arguments.max_steps * batch,
         arguments.seed,
-        labelled_alone=method_arguments.burn_in_steps(arguments.max_steps) * batch,
+        labelled_alone=int(method_arguments.burn_in * arguments.max_steps) * batch,
     )
     trainer = SemiSupervisedSegmentationTrainer(segmenter, method, arguments, dataset, scenes.scene_set, scenes.val)
     checkpoint = last_checkpoint(arguments.output_dir) if arguments.resume_from_checkpoint else None

@@ -20,6 +20,7 @@ from .dataset import SemiSupervisedDataset, collate
 from .evaluation import evaluate_scenes, scores
 from .losses import Mean, weighted_sum
 from .methods import Method, Step
+from .methods.supervised import Supervised
 from .segmenter import SemanticSegmenter
 
 TEACHER = "teacher"
@@ -54,6 +55,7 @@ class SemiSupervisedSegmentationTrainer(BaseTrainer):
             callbacks=[AfterStep(method)],
         )
         self.method, self.scene_set, self.val = method, scene_set, tuple(val)
+        self.burn_in = Supervised(method.arguments)
         for part in (method.teacher, getattr(method, "clip", None)):
             if part is not None:
                 part.to(args.device)
@@ -62,15 +64,12 @@ class SemiSupervisedSegmentationTrainer(BaseTrainer):
         processes = self.accelerator.num_processes
         segmenter = self.accelerator.unwrap_model(model)
         step = Step(model, segmenter, inputs, self.accelerator.gather if processes > 1 else None, processes)
-        if self.state.global_step < self.method.arguments.burn_in_steps(self.state.max_steps):
-            means, weights = self.method.labelled_terms(step), {"labelled_loss": 1.0}
-        else:
-            means = self.method.terms(step)
-            weights = self.method.weights(self.state.global_step / self.state.max_steps)
-        terms, values = self.global_means(means)
+        # in the burn-in the data set gives labelled images alone
+        method = self.burn_in if self.method.views.unlabelled and "weak" not in inputs else self.method
+        terms, values = self.global_means(method.terms(step))
         self._stop_at_nan(values)
         self.record_terms(values)
-        loss = weighted_sum(terms, weights)
+        loss = weighted_sum(terms, method.weights(self.state.global_step / self.state.max_steps))
         return (loss, {"terms": terms}) if return_outputs else loss
 
     def global_means(self, means: dict[str, Mean]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

@@ -62,11 +62,6 @@ class Method:
     def terms(self, step: Step) -> dict[str, Mean]:
         raise NotImplementedError
 
-    def labelled_terms(self, step: Step) -> dict[str, Mean]:
-        """Of the labelled images alone."""
-        (logits,) = step.model([self.clean(step.batch["labelled"])])
-        return {"labelled_loss": self.labelled_loss(logits, step)}
-
     def after_step(self, segmenter: SemanticSegmenter, step: int) -> None:
         """After optimizer step 0, 1, 2, ..."""
 

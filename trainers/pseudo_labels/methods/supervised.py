@@ -11,4 +11,5 @@ class Supervised(Method):
         return {"labelled_loss": 1.0}
 
     def terms(self, step: Step) -> dict[str, Mean]:
-        return self.labelled_terms(step)
+        (logits,) = step.model([self.clean(step.batch["labelled"])])
+        return {"labelled_loss": self.labelled_loss(logits, step)}
