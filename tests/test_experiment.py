@@ -15,7 +15,7 @@ from datasets_scripts.scenes import write_scenes
 from datasets_scripts.splits import write_split
 from trainers.arguments import parse_recipe
 from trainers.experiment import ALL, Cell, ExperimentArguments, main, plan_cells
-from trainers.run import read_run
+from trainers.run import STAGES, read_run
 
 from .test_run import RECIPE, SECTIONS
 from .test_stage1 import ROOT
@@ -74,6 +74,9 @@ def test_tables_hold_the_mean_and_the_spread_over_seeds(tmp_path, capsys):
     for line in lines:
         value = ciou(line["method"], line["fraction"], int(line["seed"]), int(line["stage"][-1]))
         assert float(line["value"]) == pytest.approx(value / (1 if line["score"] == "all" else 2))
+    main(options(tmp_path, "--methods", "cora"))
+    assert "cora - lisa" not in capsys.readouterr().out
+    main(options(tmp_path))
     # each method has its colour in the curve
     colours = {pixel for _, pixel in Image.open(tmp_path / "results.png").convert("RGB").getcolors(1 << 20)}
     assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= colours
@@ -89,6 +92,7 @@ def test_without_runs_there_are_empty_tables_and_no_curve(tmp_path):
     ("more", "message"),
     [
         (["--methods", "coral"], "method 'coral'"),
+        (["--baseline", "liza"], "method 'liza'"),
         (["--fractions", "1_4"], "fractions: 1_4: no folder"),
         (["--only", "table"], "only: 'table' is not `results`"),
         (["--recipe", ""], "recipe: not given"),
@@ -142,4 +146,4 @@ def test_the_recipes_plan_what_the_paper_compares(tmp_path, path):
     assert len(set(cells)) == max(1, len(arguments.fractions)) * 4 * 3
     assert {cell.method for cell in cells} == {"supervised", "lisa", "segllm", "cora"}
     run_arguments, sections = read_run([str(path.parent / arguments.recipe)])
-    assert set(sections) >= {"stage1", "stage2", "stage3"} and not run_arguments.data
+    assert all(sections[stage]["recipe"] for stage in STAGES) and not run_arguments.data

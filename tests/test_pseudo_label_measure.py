@@ -42,34 +42,42 @@ def finished(one: measure.Cell, folders: StepFolders, val: float, pseudo: float 
             write_text(folders.done(step), "{}")
 
 
-def test_the_table_has_means_and_spreads_of_what_has_ended(tmp_path):
+def cells_of(table: str) -> list[list[str]]:
+    """Of each line that has some; without the rule below the head."""
+    lines = [line for line in table.splitlines() if line.startswith("|") and "---" not in line]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def test_the_tables_have_means_spreads_and_differences_of_what_has_ended(tmp_path):
     folders = StepFolders(tmp_path / "runs")
-    cells = [cell(tmp_path, UNIMATCH, "1_30", seed) for seed in range(3)]
-    for one, value in zip(cells, (0.30, 0.32, 0.37), strict=True):
-        finished(one, folders, value, 0.5)
-    cells += [cell(tmp_path, UNIMATCH, "1_8", 0), cell(tmp_path, SUPERVISED, "1_8", 0)]
-    finished(cells[3], folders, 0.4)
-    rows = [
-        [c.strip() for c in line.split("|")[1:-1]]
-        for line in measure.table(measure.scores(cells, folders)).splitlines()
+    scores = {SUPERVISED: (0.30, 0.31), UNIMATCH: (0.30, 0.32, 0.37)}  # one run has not ended yet
+    cells = [cell(tmp_path, method, "1_30", seed) for seed in range(3) for method in scores]
+    for one in cells:
+        if one.seed < len(scores[one.method]):
+            finished(one, folders, scores[one.method][one.seed], 0.5 if one.method == UNIMATCH else None)
+    cells.append(cell(tmp_path, UNIMATCH, "1_8", 0))
+    finished(cells[-1], folders, 0.4)
+    written = measure.write_results(tmp_path / "t.md", cells, folders, SUPERVISED)
+    assert written == (tmp_path / "t.md").read_text()
+    val, pseudo_labels = written.split("mIoU of the pseudo-labels")
+    assert cells_of(val) == [
+        ["%", "1/30", "1/8"],
+        [SUPERVISED, "30.5 ± 0.7 (2)", ""],
+        # mean .33, sample standard deviation sqrt((.03^2 + .01^2 + .04^2) / 2)
+        [UNIMATCH, "33.0 ± 3.6 (3)", "40.0 (1)"],
+        ["unimatch - supervised", "0.5 ± 0.7 (2)", ""],
     ]
-    assert rows[0] == ["mIoU, %", "1/30 val", "1/30 pseudo-labels", "1/8 val", "1/8 pseudo-labels"]
-    # mean .33, sample standard deviation sqrt((.03^2 + .01^2 + .04^2) / 2)
-    assert rows[2] == [UNIMATCH, "33.0 ± 3.6 (3)", "50.0 ± 0.0 (3)", "40.0 (1)", ""]
-    assert rows[3] == [SUPERVISED, "", "", "", ""]
+    assert cells_of(pseudo_labels)[2] == [UNIMATCH, "50.0 ± 0.0 (3)", ""]
+    # compared with a method that is not there: no differences
+    assert " - " not in measure.write_results(tmp_path / "t.md", cells, folders, "semivl")
+    assert Image.open(tmp_path / "t.png").width > 500
 
 
-def test_the_curve_shows_the_rows_that_have_a_score(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(measure, "draw_curves", lambda path, curves, label: drawn.append((path, curves)))
-    folders = StepFolders(tmp_path / "runs")
-    cells = [cell(tmp_path, UNIMATCH, fraction, 0) for fraction in ("1_30", "1_8")]
-    cells += [cell(tmp_path, SUPERVISED, "1_30", 0)]
-    measure.write_results(tmp_path / "t.md", cells, folders)
-    assert not drawn
-    finished(cells[1], folders, 0.4)
-    measure.write_results(tmp_path / "t.md", cells, folders)
-    assert drawn == [(tmp_path / "t.png", {UNIMATCH: {"1_8": [0.4]}})]
+def test_before_a_run_has_ended_there_is_no_curve(tmp_path):
+    assert (
+        measure.write_results(tmp_path / "t.md", [cell(tmp_path, UNIMATCH, "1_8", 0)], StepFolders(tmp_path), "") == ""
+    )
+    assert not (tmp_path / "t.png").exists()
 
 
 def test_runs_that_have_ended_are_kept(tmp_path, capsys):
@@ -77,26 +85,17 @@ def test_runs_that_have_ended_are_kept(tmp_path, capsys):
     names = sorted(path.stem for path in (tmp_path / "street/images").glob("*.png"))
     rows = [f"{name}.png {name}.png" for name in names]
     write_split(tmp_path / "splits/1_3", rows[:2], rows[2:])
-    argv = [
-        RECIPE,
-        "--data",
-        str(tmp_path / "street"),
-        "--splits",
-        str(tmp_path / "splits"),
-        "--fractions",
-        "1_3",
-        "--seeds",
-        "0",
-    ]
-    argv += ["--runs", str(tmp_path / "runs"), "--table", str(tmp_path / "table.md"), "--methods", SUPERVISED, UNIMATCH]
+    folders = {"data": "street", "splits": "splits", "runs": "runs", "table": "table.md"}
+    argv = [RECIPE, *(text for name, path in folders.items() for text in (f"--{name}", str(tmp_path / path)))]
+    argv += ["--fractions", "1_3", "--seeds", "0", "--methods", SUPERVISED, UNIMATCH]
     fields = {**SECTIONS["pseudo_labels"], "absent_classes": "keep", "dataloader_num_workers": 0}
     argv += [text for name, value in fields.items() for text in (f"--segmenter.{name}", str(value))]
     measure.main([*argv, "--only", "training"])
-    assert (tmp_path / "table.md").read_text().count("(1)") == 2  # two rows, scores on val
+    assert (tmp_path / "table.md").read_text().count("(1)") == 3  # two methods and their difference, on val
     assert "done before" not in capsys.readouterr().out
     measure.main(argv)
     table = (tmp_path / "table.md").read_text()
-    assert table.count("(1)") == 4  # two rows, scores on val and of the pseudo-labels
+    assert table.count("(1)") == 6  # and of the pseudo-labels
     assert capsys.readouterr().out.count("done before") == 2
     measure.main(argv)
     assert Image.open(tmp_path / "table.png").width > 500
@@ -107,22 +106,14 @@ def test_runs_that_have_ended_are_kept(tmp_path, capsys):
     ("changes", "message"),
     [
         (["--fractions", "1_7"], "1_7"),
-        (["--methods", "none"], "none: is not"),
+        (["--methods", "none"], "--methods none: is not"),
+        (["--baseline", "none"], "--baseline none: is not"),
         (["--stage1.flip", "0"], "'--stage1.flip'"),
     ],
 )
 def test_bad_arguments_get_one_line(tmp_path, capsys, changes, message):
-    base = [
-        RECIPE,
-        "--data",
-        "D",
-        "--splits",
-        str(tmp_path),
-        "--runs",
-        str(tmp_path / "r"),
-        "--table",
-        str(tmp_path / "t.md"),
-    ]
+    base = [RECIPE, "--data", "D", "--splits", str(tmp_path)]
+    base += ["--runs", str(tmp_path / "r"), "--table", str(tmp_path / "t.md")]
     (tmp_path / "1_30").mkdir()
     with pytest.raises(SystemExit) as exit_info:
         measure.main([*base, "--fractions", "1_30", *changes])

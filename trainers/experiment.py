@@ -34,17 +34,13 @@ from tqdm.auto import tqdm
 
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import write_text
-from datasets_scripts.instructions.statistics import markdown_table
 from trainers.arguments import parse_recipe, split_sections
-from trainers.label_efficiency import draw_curves
+from trainers.comparison import Comparison
 from trainers.methods import method_named
 from trainers.run import STAGES, RunArguments, override, read_run, run
-from trainers.summary import mean_and_spread
 
 ALL = "all labelled images"
 """The fraction without lists."""
-SeedsOf = dict[tuple[str, str], dict[int, float]]
-"""(method, fraction) -> seed -> value."""
 CSV_COLUMNS = ("method", "fraction", "seed", "stage", "score", "value")
 
 
@@ -69,7 +65,9 @@ class ExperimentArguments:
     score: str = field(
         default="all", metadata={"help": "The score of the curve: all, miou, or a kind such as `semantic, class`."}
     )
-    baseline: str = field(default="lisa", metadata={"help": "What the other methods are compared with, seed by seed."})
+    baseline: str = field(
+        default="lisa", metadata={"help": "What the other methods are compared with, seed by seed, where it is run."}
+    )
     only: str = field(default="", metadata={"help": "`results`: run nothing."})
     accelerate_config: str | None = field(default=None, metadata={"help": "As in trainers/run.py."})
 
@@ -112,33 +110,27 @@ def write_results(arguments: ExperimentArguments, cells: Sequence[Cell]) -> str:
     writer.writerows((c.method, c.fraction, c.seed, stage, score, value) for c, stage, score, value in found)
     write_text(results.with_name(results.name + ".csv"), lines.getvalue())
 
-    scores: dict[str, SeedsOf] = {}
+    scores: dict[str, dict[tuple[str, str], dict[int, float]]] = {}
     for cell, stage, score, value in found:
         if stage == STAGES[-1]:
             scores.setdefault(score, {}).setdefault((cell.method, cell.fraction), {})[cell.seed] = value
     fractions = list(dict.fromkeys(cell.fraction for cell in cells))
     methods = list(dict.fromkeys(cell.method for cell in cells))
-    text = ""
-    for score, values in scores.items():
-        title = "mean over classes of the cIoU" if score == "miou" else f"cIoU, {score}"
-        rows = [(m, *(mean_and_spread(list(values.get((m, f), {}).values())) for f in fractions)) for m in methods]
-        for method in methods if arguments.baseline in methods else ():
-            if method != arguments.baseline:
-                above = (differences(values, method, arguments.baseline, fraction) for fraction in fractions)
-                rows.append((f"{method} - {arguments.baseline}", *map(mean_and_spread, above)))
-        text += f"{title}\n\n{markdown_table(('%', *(f.replace('_', '/') for f in fractions)), rows)}\n"
+    comparisons = {
+        score: Comparison(
+            "mean over classes of the cIoU" if score == "miou" else f"cIoU, {score}",
+            methods,
+            fractions,
+            seeds,
+            arguments.baseline,
+        )
+        for score, seeds in scores.items()
+    }
+    text = "\n".join(comparison.table() for comparison in comparisons.values())
     write_text(results.with_name(results.name + ".md"), text)
-    of_curve = scores.get(arguments.score, {})
-    curves = {m: {f: list(of_curve[m, f].values()) for f in fractions if (m, f) in of_curve} for m in methods}
-    if any(curves.values()):
-        draw_curves(results.with_name(results.name + ".png"), curves, f"cIoU, {arguments.score}")
+    if arguments.score in comparisons:
+        comparisons[arguments.score].draw(results.with_name(results.name + ".png"))
     return text
-
-
-def differences(values: SeedsOf, method: str, baseline: str, fraction: str) -> list[float]:
-    """Seed by seed, of those that both have: they share their first weights and the order of their data."""
-    own, other = (values.get((name, fraction), {}) for name in (method, baseline))
-    return [own[seed] - other[seed] for seed in own if seed in other]
 
 
 def plan_cells(arguments: ExperimentArguments) -> list[Cell]:
@@ -147,7 +139,7 @@ def plan_cells(arguments: ExperimentArguments) -> list[Cell]:
     Raises:
         UsageError: an unknown method, or a fraction that has no lists.
     """
-    for method in arguments.methods:
+    for method in (*arguments.methods, arguments.baseline):
         method_named(method)
     for fraction in arguments.fractions:
         folder = Path(arguments.splits or "") / fraction

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from datasets_scripts.instructions.statistics import markdown_table
@@ -69,14 +68,6 @@ def _rows(summary: dict) -> Iterator[tuple[str, ...]]:
         yield row(f"claim: {name}", scores)
     if summary["miou"] is not None:
         yield "mean over classes", "", _number(summary["miou"]), "", "", ""
-
-
-def mean_and_spread(values: Sequence[float]) -> str:
-    """`mean ± sample standard deviation (n)`, in percent."""
-    if not values:
-        return ""
-    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.1f}{spread} ({len(values)})"
 
 
 Table = list[tuple[str, ...]]

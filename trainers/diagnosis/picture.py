@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets_scripts.files import write_bytes
-from trainers.label_efficiency import COLOURS
+from trainers.comparison import COLOURS
 
 BLUE, RED, GREEN, PINK, ORANGE, _, BLACK = COLOURS
 SCORES = {"lambda": BLUE, "confidence": RED}

@@ -4,8 +4,9 @@
         --splits CAMVID/splits/camvid --runs runs/pseudo_labels --table results/pseudo_labels_camvid.md
 
 Runs one after another, each of steps as in `trainers/run.py`: what is done is kept, what was interrupted goes on. The
-table, and beside it the curve over the fractions (.png), are written anew after each run. `--only training` leaves
-pseudo-labels and their audit out, `--only table` runs nothing. `--segmenter.FIELD VALUE` goes to every training.
+tables (mIoU on val and of the pseudo-labels, and the differences to a baseline with the same seed), and beside them the
+curve over the fractions (.png), are written anew after each run. `--only training` leaves pseudo-labels and their audit
+out, `--only table` runs nothing. `--segmenter.FIELD VALUE` goes to every training.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if __name__ == "__main__":
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,13 +28,11 @@ from tqdm.auto import tqdm
 
 from datasets_scripts.command_line import ArgumentParser, UsageError, one_line_errors
 from datasets_scripts.files import write_text
-from datasets_scripts.instructions.statistics import markdown_table
 from trainers.arguments import split_sections
-from trainers.label_efficiency import draw_curves
+from trainers.comparison import Comparison
 from trainers.pseudo_labels.arguments import METHODS
 from trainers.pseudo_labels.steps import pseudo_label_steps
 from trainers.steps import Step, StepFolders
-from trainers.summary import mean_and_spread
 
 
 @dataclass(frozen=True)
@@ -46,46 +45,32 @@ class Cell:
     steps: tuple[Step, Step, Step]
 
 
-def read_run(cell: Cell, folders: StepFolders) -> dict | None:
-    """mIoU on val and of the pseudo-labels, of a run whose training has ended."""
+SCORES = ("mIoU on val", "mIoU of the pseudo-labels")
+
+
+def read_run(cell: Cell, folders: StepFolders) -> dict[str, float]:
+    """`SCORES` of a run, as far as it has come."""
     train, _, audit = cell.steps
-    if not folders.done(train).exists():
-        return None
-    record = json.loads((folders.folder(train) / "training.json").read_text(encoding="utf-8"))
-    pseudo = None
+    found = {}
+    if folders.done(train).exists():
+        record = json.loads((folders.folder(train) / "training.json").read_text(encoding="utf-8"))
+        found[SCORES[0]] = (record["val"] or {}).get("miou")
     if folders.done(audit).exists():
-        pseudo = json.loads((folders.folder(audit) / "audit.json").read_text(encoding="utf-8"))["miou"]
-    return {"val": (record["val"] or {}).get("miou"), "pseudo_labels": pseudo}
+        found[SCORES[1]] = json.loads((folders.folder(audit) / "audit.json").read_text(encoding="utf-8"))["miou"]
+    return {score: value for score, value in found.items() if value is not None}
 
 
-def scores(cells: Sequence[Cell], folders: StepFolders) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """For "val" and "pseudo_labels", by method, by fraction, the mIoU of each seed that has ended."""
-    found: dict[str, dict[str, dict[str, list[float]]]] = {
-        kind: {cell.method: {one.fraction: [] for one in cells} for cell in cells} for kind in ("val", "pseudo_labels")
-    }
+def write_results(path: Path, cells: Sequence[Cell], folders: StepFolders, baseline: str) -> str:
+    """The tables, which are returned, and the curve of the mIoU on val."""
+    seeds: dict[str, dict[tuple[str, str], dict[int, float]]] = {score: {} for score in SCORES}
     for cell in cells:
-        for kind, value in (read_run(cell, folders) or {}).items():
-            if value is not None:
-                found[kind][cell.method][cell.fraction].append(value)
-    return found
-
-
-def table(found: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> str:
-    """Markdown: a row for each method, for each fraction the mIoU on val and of the pseudo-labels."""
-    fractions = next(iter(found["val"].values()))
-    rows = [(m, *(mean_and_spread(found[kind][m][f]) for f in fractions for kind in found)) for m in found["val"]]
-    head = [f"{f.replace('_', '/')} {kind.replace('_', '-')}" for f in fractions for kind in found]
-    return markdown_table(("mIoU, %", *head), rows)
-
-
-def write_results(path: Path, cells: Sequence[Cell], folders: StepFolders) -> str:
-    """The table, which is returned, and the curve of the mIoU on val."""
-    found = scores(cells, folders)
-    text = table(found)
+        for score, value in read_run(cell, folders).items():
+            seeds[score].setdefault((cell.method, cell.fraction), {})[cell.seed] = value
+    methods, fractions = (list(dict.fromkeys(getattr(c, name) for c in cells)) for name in ("method", "fraction"))
+    comparisons = [Comparison(score, methods, fractions, seeds[score], baseline) for score in SCORES]
+    text = "\n".join(comparison.table() for comparison in comparisons if comparison.seeds)
     write_text(path, text)
-    curves = {method: {f: v for f, v in own.items() if v} for method, own in found["val"].items()}
-    if curves := {method: own for method, own in curves.items() if own}:
-        draw_curves(path.with_suffix(".png"), curves, "mIoU on val")
+    comparisons[0].draw(path.with_suffix(".png"))
     return text
 
 
@@ -97,6 +82,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--fractions", nargs="+", default=["1_30", "1_16", "1_8"], help="names of split folders")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=["supervised", "unimatch_v2"], help=", ".join(METHODS))
+    parser.add_argument("--baseline", default="supervised", help="method that the others are compared with")
     parser.add_argument("--runs", required=True, type=Path, help="folder of the runs")
     parser.add_argument("--table", required=True, type=Path, help="markdown file to write, and a .png")
     parser.add_argument(
@@ -109,9 +95,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     own, dotted = split_sections(sys.argv[1:] if argv is None else argv)
     arguments = _parse(own)
-    for method in arguments.methods:
+    for option, method in (*(("methods", method) for method in arguments.methods), ("baseline", arguments.baseline)):
         if method not in METHODS:
-            raise UsageError(f"--methods {method}: is not one of {', '.join(METHODS)}")
+            raise UsageError(f"--{option} {method}: is not one of {', '.join(METHODS)}")
     for fraction in arguments.fractions:
         if not (arguments.splits / fraction).is_dir():
             raise UsageError(f"--splits {arguments.splits}: has no {fraction}")
@@ -128,8 +114,8 @@ def main(argv: list[str] | None = None) -> None:
     folders = StepFolders(arguments.runs)
     for cell in tqdm(cells if arguments.only != "table" else [], unit="run"):
         folders.run(cell.steps[:1] if arguments.only == "training" else cell.steps)
-        write_results(arguments.table, cells, folders)
-    print(write_results(arguments.table, cells, folders), end="")
+        write_results(arguments.table, cells, folders, arguments.baseline)
+    print(write_results(arguments.table, cells, folders, arguments.baseline), end="")
 
 
 def _steps(arguments: argparse.Namespace, fraction: str, fields: dict[str, Any]) -> tuple[Step, Step, Step]:
