@@ -81,7 +81,7 @@ class Stage3Trainer(CoraTrainer):
             terms = {k: self.global_mean(v, count, "unlabelled", num_items_in_batch) for k, v in terms.items()}
             self.record_terms(terms)
             contrast = terms.pop("contrast_loss", 0.0)
-            loss = loss + self.unlabelled.unlabelled_weight * torch.stack(list(terms.values())).sum()
+            loss = loss + self.unlabelled.unlabelled_weight * sum(terms.values())
             loss = loss + self.unlabelled.contrast_weight * contrast
         return (loss, output) if return_outputs else loss
 
