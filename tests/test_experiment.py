@@ -7,6 +7,7 @@ import json
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -14,8 +15,9 @@ from datasets_scripts.files import write_text
 from datasets_scripts.scenes import write_scenes
 from datasets_scripts.splits import write_split
 from trainers.arguments import parse_recipe
-from trainers.experiment import ALL, Cell, ExperimentArguments, main, plan_cells
-from trainers.run import STAGES, read_run
+from trainers.comparison import Comparison
+from trainers.experiment import ALL, Cell, ExperimentArguments, arguments_of, main, plan_cells
+from trainers.run import STAGES, RunArguments, read_run
 
 from .test_run import RECIPE, SECTIONS
 from .test_stage1 import ROOT
@@ -82,6 +84,20 @@ def test_tables_hold_the_mean_and_the_spread_over_seeds(tmp_path, capsys):
     assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= colours
 
 
+def test_with_one_fraction_each_method_has_a_place_of_its_own(tmp_path):
+    methods = ("supervised", "lisa", "cora")
+    seeds = {(method, ALL): {0: 0.3, 1: 0.4} for method in methods}
+    Comparison("cIoU, all", methods, [ALL], seeds, "lisa").draw(tmp_path / "one.png")
+    pixels = np.asarray(Image.open(tmp_path / "one.png").convert("RGB"))
+    places = []
+    for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73)):
+        _, columns = np.nonzero((pixels == colour).all(2))
+        places.append((columns.min(), columns.max()))
+    (_, first), (second, third), (fourth, _) = places
+    width = pixels.shape[1]
+    assert second - first > width / 5 and fourth - third > width / 5
+
+
 def test_without_runs_there_are_empty_tables_and_no_curve(tmp_path):
     main(options(tmp_path))
     assert (tmp_path / "results.csv").read_text() == "method,fraction,seed,stage,score,value\n"
@@ -132,7 +148,18 @@ def test_an_experiment_shares_steps_and_does_nothing_twice(tmp_path, capsys):
 
 
 def test_the_fraction_without_lists_has_a_name():
-    assert Cell("cora", ALL, 1).folder(Path("out")).name == "cora_all_labelled_images_seed1"
+    assert Cell("cora", ALL, 1).folder(Path("out")).name == "cora_all_seed1"
+
+
+def test_a_run_keeps_its_recipes_own_fields_but_for_what_the_experiment_decides():
+    recipe = RunArguments(data_name="the data", embedding_cache="cache", out="elsewhere", method="lisa", seed=7)
+    experiment = ExperimentArguments(data="data", splits="splits", out="out")
+    found = arguments_of(Cell("cora", "1_8", 1), recipe, experiment)
+    assert found == RunArguments(
+        data="data", data_name="the data", embedding_cache="cache", split_lists="splits/1_8", out="out/cora_1_8_seed1",
+        steps="out/steps", method="cora", seed=1,
+    )  # fmt: skip
+    assert arguments_of(Cell("cora", ALL, 1), recipe, experiment).split_lists is None
 
 
 @pytest.mark.parametrize(

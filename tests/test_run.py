@@ -19,7 +19,7 @@ from datasets_scripts.records import DataError
 from datasets_scripts.scenes import write_scenes
 from modeling_cora.hub.push import publication
 from modeling_cora.hub.run_folder import read_run as read_finished
-from trainers.arguments import parse_recipe
+from trainers.arguments import EmbeddingCacheArguments, parse_recipe
 from trainers.base_trainer import last_checkpoint
 from trainers.methods import method_named
 from trainers.run import STAGES, main, plan, read_run
@@ -100,6 +100,18 @@ def test_every_field_of_the_recipes_is_one_of_its_program(tmp_path, recipe, meth
             if "trainers.stage" in step.module or step.name == "segmenter":
                 command += ["--use_cpu", "true"]  # where there is no GPU, bf16 has to be asked for on the CPU
             assert parse_recipe(step.arguments, command)
+
+
+def test_one_embedding_cache_is_of_every_step_that_encodes_and_changes_no_folder(tmp_path):
+    (tmp_path / "data").mkdir()
+    argv = [RECIPE, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    cached = plan(*read_run([*argv, "--embedding_cache", "cache"]))
+    encode = [step for step in cached.steps if EmbeddingCacheArguments in step.arguments]
+    assert {step.name for step in encode} == {*STAGES, "consistency", *(f"evaluation_{name}" for name in STAGES)}
+    assert {step.name for step in cached.steps if "embedding_cache" in step.fields} == {step.name for step in encode}
+    folders = StepFolders(tmp_path / "steps")
+    for step, other in zip(cached.steps, plan(*read_run(argv)).steps, strict=True):
+        assert folders.folder(step) == folders.folder(other)
 
 
 def calls(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""One score of every method on every fraction with every seed, as a table and as a curve."""
+"""One score of every method on every fraction with every seed, as a table and as a picture."""
 
 from __future__ import annotations
 
@@ -52,20 +52,22 @@ class Comparison:
         return f"{self.score}\n\n{table}"
 
     def draw(self, path: Path) -> None:
-        """PNG: means over seeds as lines, standard deviations as bars, every seed as a dot; none before a run ends."""
+        """PNG: means over seeds, standard deviations as bars, every seed as a dot; none before a run ends. A line for
+        each method over the fractions; where there is one fraction alone, a place for each method."""
         if not any(self.seeds.values()):
             return
         from matplotlib.figure import Figure  # without pyplot, which wants a screen; and slow to import
 
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         axes = figure.subplots()
+        alone = len(self.fractions) == 1
         for number, method in enumerate(self.methods):
             known = [f for f in self.fractions if self.values(method, f)]
             if not known:
                 continue
             colour = COLOURS[number % len(COLOURS)]
             # side by side, so that bars do not hide each other
-            shift = 0.06 * (number - (len(self.methods) - 1) / 2)
+            shift = number if alone else 0.06 * (number - (len(self.methods) - 1) / 2)
             places = [self.fractions.index(fraction) + shift for fraction in known]
             percent = [[100 * value for value in self.values(method, fraction)] for fraction in known]
             means = [statistics.mean(values) for values in percent]
@@ -73,12 +75,18 @@ class Comparison:
             axes.errorbar(places, means, spreads, color=colour, marker="o", markersize=4, capsize=3, label=method)
             for place, values in zip(places, percent, strict=True):
                 axes.plot([place] * len(values), values, ".", color=colour, alpha=0.35, markersize=4)
-        names = [fraction.replace("_", "/") for fraction in self.fractions]
+        fractions = [fraction.replace("_", "/") for fraction in self.fractions]
+        names = list(self.methods) if alone else fractions
         axes.set_xticks(range(len(names)), names)
-        axes.set(xlabel="labelled images", ylabel=f"{self.score}, %", xlim=(-0.5, len(names) - 0.5))
+        axes.set(
+            xlabel=f"labelled images: {fractions[0]}" if alone else "labelled images",
+            ylabel=f"{self.score}, %",
+            xlim=(-0.5, len(names) - 0.5),
+        )
         axes.grid(axis="y", color="#d5dde5")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+        if not alone:
+            axes.legend(frameon=False)
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=150)
         write_bytes(path, content.getvalue())

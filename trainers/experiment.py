@@ -26,7 +26,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import product
 
@@ -39,7 +39,7 @@ from trainers.comparison import Comparison
 from trainers.methods import method_named
 from trainers.run import STAGES, RunArguments, override, read_run, run
 
-ALL = "all labelled images"
+ALL = "all"
 """The fraction without lists."""
 CSV_COLUMNS = ("method", "fraction", "seed", "stage", "score", "value")
 
@@ -69,6 +69,7 @@ class ExperimentArguments:
         default="lisa", metadata={"help": "What the other methods are compared with, seed by seed, where it is run."}
     )
     only: str = field(default="", metadata={"help": "`results`: run nothing."})
+    embedding_cache: str | None = field(default=None, metadata={"help": "As in trainers/run.py."})
     accelerate_config: str | None = field(default=None, metadata={"help": "As in trainers/run.py."})
 
 
@@ -149,6 +150,21 @@ def plan_cells(arguments: ExperimentArguments) -> list[Cell]:
     return [Cell(m, f, s) for s, f, m in product(arguments.seeds, fractions, arguments.methods)]
 
 
+def arguments_of(cell: Cell, recipe: RunArguments, arguments: ExperimentArguments) -> RunArguments:
+    """A run's own fields: those of its recipe, but for what the experiment decides."""
+    return replace(
+        recipe,
+        data=arguments.data,
+        split_lists=None if cell.fraction == ALL else str(Path(arguments.splits or "") / cell.fraction),
+        out=str(cell.folder(Path(arguments.out))),
+        steps=str(Path(arguments.out) / "steps"),
+        method=cell.method,
+        seed=cell.seed,
+        embedding_cache=arguments.embedding_cache or recipe.embedding_cache,
+        accelerate_config=arguments.accelerate_config or recipe.accelerate_config,
+    )
+
+
 def _as_number(fraction: str) -> Fraction:
     try:
         return Fraction(fraction.replace("_", "/"))
@@ -166,20 +182,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UsageError(f"{name}: not given")
     if arguments.only not in ("", "results"):
         raise UsageError(f"only: {arguments.only!r} is not `results`")
-    cells, out = plan_cells(arguments), Path(arguments.out)
+    cells = plan_cells(arguments)
     recipe = Path(own[0]).parent / arguments.recipe if own and not own[0].startswith("-") else Path(arguments.recipe)
     for cell in tqdm(cells if not arguments.only else [], unit="run"):
-        _, sections = read_run([str(recipe)])
+        own_of_recipe, sections = read_run([str(recipe)])
         override(sections, dotted)
-        run_arguments = RunArguments(
-            data=arguments.data,
-            split_lists=None if cell.fraction == ALL else str(Path(arguments.splits or "") / cell.fraction),
-            out=str(cell.folder(out)),
-            steps=str(out / "steps"),
-            method=cell.method,
-            seed=cell.seed,
-            accelerate_config=arguments.accelerate_config,
-        )
+        run_arguments = arguments_of(cell, own_of_recipe, arguments)
         run(run_arguments, sections)
         write_results(arguments, cells)
     print(write_results(arguments, cells), end="")

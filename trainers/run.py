@@ -71,6 +71,11 @@ class RunArguments:
         metadata={"help": "cora, lisa, segllm, supervised, or components joined by + (see trainers/methods.py)."},
     )
     seed: int = field(default=42, metadata={"help": "Of every training."})
+    embedding_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder of SAM's embeddings for all stages, weights and evaluations, for a frozen encoder; "
+                  "see trainers/embedding_cache.py."},
+    )  # fmt: skip
     accelerate_config: str | None = field(
         default=None, metadata={"help": "File of `accelerate config`; starts what can be on its devices."}
     )
@@ -149,7 +154,8 @@ def plan(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> 
             raise UsageError(f"--{name}: not given; a folder")
     data = _instructions(arguments, sections["instructions"])
     preparation = [data] if isinstance(data, Step) else []
-    named = {"data": data, "data_name": arguments.data_name or Path(arguments.data).resolve().name}
+    caching = {"embedding_cache": arguments.embedding_cache} if arguments.embedding_cache else {}
+    named = {"data": data, "data_name": arguments.data_name or Path(arguments.data).resolve().name, **caching}
     stage1 = _stage("stage1", sections, {**named, "seed": arguments.seed})
     stage2 = _stage(
         # without conditional queries the second stage goes on as the first
@@ -166,7 +172,7 @@ def plan(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> 
             weights = Step(
                 "consistency",
                 "trainers.consistency_weights",
-                {"model": stage2, "data": data, "pseudo_labels": labels, **sections["consistency"]},
+                {"model": stage2, "data": data, "pseudo_labels": labels, **caching, **sections["consistency"]},
                 arguments=(ConsistencyArguments, EmbeddingCacheArguments),
             )
             third["consistency_weights"] = weights
