@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from huggingface_hub import ModelCard
+from PIL import Image
 
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.records import DataError
@@ -22,6 +23,7 @@ from modeling_cora.hub.run_folder import read_run as read_finished
 from trainers.arguments import EmbeddingCacheArguments, parse_recipe
 from trainers.base_trainer import last_checkpoint
 from trainers.methods import method_named
+from trainers.report import Stage, write_report
 from trainers.run import STAGES, main, plan, read_run
 from trainers.stage import ARGUMENTS
 from trainers.steps import Step, StepFolders
@@ -114,6 +116,31 @@ def test_one_embedding_cache_is_of_every_step_that_encodes_and_changes_no_folder
         assert folders.folder(step) == folders.folder(other)
 
 
+def test_a_stage_that_is_not_evaluated_is_trained_all_the_same(tmp_path):
+    (tmp_path / "data").mkdir()
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("evaluated_stages: [stage1, stage3]\n")
+    given = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    every = [step.name for step in plan(*read_run([str(recipe), *given, "--evaluated_stages", *STAGES])).steps]
+    some = [step.name for step in plan(*read_run([str(recipe), *given])).steps]
+    assert set(every) - set(some) == {"evaluation_stage2"} and [name for name in every if name in some] == some
+
+
+def test_a_report_shows_the_stages_that_were_evaluated(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "overlays.png")
+    scores = {"ciou": 0.25, "giou": 0.5, "queries": 3, "trivial": {}}
+    summary = {"all": scores, "by_kind": {"semantic, class": scores}, "by_class": {}, "by_claim": {}, "miou": None}
+    history = [{"step": step, "loss": 1.0} for step in (1, 2)]
+    found = (summary, tmp_path / "overlays.png")
+    write_report(tmp_path / "one.html", "t", "i", [Stage("stage1", history), Stage("stage3", history, *found)])
+    one = (tmp_path / "one.html").read_text()
+    assert "What each stage brought" not in one and "after stage1" not in one and "after stage3" in one
+    assert one.count("<polyline") == 2  # curves of both
+    write_report(tmp_path / "two.html", "t", "i", [Stage("stage1", history, *found), Stage("stage3", history, *found)])
+    two = (tmp_path / "two.html").read_text()
+    assert "What each stage brought" in two and "after stage1" in two
+
+
 def calls(folder: Path) -> int:
     return len((folder / "calls").read_text().splitlines())
 
@@ -189,6 +216,8 @@ def test_options_of_sections_override_the_recipe(tmp_path):
         ("methods: lisa", [], DataError, "unknown field 'methods'; did you mean 'method'?"),
         ("stage1: 3", [], DataError, "stage1: holds 3; a section is a mapping"),
         ("", ["--stage4.max_steps", "3"], UsageError, "unknown argument '--stage4.max_steps'; did you mean 'stage3'?"),
+        ("evaluated_stages: [stage4]", [], UsageError, "evaluated_stages: 'stage4' is not one of stage1"),
+        ("", ["--evaluated_stages", "stage1"], UsageError, "evaluated_stages: stage1: without stage3"),
         ("", ["--stage1.max_steps"], UsageError, "--stage1.max_steps: a value is missing"),
         ("", ["--data", "x", "--out", "y", "--method", "cvi+more"], UsageError, "method 'cvi+more': 'more' is none of"),
         ("", ["--data", "x"], UsageError, "--out: not given"),

@@ -37,27 +37,31 @@ class Stage:
     """One trained model of a run.
 
     Attributes:
-        summary: of `summarise_records`.
-        overlays: a PNG of its answers.
         history: `log_history` of its trainer's state.
+        summary: of `summarise_records`; None where the stage was not evaluated.
+        overlays: a PNG of its answers; None as well.
     """
 
     name: str
-    summary: dict
-    overlays: Path
     history: Sequence[dict]
+    summary: dict | None = None
+    overlays: Path | None = None
 
 
 def write_report(path: Path, title: str, introduction: str, stages: Sequence[Stage]) -> None:
-    """The page of a run: what each stage brought, the last one's scores, everybody's pictures and curves."""
-    last = stages[-1]
+    """The page of a run: what each stage brought, the last one's scores, everybody's pictures and curves.
+
+    Args:
+        stages: the last one evaluated.
+    """
+    *before, last = evaluated = [stage for stage in stages if stage.summary]
     brought = ""
-    if len(stages) > 1:
-        table = html_table(stage_table({stage.name: stage.summary for stage in stages}))
+    if before:
+        table = html_table(stage_table({stage.name: stage.summary for stage in evaluated}))
         brought = f'<h2>What each stage brought</h2><div class="wide">{table}</div>'
     earlier = "".join(
         f"<details><summary>the same after {html.escape(stage.name)}</summary>{_picture(stage)}</details>"
-        for stage in stages[:-1]
+        for stage in before
     )
     curves = "".join(f"<h3>{html.escape(stage.name)}</h3>{_curves(stage.history)}" for stage in stages)
     body = f"""<!doctype html><html lang="en"><meta charset="utf-8">

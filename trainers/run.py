@@ -71,6 +71,10 @@ class RunArguments:
         metadata={"help": "cora, lisa, segllm, supervised, or components joined by + (see trainers/methods.py)."},
     )
     seed: int = field(default=42, metadata={"help": "Of every training."})
+    evaluated_stages: list[str] = field(
+        default_factory=lambda: list(STAGES),
+        metadata={"help": "Stages whose models answer the evaluation's queries; the last one has to be among them."},
+    )
     embedding_cache: str | None = field(
         default=None,
         metadata={"help": "Folder of SAM's embeddings for all stages, weights and evaluations, for a frozen encoder; "
@@ -80,13 +84,20 @@ class RunArguments:
         default=None, metadata={"help": "File of `accelerate config`; starts what can be on its devices."}
     )
 
+    def __post_init__(self):
+        given = self.evaluated_stages
+        if unknown := [name for name in given if name not in STAGES]:
+            raise UsageError(f"evaluated_stages: {unknown[0]!r} is not one of {', '.join(STAGES)}")
+        if STAGES[-1] not in given:
+            raise UsageError(f"evaluated_stages: {' '.join(given)}: without {STAGES[-1]}, whose scores are the run's")
+
 
 @dataclass(frozen=True)
 class Run:
     """Attributes:
     preparation: steps before stage 1.
     stages: by name, the training of each stage.
-    evaluations: by name, the evaluation of each stage.
+    evaluations: by name, of the stages that are evaluated.
     """
 
     preparation: tuple[Step, ...]
@@ -100,7 +111,7 @@ class Run:
         before = {"stage3": self.weights}
         steps = list(self.preparation)
         for name in STAGES:
-            steps += [step for step in (before.get(name), self.stages[name], self.evaluations[name]) if step]
+            steps += [step for step in (before.get(name), self.stages[name], self.evaluations.get(name)) if step]
         return steps
 
 
@@ -120,7 +131,7 @@ def read_run(argv: Sequence[str] | None = None) -> tuple[RunArguments, dict[str,
         if name not in known:
             raise DataError(f"{recipe_path}: unknown field {name!r}{nearest(str(name), known)}")
         if name not in sections:
-            own += [f"--{name}", str(value)]
+            own += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
         elif not isinstance(value, dict):
             raise DataError(f"{recipe_path}: {name}: holds {value!r}; a section is a mapping of fields to values")
         else:
@@ -192,6 +203,7 @@ def plan(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> 
             arguments=(EvaluationArguments, EmbeddingCacheArguments),
         )
         for name, stage in stages.items()
+        if name in arguments.evaluated_stages
     }
     return Run(tuple(preparation), stages, weights, evaluations)
 
@@ -244,10 +256,11 @@ def write_results(arguments: RunArguments, run: Run, folders: StepFolders) -> di
     """OUT/run.json, OUT/report.html and the names OUT/model and OUT/evaluation for those of the last stage.
 
     Returns:
-        the summary of each stage (see `summary.py`).
+        the summary of each evaluated stage (see `summary.py`).
     """
     out = Path(arguments.out)
-    summaries = {name: read_summary(folders.folder(step)) for name, step in run.evaluations.items()}
+    evaluated = {name: folders.folder(step) for name, step in run.evaluations.items()}
+    summaries = {name: read_summary(folder) for name, folder in evaluated.items()}
     record = {
         "method": arguments.method,
         "seed": arguments.seed,
@@ -259,11 +272,11 @@ def write_results(arguments: RunArguments, run: Run, folders: StepFolders) -> di
     stages = [
         Stage(
             name,
-            summaries[name],
-            folders.folder(run.evaluations[name]) / "overlays.png",
-            read_history(folders.folder(run.stages[name])),
+            read_history(folders.folder(step)),
+            summaries.get(name),
+            evaluated[name] / "overlays.png" if name in evaluated else None,
         )
-        for name in STAGES
+        for name, step in run.stages.items()
     ]
     minutes = sum(record["seconds"].values()) / 60
     introduction = f"Method {arguments.method}, seed {arguments.seed}; {minutes:.1f} minutes in all."
@@ -279,7 +292,7 @@ def read_summary(folder: Path) -> dict:
 
 
 def run(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]:
-    """Does what is not done yet; returns the summary of each stage.
+    """Does what is not done yet; returns the summary of each evaluated stage.
 
     Raises:
         DataError, UsageError, SystemExit: see `StepFolders.run`.
