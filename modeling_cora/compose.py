@@ -2,14 +2,14 @@
 
     python -m modeling_cora.compose --sam mobile_sam.pt --vision facebook/dinov2-small --vision-size 224 \\
         --language HuggingFaceTB/SmolLM2-135M-Instruct --language-layers 6 --output cora-small
-    python -m modeling_cora.compose --sam mobile_sam.pt --vision facebook/dinov2-small --texts queries.txt \\
-        --output cora-small
+    python -m modeling_cora.compose --sam mobile_sam.pt --vision facebook/dinov2-small --texts BUILT --output cora-small
 
 The VLM is a LLaVA of the tower, a new connector and the language model. Without `--language`, that is a small LLaMA
-with random weights (`cora-tiny`'s), whose tokenizer is made from the lines of `--texts`. New are, besides, the
-projection to SAM's prompts, and rows of the tables for `[SEG]` and `<image>`. So no part knows the others, and the
-model segments nothing that was asked for before it is trained; where the language model is new, begin with query
-pretraining. Where a LLaVA is at hand, `convert_llava_sam` keeps its connector.
+with random weights (`cora-tiny`'s), whose tokenizer is made from `--texts`: a file of queries, or the tables of
+`datasets_scripts.build`. New are, besides, the projection to SAM's prompts, and rows of the tables for `[SEG]` and
+`<image>`. So no part knows the others, and the model segments nothing that was asked for before it is trained; where
+the language model is new, begin with query pretraining. Where a LLaVA is at hand, `convert_llava_sam` keeps its
+connector.
 """
 
 from __future__ import annotations
@@ -76,7 +76,12 @@ def convert(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--language-layers", type=int, help="the first so many of its layers (default: all; of a new one 4)"
     )
-    parser.add_argument("--texts", help="without --language: UTF-8 file, one query a line, for the new tokenizer")
+    parser.add_argument(
+        "--texts",
+        type=Path,
+        help="without --language, for the new tokenizer: a UTF-8 file, one query a line, or a folder with "
+        "instructions/train-*.parquet",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of all new weights (default: 0)")
     options = parser.parse_args(arguments)
     if options.language_layers is not None and options.language_layers < 1:
@@ -147,14 +152,9 @@ def _language_model(options: argparse.Namespace) -> tuple[LlamaConfig, Any, dict
 def _new_language_model(options: argparse.Namespace) -> tuple[LlamaConfig, Any, dict[str, StoredTensor]]:
     if not options.texts:
         raise ConversionError(
-            "--texts: not given, and --language neither; a new language model needs a file of queries, one a line"
+            "--texts: not given, and --language neither; a new language model needs queries for its tokenizer"
         )
-    try:
-        lines = Path(options.texts).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConversionError(f"--texts {options.texts}: cannot be read as UTF-8 text ({error})") from None
-    if not (queries := [line.strip() for line in lines if line.strip()]):
-        raise ConversionError(f"--texts {options.texts}: holds no line of text")
+    queries = _read_queries(options.texts)
     tokenizer = train_query_tokenizer(queries)
     config = small_text_config(tokenizer, options.language_layers or 4)
     with torch.random.fork_rng():
@@ -163,6 +163,29 @@ def _new_language_model(options: argparse.Namespace) -> tuple[LlamaConfig, Any, 
         initialise_language_model(model.model)
     tensors = {name: StoredTensor.of(tensor) for name, tensor in model.state_dict().items()}
     return config, tokenizer, renamed(tensors, LLAMA, DROPPABLE, "the new language model")
+
+
+def _read_queries(path: Path) -> list[str]:
+    """The lines of a file, or the queries and rephrasings of the training instructions in a folder of tables."""
+    if path.is_dir():
+        import pyarrow.parquet  # here alone: nothing that a saved folder brings needs tables
+
+        shards = sorted(path.glob("instructions/train-*.parquet"))
+        try:
+            tables = [pyarrow.parquet.read_table(shard, columns=["query", "rephrasings"]) for shard in shards]
+            queries = [q for table in tables for row in table.to_pylist() for q in (row["query"], *row["rephrasings"])]
+        except (OSError, ValueError, KeyError) as error:
+            raise ConversionError(f"--texts {path}: holds no tables of instructions ({error})") from None
+        if not queries:
+            raise ConversionError(f"--texts {path}: holds no instructions/train-*.parquet with a query")
+        return queries
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConversionError(f"--texts {path}: cannot be read as UTF-8 text ({error})") from None
+    if not (queries := [line.strip() for line in lines if line.strip()]):
+        raise ConversionError(f"--texts {path}: holds no line of text")
+    return queries
 
 
 def _vision_tower(options: argparse.Namespace) -> tuple[Any, int, dict[str, StoredTensor]]:

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from pyarrow.parquet import read_table
 from transformers import (
     AutoTokenizer,
     CLIPVisionModel,
@@ -16,6 +17,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from datasets_scripts.build import main as build
+from datasets_scripts.scenes import write_scenes
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.compose import convert
 from modeling_cora.segmentation import segment
@@ -172,6 +175,21 @@ def test_a_new_language_model_follows_the_seed_and_keeps_the_scale(tmp_path, par
             assert parameter.std().item() == pytest.approx(gain * parameter.shape[1] ** -0.5, rel=0.05), name
 
 
+def test_built_instructions_are_texts_too(tmp_path, parts):
+    write_scenes(tmp_path / "drawn", labelled=2, unlabelled=0, val=1, size=(64, 96), progress=False)
+    built = tmp_path / "built"
+    build(["folder", "--root", str(tmp_path / "drawn"), "--out", str(built), "--shard_size", "1"])
+    shards = sorted(built.glob("instructions/train-*.parquet"))
+    rows = [row for path in shards for row in read_table(path).to_pylist()]
+    assert len(shards) == 2 and rows
+    (tmp_path / "lines.txt").write_text("\n".join(q for row in rows for q in (row["query"], *row["rephrasings"])))
+    towers = ("--sam", parts[0] / "sam", "--vision", parts[0] / "vision")
+    for name, texts in (("tables", built), ("lines", tmp_path / "lines.txt")):
+        convert([str(word) for word in (*towers, "--texts", texts, "--output", tmp_path / name)])
+    tables, lines = ((tmp_path / name / "tokenizer.json").read_text() for name in ("tables", "lines"))
+    assert tables == lines
+
+
 def test_generated_answers_end_with_the_tokenizers_own_end(tmp_path, parts):
     root = tmp_path / "parts"
     shutil.copytree(parts[0], root)
@@ -207,6 +225,10 @@ def test_parts_and_options_that_do_not_fit_are_refused(tmp_path, parts, capsys):
     assert "nowhere.txt: cannot be read" in told(*towers, "--texts", tmp_path / "nowhere.txt")
     (tmp_path / "empty.txt").write_text("\n \n")
     assert "holds no line" in told(*towers, "--texts", tmp_path / "empty.txt")
+    assert "holds no instructions/train-*.parquet" in told(*towers, "--texts", tmp_path)
+    (tmp_path / "instructions").mkdir()
+    (tmp_path / "instructions/train-0.parquet").write_text("no table")
+    assert "holds no tables of instructions" in told(*towers, "--texts", tmp_path)
     assert "language has 3" in told(*whole, "--language-layers", 4)
     assert "is less than 1" in told(*whole, "--language-layers", 0)
     assert "--vision-size 30: is not a multiple of 14" in told(*whole, "--vision-size", 30)
