@@ -364,14 +364,22 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
             batch_index: (N,), the image of each.
 
         Returns:
-            logits (N, 4h, 4w) and IoU estimates (N,).
+            logits (N, 4h / k, 4w / k) with k = `config.embedding_pooling`, and IoU estimates (N,).
+
+        Raises:
+            ValueError: h or w is no multiple of k.
         """
+        position = self.sam.get_image_wide_positional_embeddings()
+        if (pooling := self.config.embedding_pooling) > 1:
+            if any(side % pooling for side in sam_image_embeddings.shape[-2:]):
+                raise ValueError(f"embedding_pooling: {pooling} divides no {tuple(sam_image_embeddings.shape[-2:])}")
+            sam_image_embeddings = nn.functional.avg_pool2d(sam_image_embeddings, pooling)
+            position = nn.functional.avg_pool2d(position, pooling)
         height, width = sam_image_embeddings.shape[-2:]
         if not len(seg_embeddings):  # the decoder raises on zero prompts
             empty = seg_embeddings.new_zeros(0, 4 * height, 4 * width)
             return empty, seg_embeddings.new_zeros(0)
         dense = self.sam.prompt_encoder.no_mask_embed.weight[:, :, None, None].expand(-1, -1, height, width)
-        position = self.sam.get_image_wide_positional_embeddings()
         masks, iou_scores = self.sam.mask_decoder(
             image_embeddings=sam_image_embeddings[batch_index],
             image_positional_embeddings=position.expand(len(seg_embeddings), -1, -1, -1),

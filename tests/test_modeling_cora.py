@@ -255,3 +255,33 @@ def test_without_sams_input_there_are_embeddings_and_no_masks(tiny):
     masks = [torch.zeros(len(queries), 4, 4, dtype=torch.uint8) for queries in QUERIES]
     with pytest.raises(ValueError, match="sam_pixel_values"):
         model(**inputs, mask_labels=masks)
+
+
+def test_pooled_embeddings_are_means_of_squares(tiny):
+    """What decides is the mean of each square alone."""
+    model, processor = tiny
+    embeddings = model.get_image_embeddings(processor(IMAGES, QUERIES)["sam_pixel_values"]).detach()
+    channels, height, width = embeddings.shape[1:]
+    prompts, owner = torch.randn(4, channels), torch.tensor([0, 1, 1, 2])
+    whole, _ = model.decode_masks(embeddings, prompts, owner)
+    model.config.embedding_pooling = 4
+    pooled, scores = model.decode_masks(embeddings, prompts, owner)
+    assert pooled.shape == (4, height, width) and whole.shape == (4, 4 * height, 4 * width) and scores.shape == (4,)
+    squares = embeddings.unflatten(3, (-1, 4)).unflatten(2, (-1, 4))  # (B, C, h / 4, 4, w / 4, 4)
+    inside = squares.flip(3, 5).flatten(4, 5).flatten(2, 3)
+    assert not torch.equal(inside, embeddings)
+    torch.testing.assert_close(model.decode_masks(inside, prompts, owner)[0], pooled, rtol=1e-4, atol=1e-4)
+    across = squares.flip(2, 4).flatten(4, 5).flatten(2, 3)
+    assert (model.decode_masks(across, prompts, owner)[0] - pooled).abs().max() > 1e-2
+
+
+def test_pooling_goes_through_losses_and_answers(tiny):
+    model, processor = tiny
+    model.config.embedding_pooling = 2
+    for where in ("labels", "low_res", "points"):
+        model.config.mask_loss_at = where
+        assert model(**processor(IMAGES, QUERIES, mask_labels=masks_for(QUERIES))).loss.isfinite()
+    assert segment(model, processor, IMAGES[0], QUERIES[0]).masks.shape == (3, 48, 64)
+    model.config.embedding_pooling = 3
+    with pytest.raises(ValueError, match="embedding_pooling"):
+        segment(model, processor, IMAGES[0], QUERIES[0])

@@ -53,6 +53,11 @@ class ModelArguments:
     mask_loss_at: str | None = field(
         default=None, metadata={"help": "Mask loss at `labels` (LISA), `low_res` or `points` (Sa2VA: 12,544)."}
     )
+    embedding_pooling: int | None = field(
+        default=None,
+        metadata={"help": "Side of the squares over which SAM's embeddings are averaged: coarse masks of many queries "
+                  "for a first part of a training on a CPU. SAM and the papers: 1."},
+    )  # fmt: skip
 
 
 @dataclass

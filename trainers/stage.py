@@ -45,6 +45,7 @@ from .unlabelled_dataset import PairedCollator, PairedDataset, UnlabelledDataset
 
 CONFIG_FIELDS = (
     "seg_state", "lm_loss_weight", "bce_loss_weight", "dice_loss_weight", "iou_loss_weight", "mask_loss_at",
+    "embedding_pooling",
 )  # fmt: skip
 """Of `ModelArguments`, what overrides the model's configuration."""
 ARGUMENTS = (
