@@ -29,6 +29,7 @@ ELSEWHERE = {
     "trainers/experiment.py": "CamVid and hours; tests/test_experiment.py has a small one",
     "trainers/add_anchors.py": "public weights; tests/test_adapters.py has small ones",
     "trainers/recipes/cityscapes_run.yaml": "four GPUs; tests/test_run.py reads it, and runs small ones",
+    "trainers/recipes/camvid_small_run.yaml": "public weights; tests/test_run.py reads it, and runs small ones",
     "runs/lora": "an adapter; tests/test_publish.py has one, tests/test_adapters.py trains one in all stages",
 }
 """What is not run here, and where it is, by what the command is told from."""
