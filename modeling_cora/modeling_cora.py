@@ -19,6 +19,7 @@ from .configuration_cora import CoraConfig
 from .image_layouts import VISION_INPUTS, select_images
 from .losses import next_token_loss
 from .mask_losses import mask_losses
+from .masks import pool
 from .named_models import FromNamedModel
 from .tiny_vit import TinyVitEncoder
 
@@ -35,7 +36,7 @@ class CoraOutput(ModelOutput):
         lm_loss (`torch.FloatTensor` of shape `(1,)`): next-token cross-entropy, the mean over answer tokens.
         bce_loss, dice_loss (`torch.FloatTensor` of shape `(1,)`): eq. 4, the means over masks.
         iou_loss (`torch.FloatTensor` of shape `(1,)`): squared error of `iou_scores`.
-        pred_masks (`torch.FloatTensor` of shape `(N, 4h, 4w)`): logits at low resolution; h, w of SAM's embedding.
+        pred_masks (`torch.FloatTensor` of shape `(N, 4h, 4w)`): low-resolution logits; h, w of SAM's pooled embedding.
         iou_scores (`torch.FloatTensor` of shape `(N,)`): SAM's estimate of each mask's IoU.
         seg_embeddings (`torch.FloatTensor` of shape `(N, C)`): projected `[SEG]` states, C = SAM's prompt width.
         seg_batch_index, seg_branch_index (`torch.LongTensor` of shape `(N,)`): the image and the query of each mask.
@@ -356,29 +357,20 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
     def decode_masks(
         self, sam_image_embeddings: torch.Tensor, seg_embeddings: torch.Tensor, batch_index: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """SAM's decoder with each `[SEG]` embedding as the only sparse prompt.
+        """SAM's decoder with each `[SEG]` embedding as the only sparse prompt; see `pool` for errors.
 
         Args:
             sam_image_embeddings: (B, C, h, w).
-            seg_embeddings: (N, C).
-            batch_index: (N,), the image of each.
+            seg_embeddings, batch_index: (N, C), and (N,), the image of each.
 
         Returns:
             logits (N, 4h / k, 4w / k) with k = `config.embedding_pooling`, and IoU estimates (N,).
-
-        Raises:
-            ValueError: h or w is no multiple of k.
         """
-        position = self.sam.get_image_wide_positional_embeddings()
-        if (pooling := self.config.embedding_pooling) > 1:
-            if any(side % pooling for side in sam_image_embeddings.shape[-2:]):
-                raise ValueError(f"embedding_pooling: {pooling} divides no {tuple(sam_image_embeddings.shape[-2:])}")
-            sam_image_embeddings = nn.functional.avg_pool2d(sam_image_embeddings, pooling)
-            position = nn.functional.avg_pool2d(position, pooling)
+        pooling, position = self.config.embedding_pooling, self.sam.get_image_wide_positional_embeddings()
+        sam_image_embeddings, position = pool(sam_image_embeddings, pooling), pool(position, pooling)
         height, width = sam_image_embeddings.shape[-2:]
         if not len(seg_embeddings):  # the decoder raises on zero prompts
-            empty = seg_embeddings.new_zeros(0, 4 * height, 4 * width)
-            return empty, seg_embeddings.new_zeros(0)
+            return seg_embeddings.new_zeros(0, 4 * height, 4 * width), seg_embeddings.new_zeros(0)
         dense = self.sam.prompt_encoder.no_mask_embed.weight[:, :, None, None].expand(-1, -1, height, width)
         masks, iou_scores = self.sam.mask_decoder(
             image_embeddings=sam_image_embeddings[batch_index],
