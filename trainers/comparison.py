@@ -74,7 +74,8 @@ class Comparison:
             spreads = [statistics.stdev(values) if len(values) > 1 else 0 for values in percent]
             axes.errorbar(places, means, spreads, color=colour, marker="o", markersize=4, capsize=3, label=method)
             for place, values in zip(places, percent, strict=True):
-                axes.plot([place] * len(values), values, ".", color=colour, alpha=0.35, markersize=4)
+                beside = place + 0.1 if alone else place
+                axes.plot([beside] * len(values), values, ".", color=colour, alpha=0.35, markersize=4)
         fractions = [fraction.replace("_", "/") for fraction in self.fractions]
         names = list(self.methods) if alone else fractions
         axes.set_xticks(range(len(names)), names)
