@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
-import statistics
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.queries import seconds
+from benchmarks.queries import memory_and_seconds
 from modeling_cora import CoraForReasoningSegmentation
 from modeling_cora.modeling_cora import CoraOutput
 
@@ -52,16 +50,7 @@ def measure(way: str, masks: int, height: int, width: int, repeats: int, device:
     def once() -> None:
         sum(model.mask_losses(output, labels, reshaped).values()).backward()
 
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        once()
-        memory = (torch.cuda.max_memory_allocated() - before) / 2**20
-    else:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        once()
-        memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
-    return memory, statistics.median(seconds(once) for _ in range(repeats))
+    return memory_and_seconds(once, repeats, device)
 
 
 def main() -> None:

@@ -59,7 +59,7 @@ def build(device: str) -> tuple[Callable[[], torch.Tensor], Callable[[], torch.T
     return packed, separate
 
 
-def seconds(function: Callable[[], torch.Tensor]) -> float:
+def seconds(function: Callable[[], object]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -67,6 +67,21 @@ def seconds(function: Callable[[], torch.Tensor]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def memory_and_seconds(function: Callable[[], object], repeats: int, device: str) -> tuple[float, float]:
+    """Peak memory of the first call above what lay there before, in MiB, and the median time of `repeats` more. To be
+    asked once in a process: of the CPU's memory only the process's highest peak is known."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        memory = (torch.cuda.max_memory_allocated() - before) / 2**20
+    else:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        function()
+        memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    return memory, statistics.median(seconds(function) for _ in range(repeats))
 
 
 def peak_memory(which: int, device: str) -> float:

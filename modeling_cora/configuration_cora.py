@@ -57,8 +57,8 @@ class CoraConfig(FromNamedModel, PreTrainedConfig):
             Points for each mask with `mask_loss_at="points"` (Sa2VA, Mask2Former: 12,544).
         mask_loss_oversampling (`float`, *optional*, defaults to 3.0), mask_loss_importance (`float`, defaults to 0.75):
             Of three times as many uniform points, the least decided ones make up three quarters (Sa2VA, PointRend).
-        embedding_pooling (`int`, *optional*, defaults to 1):
-            SAM's image embeddings are averaged over squares of so many places before its decoder. k gives masks k times
+        embedding_pooling (1, 2, 4 or 8, *optional*, defaults to 1):
+            SAM's image embeddings are averaged over squares of this side before its decoder. k gives masks k times
             coarser for a k * k-th of the decoder's work, so that a training on a CPU can ask many queries at first, and
             few fine ones then. SAM and the papers: 1.
         anchor_token_id (`int`, *optional*):
@@ -96,7 +96,7 @@ class CoraConfig(FromNamedModel, PreTrainedConfig):
     mask_loss_points: int = 12544
     mask_loss_oversampling: float | int = 3.0
     mask_loss_importance: float | int = 0.75
-    embedding_pooling: int = 1
+    embedding_pooling: Literal[1, 2, 4, 8] = 1
     anchor_token_id: int | None = None
     anchor_appearance: Literal["cls", "mean"] = "cls"
     anchor_dropout: float | int = 0.5

@@ -1,4 +1,4 @@
-"""From SAM's low-resolution logits to masks at image size; and embeddings of which coarser masks are made."""
+"""From SAM's low-resolution logits to masks at image size."""
 
 from __future__ import annotations
 
@@ -9,19 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from .losses import IGNORE_INDEX
-
-
-def pool(embeddings: torch.Tensor, side: int) -> torch.Tensor:
-    """Means over squares: (B, C, h, w) -> (B, C, h / side, w / side), for `CoraConfig.embedding_pooling`.
-
-    Raises:
-        ValueError: h or w is no multiple of `side`.
-    """
-    if side == 1:
-        return embeddings
-    if side < 1 or any(length % side for length in embeddings.shape[-2:]):
-        raise ValueError(f"embedding_pooling: {side} does not divide {' and '.join(map(str, embeddings.shape[-2:]))}")
-    return F.avg_pool2d(embeddings, side)
 
 
 def resize_mask_logits(

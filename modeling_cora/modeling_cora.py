@@ -19,7 +19,6 @@ from .configuration_cora import CoraConfig
 from .image_layouts import VISION_INPUTS, select_images
 from .losses import next_token_loss
 from .mask_losses import mask_losses
-from .masks import pool
 from .named_models import FromNamedModel
 from .tiny_vit import TinyVitEncoder
 
@@ -357,7 +356,7 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
     def decode_masks(
         self, sam_image_embeddings: torch.Tensor, seg_embeddings: torch.Tensor, batch_index: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """SAM's decoder with each `[SEG]` embedding as the only sparse prompt; see `pool` for errors.
+        """SAM's decoder with each `[SEG]` embedding as the only sparse prompt.
 
         Args:
             sam_image_embeddings: (B, C, h, w).
@@ -366,8 +365,9 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         Returns:
             logits (N, 4h / k, 4w / k) with k = `config.embedding_pooling`, and IoU estimates (N,).
         """
-        pooling, position = self.config.embedding_pooling, self.sam.get_image_wide_positional_embeddings()
-        sam_image_embeddings, position = pool(sam_image_embeddings, pooling), pool(position, pooling)
+        pool = nn.AvgPool2d(side) if (side := self.config.embedding_pooling) > 1 else nn.Identity()
+        position = pool(self.sam.get_image_wide_positional_embeddings())
+        sam_image_embeddings = pool(sam_image_embeddings)
         height, width = sam_image_embeddings.shape[-2:]
         if not len(seg_embeddings):  # the decoder raises on zero prompts
             return seg_embeddings.new_zeros(0, 4 * height, 4 * width), seg_embeddings.new_zeros(0)

@@ -282,6 +282,3 @@ def test_pooling_goes_through_losses_and_answers(tiny):
         model.config.mask_loss_at = where
         assert model(**processor(IMAGES, QUERIES, mask_labels=masks_for(QUERIES))).loss.isfinite()
     assert segment(model, processor, IMAGES[0], QUERIES[0]).masks.shape == (3, 48, 64)
-    model.config.embedding_pooling = 3
-    with pytest.raises(ValueError, match="embedding_pooling"):
-        segment(model, processor, IMAGES[0], QUERIES[0])

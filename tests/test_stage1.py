@@ -166,10 +166,13 @@ def test_bad_data_leaves_no_output(street, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_choice_that_the_model_does_not_know_gets_one_line(street, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("name", "value", "right"), [("mask_loss_at", "poitns", "'points'"), ("embedding_pooling", "3", "4")]
+)
+def test_a_choice_that_the_model_does_not_know_gets_one_line(street, tmp_path, capsys, name, value, right):
     with pytest.raises(SystemExit) as exit_info:
-        main([*options(street, tmp_path / "out"), "--mask_loss_at", "poitns"])
+        main([*options(street, tmp_path / "out"), f"--{name}", value])
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert exit_info.value.code == 2
-    assert len(errors) == 1 and "mask_loss_at" in errors[0] and "'points'" in errors[0]
+    assert len(errors) == 1 and name in errors[0] and right in errors[0]
     assert not (tmp_path / "out").exists()
