@@ -67,6 +67,7 @@ def street(tmp_path_factory) -> Path:
 
 PROGRAM = """
 import sys
+import time
 from pathlib import Path
 def main(argv):
     fields = dict(zip(argv[::2], argv[1::2]))
@@ -74,6 +75,10 @@ def main(argv):
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "calls", "a") as file:
         file.write("called\\n")
+    for _ in range(2400 if "--until" in fields else 0):
+        if Path(fields["--until"]).exists():
+            break
+        time.sleep(0.05)
     if "--fail" in fields:
         print("it fails")
         raise SystemExit(2)
@@ -177,6 +182,41 @@ def test_a_step_that_failed_is_done_again_in_its_folder(program, tmp_path, capsy
             folders.run([step])
         assert ended.value.code == 2 and calls(folders.folder(step)) == times
     assert not folders.done(step).exists()
+
+
+SHARED = """
+import sys
+from pathlib import Path
+from trainers.steps import Step, StepFolders
+StepFolders(Path(sys.argv[1])).run([Step("one", "counting_program", {"until": sys.argv[2]})])
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["ended", "killed"])
+def test_of_runs_that_share_a_step_one_does_it_and_the_others_wait(program, tmp_path, killed):
+    """Real processes; a run that is killed leaves the step to one that waits."""
+    until = tmp_path / "until"
+    run = [sys.executable, "-c", SHARED, str(tmp_path / "steps"), str(until)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen(run, env=environment, stdout=subprocess.PIPE, text=True)
+
+    first = start()
+    while not list(tmp_path.glob("steps/*/calls")):
+        assert first.poll() is None
+        time.sleep(0.05)
+    second = start()
+    said = [second.stdout.readline() for _ in range(2)]
+    assert said[0].startswith("1/1  one-") and said[1] == "another run is at it; waiting for it\n"
+    (folder,) = (path for path in tmp_path.glob("steps/*") if path.is_dir())
+    if killed:
+        first.kill()
+        first.wait()
+    until.touch()
+    assert second.wait(timeout=60) == 0 and first.wait(timeout=60) == (-signal.SIGKILL if killed else 0)
+    assert calls(folder) == (2 if killed else 1)
+    first.stdout.close(), second.stdout.close()
 
 
 def test_a_comment_in_a_recipe_changes_nothing(tmp_path):

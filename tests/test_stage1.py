@@ -102,6 +102,20 @@ def test_two_processes_equal_one(street, tmp_path):
     assert largest_difference(tmp_path / "one", tmp_path / "two") < 2e-4
 
 
+LEAVES = """
+import atexit, sys
+from torch import distributed
+atexit.register(lambda: print("open" if distributed.is_initialized() else "left"))  # the first one is called last
+import trainers
+distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+"""
+
+
+def test_a_program_leaves_its_process_group(tmp_path):
+    result = subprocess.run([sys.executable, "-c", LEAVES, str(tmp_path / "group")], cwd=ROOT, capture_output=True)
+    assert (result.returncode, result.stdout) == (0, b"left\n"), result.stderr
+
+
 def test_query_pretraining_separates_the_classes(street, tmp_path):
     main(options(street, tmp_path, max_steps=1, query_pretraining_steps=140, learning_rate=1e-9))
     model, processor = load_trained(str(tmp_path))
@@ -112,6 +126,16 @@ def test_query_pretraining_separates_the_classes(street, tmp_path):
     same = torch.cosine_similarity(embeddings[[0, 2]], embeddings[[1, 3]]).min()
     other = torch.cosine_similarity(embeddings[:2], embeddings[2:]).max()
     assert same > 0.8 and other < 0.5, (same, other)
+
+
+def test_a_trained_model_gets_no_query_pretraining(street, tmp_path):
+    main(options(street, tmp_path / "first", max_steps=1, lora_r=0))
+    given = dict(max_steps=1, lora_r=0, learning_rate=1e-9, query_pretraining_steps=3)
+    main(options(street, tmp_path / "again", model=str(tmp_path / "first"), **given))
+    assert largest_difference(tmp_path / "first", tmp_path / "again") < 1e-6
+    (tmp_path / "first" / "training.json").unlink()  # a model of which nothing says that it was trained
+    main(options(street, tmp_path / "new", model=str(tmp_path / "first"), **given))
+    assert largest_difference(tmp_path / "first", tmp_path / "new") > 1e-4
 
 
 @pytest.mark.parametrize(

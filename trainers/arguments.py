@@ -91,7 +91,11 @@ class QueryPretrainingArguments:
     """For a language model with a random start; see trainers/query_pretraining.py. A pretrained one needs none."""
 
     query_pretraining_steps: int = field(
-        default=0, metadata={"help": "Steps before stage 1 on the words of the queries alone; 100 suit cora-tiny."}
+        default=0,
+        metadata={
+            "help": "Steps before stage 1 on the words of the queries alone; 100 suit cora-tiny. A model that a stage "
+            "has trained (it has a training.json) gets none."
+        },
     )
     query_pretraining_queries: int = field(default=32, metadata={"help": "Queries per step, packed behind one image."})
     query_pretraining_learning_rate: float = field(

@@ -5,8 +5,9 @@
     python trainers/experiment.py RECIPE ... --methods lisa cvi cvi+ocpl cora --seeds 0 1 2 --stage3.max_steps 500
 
 Runs one after another. Steps that several runs have in common (the same instructions, pseudo-labels, first stage) are
-done once (`steps.py`); interrupt it and start it again, and it goes on where it stopped. All methods see the same
-labelled images in the same order and take the same number of steps.
+done once (`steps.py`); interrupt it and start it again, and it goes on where it stopped. Several of these programs may
+share OUT, say one per GPU with seeds of its own: a step that two of them need one does, and the other waits for it.
+All methods see the same labelled images in the same order and take the same number of steps.
 
 Writes RESULTS.csv (every score of every run), RESULTS.md (mean and standard deviation over seeds, also of the
 differences to a baseline with the same seed) and RESULTS.png (the curve over fractions), anew after each run. `--only

@@ -40,7 +40,7 @@ from .instruction_dataset import InstructionCollator, InstructionDataset
 from .loading import load_trained
 from .query_pretraining import pretrain_queries
 from .trained_parts import parameter_table, select_trained_parts
-from .training_record import write_training_record
+from .training_record import is_trained, write_training_record
 from .unlabelled_dataset import PairedCollator, PairedDataset, UnlabelledDataset
 
 CONFIG_FIELDS = (
@@ -138,6 +138,9 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     """
     types = (*ARGUMENTS, UnlabelledArguments) if trainer_class.uses_unlabelled else ARGUMENTS
     model_arguments, parts, data_arguments, pretraining, caching, arguments, *rest = parse_recipe(types, argv)
+    if is_trained(model_arguments.model):
+        # it would forget what it has learned, and later stages take the recipe of the first one too
+        pretraining = replace(pretraining, query_pretraining_steps=0)
     set_seed(arguments.seed)
     scene_set, built = read_data(data_arguments.data, data_arguments.split_lists, components=True)
     scenes = scene_set.split("train", labelled=True)

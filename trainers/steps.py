@@ -13,11 +13,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.files import write_text
@@ -30,6 +33,8 @@ WITHOUT_EFFECT = {"embedding_cache", "embedding_cache_gigabytes"}
 """Fields on which no step's content depends."""
 DONE = ".done.json"
 """`NAME-KEY.done.json` beside the folder `NAME-KEY` says that the step came to its end."""
+LOCK = ".lock"
+"""`NAME-KEY.lock` is held by the run that does the step. The system frees it when that run ends, however it ends."""
 
 
 @dataclass(frozen=True)
@@ -147,16 +152,37 @@ class StepFolders:
             if step.arguments:
                 parse_recipe(step.arguments, self.command(step))
         for number, step in enumerate(steps, 1):
-            folder = self.folder(step)
+            said = f"{number}/{len(steps)}  {self.folder(step).name}"
             if self.done(step).exists():
-                print(f"{number}/{len(steps)}  {folder.name}: done before", flush=True)
+                print(f"{said}: done before", flush=True)
                 continue
-            print(f"{number}/{len(steps)}  {folder.name}", flush=True)
-            started = time.monotonic()
-            self._call(step)
-            seconds = round(time.monotonic() - started, 1)
-            record = {"module": step.module, "arguments": self.command(step), "seconds": seconds}
-            write_text(self.done(step), json.dumps(record, indent=1) + "\n")
+            print(said, flush=True)
+            with self._alone(step):
+                if not self.done(step).exists():
+                    self._do(step)
+
+    @contextmanager
+    def _alone(self, step: Step) -> Iterator[None]:
+        """Of the runs that share the folders, one at a time; the others wait."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        folder = self.folder(step)
+        lock = FileLock(folder.with_name(folder.name + LOCK))
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            print("another run is at it; waiting for it", flush=True)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _do(self, step: Step) -> None:
+        started = time.monotonic()
+        self._call(step)
+        seconds = round(time.monotonic() - started, 1)
+        record = {"module": step.module, "arguments": self.command(step), "seconds": seconds}
+        write_text(self.done(step), json.dumps(record, indent=1) + "\n")
 
     def _call(self, step: Step) -> None:
         command = [*self.command(step), *step.resumes]

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from transformers.utils import cached_file
 
 from datasets_scripts.files import write_text
 from datasets_scripts.records import Instruction, SceneSet
 from modeling_cora.hub.run_folder import TRAINING, base_models
+from modeling_cora.named_models import resolve_name
 
 from .arguments import CoraTrainingArguments, DataArguments, ModelArguments, UnlabelledArguments
 from .trained_parts import parameter_counts
@@ -30,6 +32,12 @@ OF_THE_TRAINER = (
     "adam_beta2", "max_grad_norm", "bf16", "fp16",
 )  # fmt: skip
 PACKAGES = ("torch", "transformers", "peft", "accelerate")
+
+
+def is_trained(model: str) -> bool:
+    """Whether a stage has trained a model: a folder or Hub id with a `training.json`."""
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    return model != "cora-tiny" and cached_file(resolve_name(model), TRAINING, **missing) is not None
 
 
 def write_training_record(
