@@ -138,6 +138,13 @@ def test_a_trained_model_gets_no_query_pretraining(street, tmp_path):
     assert largest_difference(tmp_path / "first", tmp_path / "new") > 1e-4
 
 
+def test_a_model_that_cannot_be_loaded_gets_one_line(street, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(options(street, tmp_path / "out", model="/nowhere", query_pretraining_steps=2))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2 and line.startswith("error: /nowhere: cannot be loaded"), line
+
+
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [

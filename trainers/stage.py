@@ -138,9 +138,6 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     """
     types = (*ARGUMENTS, UnlabelledArguments) if trainer_class.uses_unlabelled else ARGUMENTS
     model_arguments, parts, data_arguments, pretraining, caching, arguments, *rest = parse_recipe(types, argv)
-    if is_trained(model_arguments.model):
-        # it would forget what it has learned, and later stages take the recipe of the first one too
-        pretraining = replace(pretraining, query_pretraining_steps=0)
     set_seed(arguments.seed)
     scene_set, built = read_data(data_arguments.data, data_arguments.split_lists, components=True)
     scenes = scene_set.split("train", labelled=True)
@@ -151,6 +148,9 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     # the words of later stages, too, belong to a vocabulary that is made now
     anchors = trainer_class.uses_anchors
     model, processor = load_for_training(model_arguments, parts, every_kind, arguments.seed, anchors)
+    if pretraining.query_pretraining_steps and is_trained(model_arguments.model):
+        # it would forget what it has learned, and later stages take the recipe of the first one too
+        pretraining = replace(pretraining, query_pretraining_steps=0)
     base = base_of(model_arguments.model)
     if isinstance(model, PeftModel):
         _check_base(base, model.config, anchors, arguments)

@@ -35,7 +35,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate")
 
 
 def is_trained(model: str) -> bool:
-    """Whether a stage has trained a model: a folder or Hub id with a `training.json`."""
+    """Whether a stage has trained a model: a folder or Hub id, which can be loaded, with a `training.json`."""
     missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     return model != "cora-tiny" and cached_file(resolve_name(model), TRAINING, **missing) is not None
 
