@@ -11,6 +11,19 @@ import torch.nn.functional as F
 from .losses import IGNORE_INDEX
 
 
+def pool_squares(embeddings: torch.Tensor, side: int) -> torch.Tensor:
+    """Means of squares: (B, C, h, w) -> (B, C, h / side, w / side).
+
+    Raises:
+        ValueError: h or w is no multiple of `side`; what is left over would be lost, and masks stretched.
+    """
+    if side == 1:
+        return embeddings
+    if any(length % side for length in embeddings.shape[-2:]):
+        raise ValueError(f"embedding_pooling: {side} does not divide {tuple(embeddings.shape[-2:])}")
+    return F.avg_pool2d(embeddings, side)
+
+
 def resize_mask_logits(
     low_res_masks: torch.Tensor, input_size: int, reshaped_size: Sequence[int], size: Sequence[int]
 ) -> torch.Tensor:

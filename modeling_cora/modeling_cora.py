@@ -19,6 +19,7 @@ from .configuration_cora import CoraConfig
 from .image_layouts import VISION_INPUTS, select_images
 from .losses import next_token_loss
 from .mask_losses import mask_losses
+from .masks import pool_squares
 from .named_models import FromNamedModel
 from .tiny_vit import TinyVitEncoder
 
@@ -365,9 +366,8 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         Returns:
             logits (N, 4h / k, 4w / k) with k = `config.embedding_pooling`, and IoU estimates (N,).
         """
-        pool = nn.AvgPool2d(side) if (side := self.config.embedding_pooling) > 1 else nn.Identity()
-        position = pool(self.sam.get_image_wide_positional_embeddings())
-        sam_image_embeddings = pool(sam_image_embeddings)
+        position = pool_squares(self.sam.get_image_wide_positional_embeddings(), self.config.embedding_pooling)
+        sam_image_embeddings = pool_squares(sam_image_embeddings, self.config.embedding_pooling)
         height, width = sam_image_embeddings.shape[-2:]
         if not len(seg_embeddings):  # the decoder raises on zero prompts
             return seg_embeddings.new_zeros(0, 4 * height, 4 * width), seg_embeddings.new_zeros(0)

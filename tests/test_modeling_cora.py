@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
+from modeling_cora.masks import pool_squares
 from modeling_cora.presets import cora_tiny
 from modeling_cora.segmentation import segment
 
@@ -273,6 +274,14 @@ def test_pooled_embeddings_are_means_of_squares(tiny):
     torch.testing.assert_close(model.decode_masks(inside, prompts, owner)[0], pooled, rtol=1e-4, atol=1e-4)
     across = squares.flip(2, 4).flatten(4, 5).flatten(2, 3)
     assert (model.decode_masks(across, prompts, owner)[0] - pooled).abs().max() > 1e-2
+
+
+def test_squares_that_do_not_cover_the_embeddings_are_refused():
+    """avg_pool2d would leave out what is left over, and masks would be stretched without a word."""
+    embeddings = torch.arange(96.0).view(1, 2, 6, 8)
+    assert pool_squares(embeddings, 1) is embeddings and pool_squares(embeddings, 2).shape == (1, 2, 3, 4)
+    with pytest.raises(ValueError, match=r"embedding_pooling: 4 does not divide \(6, 8\)"):
+        pool_squares(embeddings, 4)
 
 
 def test_pooling_goes_through_losses_and_answers(tiny):

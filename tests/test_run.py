@@ -219,6 +219,18 @@ def test_of_runs_that_share_a_step_one_does_it_and_the_others_wait(program, tmp_
     first.stdout.close(), second.stdout.close()
 
 
+@pytest.mark.parametrize("launched", [True, False])
+def test_machines_of_one_run_do_not_wait_for_each_other(program, tmp_path, launched):
+    """accelerate starts a step on all of them, and each waits for the others; what it does not start one does."""
+    step, held = Step("one", program, {}, launched=launched), set()
+    for rank in (0, 1):
+        config = tmp_path / f"{rank}.yaml"
+        config.write_text(f"num_machines: 2\nnum_processes: 4\nmachine_rank: {rank}\n")
+        with StepFolders(tmp_path / "steps", str(config))._lock(step) as lock:
+            held.add(lock.lock_file)
+    assert len(held) == (2 if launched else 1)
+
+
 def test_a_comment_in_a_recipe_changes_nothing(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     keys = []

@@ -128,10 +128,12 @@ def test_query_pretraining_separates_the_classes(street, tmp_path):
     assert same > 0.8 and other < 0.5, (same, other)
 
 
-def test_a_trained_model_gets_no_query_pretraining(street, tmp_path):
+def test_a_trained_model_gets_no_query_pretraining(street, tmp_path, capsys):
     main(options(street, tmp_path / "first", max_steps=1, lora_r=0))
     given = dict(max_steps=1, lora_r=0, learning_rate=1e-9, query_pretraining_steps=3)
+    capsys.readouterr()
     main(options(street, tmp_path / "again", model=str(tmp_path / "first"), **given))
+    assert "query_pretraining_steps: left out" in capsys.readouterr().out
     assert largest_difference(tmp_path / "first", tmp_path / "again") < 1e-6
     (tmp_path / "first" / "training.json").unlink()  # a model of which nothing says that it was trained
     main(options(street, tmp_path / "new", model=str(tmp_path / "first"), **given))
@@ -198,11 +200,12 @@ def test_bad_data_leaves_no_output(street, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "right"), [("mask_loss_at", "poitns", "'points'"), ("embedding_pooling", "3", "4")]
+    ("name", "value", "right"),
+    [("mask_loss_at", "poitns", "'points'"), ("embedding_pooling", "3", "4"), ("embedding_pooling", "4", "6x6")],
 )
 def test_a_choice_that_the_model_does_not_know_gets_one_line(street, tmp_path, capsys, name, value, right):
     with pytest.raises(SystemExit) as exit_info:
-        main([*options(street, tmp_path / "out"), f"--{name}", value])
+        main([*options(street, tmp_path / "out", sam_image_size=96), f"--{name}", value])
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert exit_info.value.code == 2
     assert len(errors) == 1 and name in errors[0] and right in errors[0]

@@ -116,7 +116,7 @@ def override_config(config: CoraConfig, arguments: ModelArguments) -> None:
     """Sets what the arguments name and leaves the rest as the model has it.
 
     Raises:
-        UsageError: a value that the configuration does not take.
+        UsageError: a value that the configuration does not take, or that does not go with SAM's size.
     """
     for name in CONFIG_FIELDS:
         if (value := getattr(arguments, name)) is not None:
@@ -124,6 +124,12 @@ def override_config(config: CoraConfig, arguments: ModelArguments) -> None:
                 setattr(config, name, value)
             except StrictDataclassFieldValidationError as error:
                 raise UsageError(str(error.__cause__)) from None
+    places = config.sam_config.prompt_encoder_config.image_embedding_size
+    if places % config.embedding_pooling:
+        raise UsageError(
+            f"embedding_pooling: {config.embedding_pooling} does not divide the {places}x{places} places of SAM's "
+            "embeddings; 1 would be right, or a divisor of them"
+        )
 
 
 def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = None) -> None:
@@ -151,6 +157,8 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     if pretraining.query_pretraining_steps and is_trained(model_arguments.model):
         # it would forget what it has learned, and later stages take the recipe of the first one too
         pretraining = replace(pretraining, query_pretraining_steps=0)
+        if arguments.process_index == 0:
+            print(f"query_pretraining_steps: left out, a stage has trained {model_arguments.model}", flush=True)
     base = base_of(model_arguments.model)
     if isinstance(model, PeftModel):
         _check_base(base, model.config, anchors, arguments)

@@ -13,14 +13,13 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.files import write_text
@@ -33,8 +32,9 @@ WITHOUT_EFFECT = {"embedding_cache", "embedding_cache_gigabytes"}
 """Fields on which no step's content depends."""
 DONE = ".done.json"
 """`NAME-KEY.done.json` beside the folder `NAME-KEY` says that the step came to its end."""
-LOCK = ".lock"
-"""`NAME-KEY.lock` is held by the run that does the step. The system frees it when that run ends, however it ends."""
+LOCK = ".{name}.{rank}.lock"
+"""Held by the run that does the step NAME-KEY, on the machine RANK. The system frees it when that run ends, however it
+ends."""
 
 
 @dataclass(frozen=True)
@@ -110,18 +110,23 @@ class StepFolders:
             self._keys[id(step)] = step.key(self.processes)
         return self.root / f"{step.name}-{self._keys[id(step)]}"
 
-    @cached_property
+    @property
     def processes(self) -> int:
-        """How many share the work of a step, all machines together.
+        """How many share the work of a step, all machines together."""
+        return int(self._config.get("num_processes", 1))
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        """Of accelerate.
 
         Raises:
             UsageError: `accelerate_config` is no file of that kind.
         """
         if self.accelerate_config is None:
-            return 1
+            return {}
         if not Path(self.accelerate_config).is_file():
             raise UsageError(f"accelerate_config: {self.accelerate_config}: no such file; see trainers/accelerate")
-        return int(read_yaml(Path(self.accelerate_config)).get("num_processes", 1))
+        return read_yaml(Path(self.accelerate_config))
 
     def done(self, step: Step) -> Path:
         """The file that says that the step is done."""
@@ -157,25 +162,21 @@ class StepFolders:
                 print(f"{said}: done before", flush=True)
                 continue
             print(said, flush=True)
-            with self._alone(step):
+            with self._lock(step):
                 if not self.done(step).exists():
                     self._do(step)
 
-    @contextmanager
-    def _alone(self, step: Step) -> Iterator[None]:
-        """Of the runs that share the folders, one at a time; the others wait."""
-        self.root.mkdir(parents=True, exist_ok=True)
+    def _lock(self, step: Step) -> AcquireReturnProxy:
+        """Of the runs that share the folders one at a time; the others wait. The machines of one run go together."""
         folder = self.folder(step)
-        lock = FileLock(folder.with_name(folder.name + LOCK))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        rank = self._config.get("machine_rank", 0) if step.launched else 0
+        lock = FileLock(folder.with_name(LOCK.format(name=folder.name, rank=rank)))
         try:
-            lock.acquire(blocking=False)
+            return lock.acquire(blocking=False)
         except Timeout:
             print("another run is at it; waiting for it", flush=True)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+            return lock.acquire()
 
     def _do(self, step: Step) -> None:
         started = time.monotonic()

@@ -226,9 +226,9 @@ def _log(axes, diagnosis: Mapping) -> str:
             axes.plot(steps, [entry.get(name, np.nan) for entry in diagnosis["log"]], color=colour, label=label,
                       marker="o" if len(steps) < 20 else "", markersize=4)  # fmt: skip
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel="step of stage 3", title="What its training logged")
-    axes.set_ylim(bottom=0)
-    _plain(axes)
+    # lambda runs along the top: room for the legend above it
+    axes.set(xlabel="step of stage 3", title="What its training logged", ylim=(0, 1.4 * axes.get_ylim()[1]))
+    _plain(axes, place="upper left")
     return ""
 
 
