@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.numpy import save_file
 
 from datasets_scripts.folder import read_folder
 from datasets_scripts.records import read_map
 from datasets_scripts.scenes import write_scenes
 from datasets_scripts.splits import write_split
 from modeling_cora.consistency import consistency_weight
+from trainers.consistency_maps import ConsistencyMaps, packed_variances
 from trainers.consistency_weights import main as consistency_main
 from trainers.diagnose import main, parse_diagnosis, prepare
 from trainers.diagnosis.gradients import gradient_norms, summarise
@@ -28,12 +28,13 @@ from trainers.diagnosis.reliability import (
     kept_accuracy,
     measure_reliability,
     weight_levels,
+    weighted_accuracy,
 )
 from trainers.diagnosis.separation import Embeddings, agreement, projected, separation
 from trainers.stage1 import main as stage1
 from trainers.stage2 import main as stage2
 from trainers.stage3 import main as stage3
-from trainers.unlabelled_dataset import ConsistencyMaps, PseudoLabels
+from trainers.unlabelled_dataset import PseudoLabels
 
 from .test_pseudo_labels import error_line
 from .test_stage1 import options
@@ -98,10 +99,23 @@ def test_correlation_and_kept_pixels_by_listing_every_pixel():
 @pytest.mark.parametrize("kind", ["inverse", "exp", "literal"])
 def test_levels_stand_for_lambda_of_a_stored_variance(kind):
     values, level_of = weight_levels(kind, 0.05)
-    assert (np.diff(values) > 0).all()
+    assert (np.diff(values) >= 0).all() and len(set(level_of.tolist())) == 256
     for stored in (0, 1, 100, 255):
-        expected = consistency_weight(torch.tensor(stored / 255 / 4), kind, 0.05).item()
+        expected = consistency_weight(torch.tensor((stored / 255) ** 4 / 4), kind, 0.05).item()
         assert values[level_of[stored]] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_lambda_too_small_for_its_type_still_ranks_by_variance():
+    values, level_of = weight_levels("exp", 1e-5)
+    assert values[0] == values[1] == 0 and level_of[255] == 0 and (np.diff(level_of.astype(int)) == -1).all()
+
+
+def test_accuracy_of_weighted_pixels_by_listing_every_pixel():
+    rng = np.random.default_rng(0)
+    levels, right, weights = rng.integers(0, 256, 200), rng.random(200) < 0.6, rng.random(256)
+    expected = np.average(right, weights=weights[levels])
+    assert weighted_accuracy(weights, *histograms(levels, right)) == pytest.approx(expected, abs=1e-12)
+    assert weighted_accuracy(0 * weights, *histograms(levels, right)) is None
 
 
 def made_up(folder: Path) -> tuple[Path, Path, Path]:
@@ -124,10 +138,10 @@ def made_up(folder: Path) -> tuple[Path, Path, Path]:
     for kind, plane in (("masks", labels), ("confidence", confidence)):
         (pseudo / kind).mkdir(parents=True)
         Image.fromarray(plane).save(pseudo / kind / "b.png")
-    variance = np.zeros((2, 2, 2), np.uint8)
-    variance[1, 0], variance[1, 1] = 255, 128
+    variance = np.zeros((2, 2, 2))
+    variance[1, 0], variance[1, 1] = 1 / 4, 1 / 8
     (folder / "weights").mkdir()
-    save_file({"classes": np.array([0, 1]), "variance": variance}, folder / "weights" / "b.safetensors")
+    (folder / "weights" / "b.safetensors").write_bytes(packed_variances(dict(enumerate(variance))))
     return data, pseudo, lists
 
 
@@ -147,21 +161,28 @@ def test_lambda_meets_the_hidden_truth(tmp_path):
     )
     assert (found["images"], found["images_with_truth"]) == (1, 1)
     own, confidence = found["labels"]["lambda"], found["labels"]["confidence"]
+    half = 1 - (214 / 255) ** 4  # lambda of 1/8, to its level
     # below the ignored row 12 pixels of "road" are right with lambda 1, 12 of "car" wrong with 0 (4) and 1/2 (8)
     assert (own["pixels"], own["pixels_with_truth"], own["accuracy"]) == (32, 24, 0.5)
     assert (own["auroc"], confidence["auroc"]) == (1.0, 0.0)
-    assert own["mean"] == pytest.approx((16 + 8 * (127 / 255)) / 32)
-    assert own["mean_right"] == 1 and own["mean_wrong"] == pytest.approx(8 * (127 / 255) / 12)
+    assert own["mean"] == pytest.approx((16 + 8 * half) / 32)
+    assert own["mean_right"] == 1 and own["mean_wrong"] == pytest.approx(8 * half / 12)
     assert [g["accuracy"] for g in own["deciles"]] == pytest.approx([0.0] * 5 + [1.0] * 5)
     assert [g["accuracy"] for g in confidence["deciles"]] == pytest.approx([1.0] * 5 + [0.0] * 5)
     assert own["deciles"][0]["lowest"] == 0 and own["deciles"][9]["lowest"] == 1
-    half = next(t for t in own["thresholds"] if t["threshold"] == 0.5)
-    assert (half["kept"], half["accuracy"]) == (0.5, 1.0)
+    above = next(t for t in own["thresholds"] if t["threshold"] == 0.7)
+    assert (above["kept"], above["accuracy"]) == (0.5, 1.0)
     assert own["by_class"]["car"]["auroc"] is None and own["by_class"]["car"]["accuracy"] == 0
     assert own["by_class"]["road"]["pixels"] == 16 and found["labels"]["beyond"]["lambda"] is None
     # as masks: "road" is 1 everywhere in lambda, and "car" is right in the left half
     masks = found["masks"]["lambda"]
     assert masks["pixels"] == 64 and masks["accuracy"] == 0.5
+    # exp(-variance / 0.05) of 1/4 and 1/8 to its level: 4 and 8 of the 24 pixels of "car" that have a truth
+    scale, low, high = found["scales"][-1], np.exp(-5), np.exp(-5 * (214 / 255) ** 4)
+    assert scale["temperature"] == 0.05
+    assert scale["labels"]["accuracy"] == pytest.approx(12 / (12 + 4 * low + 8 * high), abs=1e-6)
+    assert scale["labels"]["mean"] == pytest.approx((16 + 8 * low + 8 * high) / 32, abs=1e-6)
+    assert scale["masks"]["mean"] == pytest.approx((32 + 16 * low + 16 * high) / 64, abs=1e-6)
     assert masks["by_class"]["road"]["auroc"] == 0.5 and masks["by_class"]["car"]["auroc"] == 0.5
 
 

@@ -131,7 +131,7 @@ def test_evaluation_and_consistency_weights_encode_once(street, pseudo, second_s
             ),
             own,
         )
-        variances.append({path.name: load_file(path)["variance"] for path in sorted(out.glob("*.safetensors"))})
+        variances.append({path.name: load_file(path)["variance_levels"] for path in sorted(out.glob("*.safetensors"))})
         assert len(passes) == (0 if number == 2 else 1 + 3)
     assert summaries[0] == summaries[1] == summaries[2]
     for name, variance in variances[0].items():

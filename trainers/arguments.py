@@ -200,7 +200,10 @@ class UnlabelledArguments:
         metadata={"help": "Eq. 6: `inverse` 1 - 4 var, `exp` exp(-var / temperature), `literal` var as printed, which "
                   "the paper's prose contradicts."},
     )  # fmt: skip
-    weight_temperature: float = field(default=0.05, metadata={"help": "Of `exp`."})
+    weight_temperature: float = field(
+        default=0.05,
+        metadata={"help": "Of `exp`. Variances may be small; trainers/diagnose.py tells what others would weigh."},
+    )
     rephrasings: int = field(default=6, metadata={"help": "k - 1 of eq. 6; paper 6 (K = 7)."})
     alignment: bool = field(default=True, metadata={"help": "Whether eq. 8 counts (the paper's TFCA)."})
     alignment_weight: float | None = field(

@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors.numpy import save
 from tqdm.auto import tqdm
 
 from datasets_scripts.command_line import UsageError, one_line_errors
@@ -32,9 +31,10 @@ from datasets_scripts.folder import read_data
 from datasets_scripts.instructions.build import class_queries
 from datasets_scripts.records import DataError, Scene, SceneSet, read_image
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
-from modeling_cora.consistency import MAX_VARIANCE, mask_variance
+from modeling_cora.consistency import mask_variance
 from modeling_cora.segmentation import query_logits
 from trainers.arguments import EmbeddingCacheArguments, parse_recipe
+from trainers.consistency_maps import packed_variances
 from trainers.embedding_cache import add_embedding_cache, weights_hash
 from trainers.loading import load_trained
 from trainers.unlabelled_dataset import PseudoLabels, shown_classes
@@ -116,7 +116,8 @@ def write_weights(arguments: ConsistencyArguments, caching: EmbeddingCacheArgume
     add_embedding_cache(model, caching)
     out = Path(arguments.out)
     with accelerator.main_process_first():
-        claim_folder(out, "meta.json", {**asdict(arguments), "out": "", "weights": weights_hash(model)})
+        made_by = {**asdict(arguments), "out": "", "weights": weights_hash(model), "levels": "255 (4 variance)^(1/4)"}
+        claim_folder(out, "meta.json", made_by)
     known = frozenset(c.id for c in scene_set.classes)
     own = scenes[accelerator.process_index :: accelerator.num_processes]
     for scene in tqdm(own, desc="consistency", unit="image", disable=not accelerator.is_main_process):
@@ -125,19 +126,9 @@ def write_weights(arguments: ConsistencyArguments, caching: EmbeddingCacheArgume
             continue
         labels = pseudo_labels.read(scene.image_id, known)
         found = scene_variances(model, processor, scene, asked_of(scene_set, scene, labels, arguments), arguments)
-        write_bytes(path, _packed(found))
+        write_bytes(path, packed_variances(found))
     accelerator.wait_for_everyone()
     return len(scenes)
-
-
-def _packed(variances: dict[int, np.ndarray]) -> bytes:
-    planes = [np.round(v / MAX_VARIANCE * 255).astype(np.uint8) for v in variances.values()]
-    return save(
-        {
-            "classes": np.array(list(variances), np.int64),
-            "variance": np.stack(planes) if planes else np.zeros((0, 1, 1), np.uint8),
-        }
-    )
 
 
 @one_line_errors

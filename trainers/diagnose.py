@@ -44,6 +44,7 @@ from trainers.arguments import (
     parse_recipe,
 )
 from trainers.base_trainer import last_checkpoint
+from trainers.consistency_maps import ConsistencyMaps
 from trainers.consistency_weights import ConsistencyArguments, asked_of, scene_variances
 from trainers.diagnosis.gradients import TermTrainer, measure_gradients
 from trainers.diagnosis.picture import draw_diagnosis
@@ -55,7 +56,7 @@ from trainers.instruction_dataset import InstructionDataset
 from trainers.report import read_history
 from trainers.stage import ARGUMENTS, labelled_instructions, load_for_training
 from trainers.token_bank import BANK_FILE
-from trainers.unlabelled_dataset import ConsistencyMaps, PairedCollator, PairedDataset, UnlabelledDataset
+from trainers.unlabelled_dataset import PairedCollator, PairedDataset, UnlabelledDataset
 
 
 @dataclass

@@ -8,17 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from datasets_scripts.instructions.build import MIN_CLASS_AREA, class_queries
 from datasets_scripts.instructions.semantic import ANSWERS
 from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet, read_image
 from modeling_cora import CoraProcessor
-from modeling_cora.consistency import MAX_VARIANCE, consistency_weight
+from modeling_cora.consistency import consistency_weight
 
 from .arguments import DataArguments, UnlabelledArguments
 from .augmentation import View, jitter, shrink
+from .consistency_maps import ConsistencyMaps, at_size
 from .instruction_dataset import anchor_noise
 from .pseudo_labels.predictions import mask_path, read_prediction
 
@@ -58,50 +57,10 @@ class PseudoLabels:
         return labels.astype(np.uint8)
 
 
-class ConsistencyMaps:
-    """The variance of eq. 6, computed ahead by a frozen model (`trainers/consistency_weights.py`).
-
-    DIR/ID.safetensors: `classes` int64 (n,), `variance` uint8 (n, h, w), 255 for the largest variance, 1/4.
-    """
-
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        if not folder or not self.folder.is_dir():
-            raise DataError(
-                f"consistency_weights: {folder or 'not given'} is no folder; trainers/consistency_weights.py writes "
-                "one, or take --consistency online"
-            )
-
-    def read(self, image_id: str) -> dict[int, np.ndarray]:
-        """By class id: fp32 (h, w) in [0, 1/4].
-
-        Raises:
-            DataError: the file is missing or damaged.
-        """
-        path = self.folder / f"{image_id}.safetensors"
-        try:
-            stored = load_file(path)
-            return {
-                class_id: variance.astype(np.float32) / 255 * MAX_VARIANCE
-                for class_id, variance in zip(stored["classes"].tolist(), stored["variance"], strict=True)
-            }
-        except FileNotFoundError:
-            raise DataError(f"{path}: no such file; run trainers/consistency_weights.py to the end") from None
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise DataError(f"{path}: not a file of consistency weights ({error})") from None
-
-
 def shown_classes(labels: np.ndarray, scene_set: SceneSet) -> list[int]:
     """Ids of the classes that are worth a query about a (pseudo-)label map."""
     least = max(1, MIN_CLASS_AREA * labels.size)
     return [c.id for c in scene_set.classes if c.asked and (labels == c.id).sum() >= least]
-
-
-def at_size(variance: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A map (h, w) at a label map's (H, W), by nearest neighbour."""
-    rows = ((np.arange(shape[0]) + 0.5) * variance.shape[0] / shape[0]).astype(int)
-    columns = ((np.arange(shape[1]) + 0.5) * variance.shape[1] / shape[1]).astype(int)
-    return np.ascontiguousarray(variance[rows[:, None], columns])
 
 
 class UnlabelledDataset(torch.utils.data.Dataset):

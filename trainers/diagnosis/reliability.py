@@ -11,24 +11,27 @@ import torch
 from tqdm.auto import tqdm
 
 from datasets_scripts.records import IGNORE_INDEX, Scene, SceneSet
-from modeling_cora.consistency import MAX_VARIANCE, WeightKind, consistency_weight
-from trainers.pseudo_labels.audit import CONFIDENCES, LEVELS, deciles, read_audited
-from trainers.unlabelled_dataset import PseudoLabels, at_size
+from modeling_cora.consistency import WeightKind, consistency_weight
+from trainers.consistency_maps import LEVELS, at_size, of_levels, to_levels
+from trainers.pseudo_labels.audit import CONFIDENCES, deciles, read_audited
+from trainers.unlabelled_dataset import PseudoLabels
 
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 SHARES = np.arange(1, 21) / 20
 """Of the pixels, at which `kept_accuracy` is told."""
+TEMPERATURES = (1e-5, 1e-4, 1e-3, 1e-2, 0.05)
+"""Of lambda = exp(-variance / temperature), at which `weighted_accuracy` is told."""
 
 
 def weight_levels(kind: WeightKind, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-    """The 256 values that lambda can take where variances are stored in 8 bits.
+    """The values of lambda for the 256 levels of a stored variance (`consistency_maps`).
 
     Returns:
-        fp32 (256,) the values, ascending, and uint8 (256,) for each stored variance the place of its lambda there.
+        fp32 (256,) the values, ascending, and uint8 (256,) for each stored level the place of its lambda there.
     """
-    variances = torch.arange(LEVELS) / 255 * MAX_VARIANCE
-    weights = consistency_weight(variances, kind, temperature).numpy()
-    order = np.argsort(weights, kind="stable")
+    variances = of_levels(np.arange(LEVELS))
+    weights = consistency_weight(torch.from_numpy(variances), kind, temperature).numpy()
+    order = np.lexsort((-variances, weights))  # of equal weights, too small for fp32, the higher variance is below
     level_of = np.empty(LEVELS, np.uint8)
     level_of[order] = np.arange(LEVELS)
     return weights[order], level_of
@@ -82,6 +85,12 @@ def kept_accuracy(right: np.ndarray, wrong: np.ndarray) -> list[dict]:
         {"share": float(share), "accuracy": float(np.interp(share * count[-1], count, correct) / (share * count[-1]))}
         for share in SHARES
     ]
+
+
+def weighted_accuracy(weights: np.ndarray, right: np.ndarray, wrong: np.ndarray) -> float | None:
+    """Of pixels that count as much as their weights say; None where none counts."""
+    total = (weights * (right + wrong)).sum()
+    return float((weights * right).sum() / total) if total else None
 
 
 class Reliability:
@@ -185,7 +194,9 @@ def measure_reliability(
 
     Returns:
         `images`, `images_with_truth`; `labels`: each pixel by the lambda of the class that its pseudo-label gives it;
-        `masks`: as eq. 7 has it, each pixel once for each mask of its image, right where mask and truth agree on it.
+        `masks`: as eq. 7 has it, each pixel once for each mask of its image, right where mask and truth agree on it;
+        `scales`: for each of `TEMPERATURES` the mean of exp(-variance / temperature) and the accuracy of pixels that
+        count as much, of both views.
 
     Raises:
         DataError: a file is missing or damaged, or a size differs.
@@ -202,8 +213,7 @@ def measure_reliability(
         images_with_truth += truth is not None
         of_classes = variances(scene, labels)
         for class_id, variance in of_classes.items():
-            stored = np.round(at_size(variance, labels.shape) / MAX_VARIANCE * 255)
-            levels = {"lambda": level_of[stored.astype(int)]}
+            levels = {"lambda": level_of[to_levels(at_size(variance, labels.shape))]}
             if confidence is not None:
                 levels["confidence"] = confidence
             counted, inside = labels != IGNORE_INDEX, labels == class_id
@@ -218,4 +228,16 @@ def measure_reliability(
         "images_with_truth": images_with_truth,
         "labels": labels_view.summary(),
         "masks": masks_view.summary(),
+        "scales": [_scale(one, labels_view, masks_view, level_of) for one in TEMPERATURES],
     }
+
+
+def _scale(temperature: float, labels_view: Reliability, masks_view: Reliability, level_of: np.ndarray) -> dict:
+    variances = torch.from_numpy(of_levels(np.arange(LEVELS)))
+    weights = consistency_weight(variances, "exp", temperature).numpy().astype(float)
+    found: dict = {"temperature": temperature}
+    for name, view in (("labels", labels_view), ("masks", masks_view)):
+        wrong, right, unknown = view.counts["lambda"].sum(1)[:, level_of]
+        mean, accuracy = _mean(weights, wrong + right + unknown), weighted_accuracy(weights, right, wrong)
+        found[name] = {"mean": mean, "accuracy": accuracy}
+    return found

@@ -32,8 +32,8 @@ def _lambda(found: Mapping) -> Iterator[str]:
     else:
         yield _verdict(own["auroc"], labels.get("confidence"), labels["beyond"]) + "\n"
         yield (
-            f"Mean lambda {_number(own['mean'])}: {_number(own['mean_right'])} on right pixels, "
-            f"{_number(own['mean_wrong'])} on wrong ones; correlation {_number(own['correlation']) or 'unknown'}. "
+            f"Mean lambda {own['mean']:.4g}: {own['mean_right']:.4g} on right pixels, "
+            f"{own['mean_wrong']:.4g} on wrong ones; correlation {_number(own['correlation']) or 'unknown'}. "
             f"{_number(own['accuracy'])} of the pixels are right. Counted as in eq. 7, every pixel once for each mask "
             f"of its image, lambda's AUROC is {_number(found['masks']['lambda']['auroc'])}.\n"
         )
@@ -42,7 +42,7 @@ def _lambda(found: Mapping) -> Iterator[str]:
         yield "Share of right pixels in each tenth, from the lowest score to the highest:\n"
         head = ("tenth", *(text for name in scores for text in (name, "right")))
         tenths = zip(*(score["deciles"] for score in scores.values()), strict=True)
-        yield markdown_table(head, ((str(k), *(t for g in of for t in (f"{g['lowest']:.3f} to {g['highest']:.3f}",
+        yield markdown_table(head, ((str(k), *(t for g in of for t in (f"{g['lowest']:.4g} to {g['highest']:.4g}",
                                     _number(g["accuracy"])))) for k, of in enumerate(tenths, 1)))  # fmt: skip
     yield "Share of the pixels at a threshold or above, and how many of these are right:\n"
     head = ("at least", *(text for name in scores for text in (name, "right")))
@@ -54,6 +54,18 @@ def _lambda(found: Mapping) -> Iterator[str]:
     yield markdown_table(head, ((name, f"{of['pixels']:,}", _number(of["accuracy"]), _number(of["mean"]),
                                 *(_number(s["by_class"].get(name, {}).get("auroc")) for s in scores.values()))
                                 for name, of in own["by_class"].items()))  # fmt: skip
+    yield from _scales(found)
+
+
+def _scales(found: Mapping) -> Iterator[str]:
+    masks, labels = found["masks"]["lambda"], found["labels"]["lambda"]
+    yield "How much the scale of lambda matters: accuracy of pixels that count as much as lambda says.\n"
+    head = ("lambda", "mean, as eq. 7 counts", "right", "mean, own class", "right")
+    rows = [("1", "1", _number(masks["accuracy"]), "1", _number(labels["accuracy"]))]
+    for scale in found["scales"]:
+        values = (scale[view][key] for view in ("masks", "labels") for key in ("mean", "accuracy"))
+        rows.append((f"exp(-variance / {scale['temperature']:g})", *map(_number, values)))
+    yield markdown_table(head, rows)
 
 
 def _verdict(own: float, confidence: Mapping | None, beyond: Mapping) -> str:
