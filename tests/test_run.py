@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from modeling_cora.hub.push import publication
 from modeling_cora.hub.run_folder import read_run as read_finished
 from trainers.arguments import EmbeddingCacheArguments, parse_recipe
 from trainers.base_trainer import last_checkpoint
+from trainers.file_hashes import FileHashes
 from trainers.methods import method_named
 from trainers.report import Stage, write_report
 from trainers.run import STAGES, main, plan, read_run
@@ -170,8 +172,66 @@ def test_a_step_is_done_once_and_again_only_after_a_change(program, tmp_path):
     assert same == one and other != two and (calls(one), calls(two), calls(other)) == (1, 1, 1)
     changed = done(2, 1)  # of the first: both
     assert changed[0] != one and changed[1] not in (two, other)
-    os.utime(file, (1, 1))  # of the data: both
+    os.utime(file, (1, 1))  # of the data's time alone: none
+    assert done() == (one, two)
+    file.write_text("2")  # of the data: both
     assert not set(done()) & {one, two, other, *changed}
+
+
+def test_a_copy_of_the_data_is_the_same_data(tmp_path):
+    """Wherever it lies and whatever its files' times are; another name of a file is another data set."""
+    for name in ("here", "there", "renamed"):
+        (tmp_path / name / "images").mkdir(parents=True)
+        (tmp_path / name / "images" / ("a.png" if name != "renamed" else "b.png")).write_text("1")
+    os.utime(tmp_path / "there" / "images" / "a.png", (1, 1))
+    folders = [StepFolders(tmp_path / "steps").folder(Step("one", "any", {"data": tmp_path / name}))
+               for name in ("here", "there", "renamed")]  # fmt: skip
+    assert folders[0] == folders[1] != folders[2]
+
+
+@pytest.mark.parametrize("field", ["model", "backbone", "concepts"])
+def test_a_model_of_this_machine_is_known_by_its_files(tmp_path, monkeypatch, field):
+    """Its name is the same, and evaluations in its folder change nothing; of a Hub id there is the name alone."""
+    monkeypatch.chdir(tmp_path)
+    step = Step("one", "any", {field: "org/model"})
+
+    def folder() -> Path:
+        return StepFolders(tmp_path / "steps").folder(step)
+
+    on_the_hub = folder()
+    weights = tmp_path / "org" / "model" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_text("1")
+    first = folder()
+    (weights.parent / "evaluation").mkdir()
+    (weights.parent / "evaluation" / "metrics.json").write_text("{}")
+    assert on_the_hub != first == folder()
+    weights.write_text("2")
+    assert folder() not in (on_the_hub, first)
+
+
+def test_files_are_read_again_after_a_change_alone(tmp_path, monkeypatch):
+    """Also where another run has added to the file of hashes meanwhile, or left a damaged one."""
+    read, kept = [], tmp_path / ".files.json"
+    digest = hashlib.file_digest
+    monkeypatch.setattr(
+        hashlib, "file_digest", lambda file, name: read.append(Path(file.name).name) or digest(file, name)
+    )
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+    one, other = FileHashes(kept), FileHashes(kept)
+    assert one.content(tmp_path / "a") != other.content(tmp_path / "b") and read == ["a", "b"]
+    one.save(), other.save()
+    again = FileHashes(kept)
+    assert again.content(tmp_path / "a") == one.content(tmp_path / "a")
+    assert again.content(tmp_path / "b") == other.content(tmp_path / "b") and read == ["a", "b"]
+    (tmp_path / "b").write_text("c")
+    assert again.content(tmp_path / "b") == other.content(tmp_path / "b")  # one run sees its data as they were at first
+    assert FileHashes(kept).content(tmp_path / "b") != other.content(tmp_path / "b") and read == ["a", "b", "b"]
+    kept.write_text("{")
+    assert FileHashes(kept).content(tmp_path / "a") == one.content(tmp_path / "a") and read[3:] == ["a"]
+    with pytest.raises(UsageError, match="none: no such file or folder"):
+        one.content(tmp_path / "none")
 
 
 def test_a_step_that_failed_is_done_again_in_its_folder(program, tmp_path, capsys):
@@ -236,7 +296,7 @@ def test_a_comment_in_a_recipe_changes_nothing(tmp_path):
     keys = []
     for text in ("max_steps: 5\n", "# a word\nmax_steps: 5\n", "max_steps: 6\n"):
         recipe.write_text(text)
-        keys.append(Step("one", "any", {}, recipe=recipe, arguments=ARGUMENTS).key())
+        keys.append(StepFolders(tmp_path).folder(Step("one", "any", {}, recipe=recipe, arguments=ARGUMENTS)))
     assert keys[0] == keys[1] != keys[2]
 
 

@@ -1,8 +1,8 @@
 """Steps of a run: programs of this project, each with a folder of its own, none done twice.
 
-A step's folder is named by what decides its content: the program, its fields, the files that they name and the steps
-that it builds on. Whoever asks for the same again, in another run or after an interruption, gets the same folder;
-whoever changes a field gets another one, and with it every step that comes after.
+A step's folder is named by what decides its content: the program, its fields, what the files hold that they name and
+the steps that it builds on. Whoever asks for the same again, in another run or after an interruption, gets the same
+folder; whoever changes a field gets another one, and with it every step that comes after.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ from datasets_scripts.command_line import UsageError
 from datasets_scripts.files import write_text
 
 from .arguments import parse_recipe, read_recipe, read_yaml
+from .file_hashes import FileHashes
 
 RESUMES = ("--resume_from_checkpoint", "true")
 """What training programs need to go on where they were interrupted."""
 WITHOUT_EFFECT = {"embedding_cache", "embedding_cache_gigabytes"}
 """Fields on which no step's content depends."""
+MODELS = {"model", "backbone", "skip_encoder", "concepts"}
+"""Fields that may name a folder or file of this machine; else it is a Hub id or a size."""
 DONE = ".done.json"
 """`NAME-KEY.done.json` beside the folder `NAME-KEY` says that the step came to its end."""
 LOCK = ".{name}.{rank}.lock"
@@ -64,29 +67,33 @@ class Step:
     launched: bool = True
     resumes: tuple[str, ...] = ()
 
-    def key(self, processes: int = 1) -> str:
+    def key(self, files: FileHashes, processes: int = 1) -> str:
         """Hash of everything that the content of the folder depends on, but for the code.
 
         Args:
             processes: that share the work; with their number grows the batch.
+
+        Raises:
+            UsageError: a file or folder that is missing.
         """
         recipe = read_recipe(self.recipe, self.arguments) if self.recipe else {}
-        fields = {name: v for name, v in {**recipe, **self.fields}.items() if name not in WITHOUT_EFFECT}
-        given = {name: _content(value, processes) for name, value in fields.items()}
+        given = {
+            name: _content(name, value, files, processes)
+            for name, value in {**recipe, **self.fields}.items()
+            if name not in WITHOUT_EFFECT
+        }
         text = json.dumps([self.module, self.words, given, processes if self.launched else 1], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def _content(value: Any, processes: int) -> Any:
-    """What a value stands for: a step's key; a path's files by name, size and time of their last change."""
+def _content(name: str, value: Any, files: FileHashes, processes: int) -> Any:
+    """What a value stands for: a step's key, or what a file or folder holds, wherever it lies."""
     if isinstance(value, Step):
-        return value.key(processes)
+        return value.key(files, processes)
     if isinstance(value, Path):
-        if not value.exists():
-            raise UsageError(f"{value}: no such file or folder")
-        files = sorted(p for p in value.rglob("*") if p.is_file()) if value.is_dir() else [value]
-        stats = [(str(p.relative_to(value)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-        return hashlib.sha256(json.dumps([str(value), stats]).encode()).hexdigest()
+        return files.content(value)
+    if name in MODELS and isinstance(value, str) and Path(value).exists():
+        return files.content(Path(value), subfolders=False)
     return value
 
 
@@ -106,9 +113,14 @@ class StepFolders:
 
     def folder(self, step: Step) -> Path:
         if id(step) not in self._keys:
-            # once for each step: a key reads the times of all files of a data set
-            self._keys[id(step)] = step.key(self.processes)
+            # once for each step: a key looks at all files of a data set
+            self._keys[id(step)] = step.key(self.files, self.processes)
         return self.root / f"{step.name}-{self._keys[id(step)]}"
+
+    @cached_property
+    def files(self) -> FileHashes:
+        """What the steps are given."""
+        return FileHashes(self.root / ".files.json")
 
     @property
     def processes(self) -> int:
@@ -156,6 +168,7 @@ class StepFolders:
         for step in steps:
             if step.arguments:
                 parse_recipe(step.arguments, self.command(step))
+        self.files.save()
         for number, step in enumerate(steps, 1):
             said = f"{number}/{len(steps)}  {self.folder(step).name}"
             if self.done(step).exists():
