@@ -16,7 +16,7 @@ from datasets_scripts.scenes import write_scenes
 from datasets_scripts.splits import write_split
 from trainers.arguments import parse_recipe
 from trainers.comparison import Comparison
-from trainers.experiment import ALL, Cell, ExperimentArguments, arguments_of, main, plan_cells
+from trainers.experiment import ALL, Cell, ExperimentArguments, main, plan_cells, run_of
 from trainers.run import STAGES, RunArguments, read_run
 
 from .test_run import RECIPE, SECTIONS
@@ -151,15 +151,58 @@ def test_the_fraction_without_lists_has_a_name():
     assert Cell("cora", ALL, 1).folder(Path("out")).name == "cora_all_seed1"
 
 
-def test_a_run_keeps_its_recipes_own_fields_but_for_what_the_experiment_decides():
-    recipe = RunArguments(data_name="the data", embedding_cache="cache", out="elsewhere", method="lisa", seed=7)
+def test_a_run_keeps_its_recipes_own_fields_but_for_what_the_experiment_decides(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("{data_name: the data, embedding_cache: cache, out: elsewhere, method: lisa, seed: 7}")
     experiment = ExperimentArguments(data="data", splits="splits", out="out")
-    found = arguments_of(Cell("cora", "1_8", 1), recipe, experiment)
+    found, _ = run_of(Cell("cora", "1_8", 1), recipe, {}, experiment)
     assert found == RunArguments(
         data="data", data_name="the data", embedding_cache="cache", split_lists="splits/1_8", out="out/cora_1_8_seed1",
         steps="out/steps", method="cora", seed=1,
     )  # fmt: skip
-    assert arguments_of(Cell("cora", ALL, 1), recipe, experiment).split_lists is None
+    assert run_of(Cell("cora", ALL, 1), recipe, {}, experiment)[0].split_lists is None
+
+
+def test_a_variant_is_its_method_with_fields_of_its_own(tmp_path):
+    (tmp_path / "run.yaml").write_text("{stage2: {max_steps: 9}, stage3: {max_steps: 10, flip: 0.0}}")
+    recipe = tmp_path / "experiment.yaml"
+    recipe.write_text(
+        "recipe: run.yaml\nmethods: [lisa, lisa_350]\nbaseline: lisa_350\n"
+        "variants: {lisa_350: {method: lisa, stage3: {max_steps: 350}}}\n"
+    )
+    (experiment,) = parse_recipe((ExperimentArguments,), [str(recipe), "--data", "data", "--out", "out"])
+    lisa, other = (cell for cell in plan_cells(experiment) if cell.seed == 0)
+    dotted = {"stage3.max_steps": 20, "stage2.flip": 0.5}
+    for cell, steps, name in ((lisa, 20, "lisa_all_seed0"), (other, 350, "lisa_350_all_seed0")):
+        own, sections = run_of(cell, tmp_path / "run.yaml", dotted, experiment)
+        assert (own.method, Path(own.out).name, own.steps) == ("lisa", name, "out/steps")
+        assert sections["stage3"] == {"max_steps": steps, "flip": 0.0}
+        assert sections["stage2"] == {"max_steps": 9, "flip": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ("{a b: {method: lisa}}", "variants: 'a b': letters, digits and"),
+        (
+            "{more: {stage3: {max_steps: 3}}}",
+            "variants: more: {'stage3': {'max_steps': 3}} is no mapping with a `method`",
+        ),
+        ("{more: {method: lise}}", "method 'lise'"),
+        ("{more: {method: 3}}", "is no mapping with a `method`"),
+        ("{cora: {method: lisa}}", "variants: cora: is a method; another name"),
+        ("[cora]", "variants: ['cora'] is no mapping of names"),
+        ("{more: {method: lisa, stage4: {max_steps: 3}}}", "stage4: {'max_steps': 3} is no section of a run; did you"),
+        ("{more: {method: lisa, stage3: 3}}", "variants: more: stage3: 3 is no section of a run"),
+    ],
+)
+def test_a_variant_that_cannot_be_gets_one_line(tmp_path, capsys, variant, message):
+    recipe = tmp_path / "experiment.yaml"
+    recipe.write_text(f"variants: {variant}\n")
+    with pytest.raises(SystemExit) as ended:
+        main([str(recipe), *options(tmp_path)])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and message in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

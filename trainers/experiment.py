@@ -7,7 +7,11 @@
 Runs one after another. Steps that several runs have in common (the same instructions, pseudo-labels, first stage) are
 done once (`steps.py`); interrupt it and start it again, and it goes on where it stopped. Several of these programs may
 share OUT, say one per GPU with seeds of its own: a step that two of them need one does, and the other waits for it.
-All methods see the same labelled images in the same order and take the same number of steps.
+All methods see the same labelled images in the same order and take the same number of steps, but for variants of them
+that a recipe adds, such as one with as much time as another:
+
+    methods: [lisa, cora, lisa_350]
+    variants: {lisa_350: {method: lisa, stage3: {max_steps: 350}}}
 
 Writes RESULTS.csv (every score of every run), RESULTS.md (mean and standard deviation over seeds, also of the
 differences to a baseline with the same seed) and RESULTS.png (the curve over fractions), anew after each run. `--only
@@ -26,19 +30,21 @@ if __name__ == "__main__":
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import product
+from typing import Any
 
 from tqdm.auto import tqdm
 
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import write_text
-from trainers.arguments import parse_recipe, split_sections
+from trainers.arguments import nearest, parse_recipe, split_sections
 from trainers.comparison import Comparison
-from trainers.methods import method_named
-from trainers.run import STAGES, RunArguments, override, read_run, run
+from trainers.methods import BASELINES, method_named
+from trainers.run import SECTIONS, STAGES, RunArguments, override, read_run, run
 
 ALL = "all"
 """The fraction without lists."""
@@ -60,6 +66,11 @@ class ExperimentArguments:
         default_factory=lambda: ["supervised", "lisa", "segllm", "cora"],
         metadata={"help": "See trainers/methods.py; the paper's table 4: lisa cvi ocpl tfca cvi+ocpl cvi+tfca cora."},
     )
+    variants: dict = field(
+        default_factory=dict,
+        metadata={"help": "Further names for `methods`, in a recipe: each a mapping of `method`, and of sections with "
+                  "fields that override those of the run's recipe."},
+    )  # fmt: skip
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Of every training."})
     out: str = field(default="", metadata={"help": "Folder of the runs and their steps."})
     results: str = field(default="", metadata={"help": "Path of the results without an ending; OUT/results."})
@@ -139,10 +150,15 @@ def plan_cells(arguments: ExperimentArguments) -> list[Cell]:
     """Seed by seed, so that there is something to compare early.
 
     Raises:
-        UsageError: an unknown method, or a fraction that has no lists.
+        UsageError: an unknown method, a variant that cannot be, or a fraction that has no lists.
     """
+    if not isinstance(arguments.variants, dict):
+        raise UsageError(f"variants: {arguments.variants!r} is no mapping of names to variants")
+    for name, variant in arguments.variants.items():
+        _check_variant(name, variant)
     for method in (*arguments.methods, arguments.baseline):
-        method_named(method)
+        if method not in arguments.variants:
+            method_named(method)
     for fraction in arguments.fractions:
         folder = Path(arguments.splits or "") / fraction
         if not arguments.splits or not folder.is_dir():
@@ -151,19 +167,51 @@ def plan_cells(arguments: ExperimentArguments) -> list[Cell]:
     return [Cell(m, f, s) for s, f, m in product(arguments.seeds, fractions, arguments.methods)]
 
 
-def arguments_of(cell: Cell, recipe: RunArguments, arguments: ExperimentArguments) -> RunArguments:
-    """A run's own fields: those of its recipe, but for what the experiment decides."""
-    return replace(
-        recipe,
+def _check_variant(name: str, variant: Any) -> None:
+    if not re.fullmatch(r"[\w.+-]+", str(name)):
+        raise UsageError(f"variants: {name!r}: letters, digits and . _ + - alone, since folders bear the name")
+    if name in BASELINES:
+        raise UsageError(f"variants: {name}: is a method; another name would be right")
+    if not isinstance(variant, dict) or not isinstance(variant.get("method"), str):
+        raise UsageError(f"variants: {name}: {variant!r} is no mapping with a `method`")
+    method_named(variant["method"])
+    for section, given in sections_of(variant).items():
+        if section not in SECTIONS or not isinstance(given, dict):
+            raise UsageError(
+                f"variants: {name}: {section}: {given!r} is no section of a run{nearest(section, SECTIONS)}"
+            )
+
+
+def sections_of(variant: Mapping[str, Any]) -> dict[str, Any]:
+    """What a variant overrides."""
+    return {section: given for section, given in variant.items() if section != "method"}
+
+
+def run_of(
+    cell: Cell, recipe: Path, dotted: Mapping[str, Any], arguments: ExperimentArguments
+) -> tuple[RunArguments, dict[str, dict[str, Any]]]:
+    """What `run` takes: the recipe's own fields but for what the experiment decides, and its sections.
+
+    Args:
+        dotted: `section.field`, of all runs; a variant's own come before them.
+    """
+    own, sections = read_run([str(recipe)])
+    variant = arguments.variants.get(cell.method, {"method": cell.method})
+    override(sections, dotted)
+    for section, given in sections_of(variant).items():
+        sections[section].update(given)
+    decided = replace(
+        own,
         data=arguments.data,
         split_lists=None if cell.fraction == ALL else str(Path(arguments.splits or "") / cell.fraction),
         out=str(cell.folder(Path(arguments.out))),
         steps=str(Path(arguments.out) / "steps"),
-        method=cell.method,
+        method=variant["method"],
         seed=cell.seed,
-        embedding_cache=arguments.embedding_cache or recipe.embedding_cache,
-        accelerate_config=arguments.accelerate_config or recipe.accelerate_config,
+        embedding_cache=arguments.embedding_cache or own.embedding_cache,
+        accelerate_config=arguments.accelerate_config or own.accelerate_config,
     )
+    return decided, sections
 
 
 def _as_number(fraction: str) -> Fraction:
@@ -186,10 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cells = plan_cells(arguments)
     recipe = Path(own[0]).parent / arguments.recipe if own and not own[0].startswith("-") else Path(arguments.recipe)
     for cell in tqdm(cells if not arguments.only else [], unit="run"):
-        own_of_recipe, sections = read_run([str(recipe)])
-        override(sections, dotted)
-        run_arguments = arguments_of(cell, own_of_recipe, arguments)
-        run(run_arguments, sections)
+        run(*run_of(cell, recipe, dotted, arguments))
         write_results(arguments, cells)
     print(write_results(arguments, cells), end="")
 
