@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from .configuration_cora import CoraConfig
+from .images import shrunk
 
 ANCHOR_TOKEN = "[ANCHOR]"
 TOKENS_PER_ANCHOR = 2
@@ -73,6 +74,7 @@ def anchor_crop(image: Image.Image, mask: np.ndarray) -> Image.Image:
     """
     top, left, bottom, right = _bounds(mask, image)
     pixels = np.asarray(image)[top:bottom, left:right] * mask[top:bottom, left:right, None].astype(np.uint8)
+    pixels = np.asarray(shrunk(Image.fromarray(pixels)))
     side = max(pixels.shape[:2])
     square = np.zeros((side, side, 3), np.uint8)
     square[: pixels.shape[0], : pixels.shape[1]] = pixels

@@ -25,6 +25,9 @@ PREFIX = 0
 
 PACKED_FAMILIES = frozenset({"llava", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"})
 """`model_type` of the VLMs whose packed branches equal separate sequences (tests/test_vlm_families.py)."""
+PACKED_ATTENTION = frozenset({"sdpa", "eager"})
+"""Attention functions that obey a mask of single pairs of tokens. Those of flash-attn know padding alone, and
+FlexAttention takes such a mask for numbers to add to the scores."""
 
 
 def branch_attention_mask(branch_ids: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from .images import shrunk
+
 VISION_INPUTS = ("pixel_values", "pixel_attention_mask", "image_grid_thw")
 """What image processors make for the vision tower; the model hands on whatever of it there is."""
 
@@ -24,6 +26,8 @@ def vision_inputs(image_processor: Any, images: Sequence[Image.Image]) -> dict[s
     `image_texts` needs to know."""
     if hasattr(image_processor, "do_image_splitting"):  # a flat list would be several images of one sequence
         output = image_processor([[image] for image in images], return_tensors="pt", return_row_col_info=True)
+    elif hasattr(image_processor, "pad_to_square") and image_processor.do_pad:
+        output = image_processor([shrunk(image) for image in images], return_tensors="pt")  # it pads before it resizes
     else:
         output = image_processor(list(images), return_tensors="pt")
     return dict(output)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 MAX_BYTES = 50_000_000
 """The largest download of an image."""
+LONGEST_SIDE = 4096
+"""Of what is padded to a square: a strip of 60,000 x 250 pixels, a file of some kilobytes, would become 11 GB."""
 
 
 class ImageError(ValueError):
@@ -39,7 +44,8 @@ def load_image(
         TypeError: anything else as a source.
     """
     if isinstance(source, Image.Image):
-        return _upright_rgb(source, "image")
+        with _one_line("image"):
+            return _upright_rgb(source, "image")
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"image: a file, a URL or an image of Pillow is needed, not {type(source).__name__}")
     name, file = os.fspath(source), os.fspath(source)
@@ -47,20 +53,34 @@ def load_image(
     if isinstance(source, str) and "://" in source:
         name = source if len(source) <= 100 else f"{source[:97]}..."
         opened = io.BytesIO(_download(source, name, timeout, max_bytes))
+    with _one_line(name), Image.open(opened) as image:
+        # the header gives the size; Pillow itself only warns up to twice its limit
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and image.width * image.height > limit:
+            raise ImageError(f"{name}: {image.width}x{image.height} pixels; the limit is {limit} in all")
+        image.load()
+        return _upright_rgb(image, name)
+
+
+@contextmanager
+def _one_line(name: str) -> Iterator[None]:
+    """What Pillow raises for damaged files, as an `ImageError`; struct.error comes from broken EXIF."""
     try:
-        with Image.open(opened) as image:
-            # the header gives the size; Pillow itself only warns up to twice its limit
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and image.width * image.height > limit:
-                raise ImageError(f"{name}: {image.width}x{image.height} pixels; the limit is {limit} in all")
-            image.load()
-            return _upright_rgb(image, name)
+        yield
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file") from None
     except ImageError:
         raise
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise ImageError(f"{name}: not a readable image ({error})") from None
+
+
+def shrunk(image: Image.Image, longest: int = LONGEST_SIDE) -> Image.Image:
+    """The image, or a smaller one of about the same shape whose sides are at most `longest` pixels."""
+    if max(image.size) <= longest:
+        return image
+    width, height = (max(1, round(side * longest / max(image.size))) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -92,4 +112,4 @@ def _download(url: str, name: str, timeout: float, max_bytes: int) -> bytes:
     return bytes(data)
 
 
-__all__ = ["MAX_BYTES", "ImageError", "load_image"]
+__all__ = ["LONGEST_SIDE", "MAX_BYTES", "ImageError", "load_image", "shrunk"]

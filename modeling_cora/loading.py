@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from safetensors import SafetensorError
@@ -26,9 +28,26 @@ def load_trained(model: str, **kwargs: Any) -> tuple[CoraForReasoningSegmentatio
     Raises:
         ModelLoadError: no such model, a file cut short, or weights that do not fit their configuration.
     """
-    try:
+    loaded = load_model(model, **kwargs)
+    with _one_line(model):
+        return loaded, CoraProcessor.from_pretrained(model)
+
+
+def load_model(model: str, **kwargs: Any) -> CoraForReasoningSegmentation:
+    """As `load_trained`, for a folder that may hold no processor."""
+    with _one_line(model):
         loaded, info = CoraForReasoningSegmentation.from_pretrained(model, output_loading_info=True, **kwargs)
-        processor = CoraProcessor.from_pretrained(model)
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[problem]:
+            keys = ", ".join(map(str, sorted(info[problem])[:5]))
+            raise ModelLoadError(f"{model}: {problem.replace('_', ' ')}: {keys}")
+    return loaded.eval()
+
+
+@contextmanager
+def _one_line(model: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         if isinstance(error, ModelNotFoundError):
@@ -36,11 +55,6 @@ def load_trained(model: str, **kwargs: Any) -> tuple[CoraForReasoningSegmentatio
         else:
             why = reason(found) if (found := cause(error)) else lines[0]
         raise ModelLoadError(f"{model}: cannot be loaded as a CORA model: {why}") from None
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[problem]:
-            keys = ", ".join(map(str, sorted(info[problem])[:5]))
-            raise ModelLoadError(f"{model}: {problem.replace('_', ' ')}: {keys}")
-    return loaded.eval(), processor
 
 
-__all__ = ["ModelLoadError", "load_trained"]
+__all__ = ["ModelLoadError", "load_model", "load_trained"]

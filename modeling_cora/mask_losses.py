@@ -37,7 +37,7 @@ def mask_losses(
     if counts != [len(masks) for masks in mask_labels]:
         raise ValueError(f"mask_labels: {[len(m) for m in mask_labels]} masks for {counts} [SEG] tokens per image")
     if not sum(counts):
-        # 0 with a graph: with several processes, every one must reach the same parameters
+        # 0 with a graph, so that there is something to go backward from
         zero = output["seg_embeddings"].float().sum()
         return {"bce_loss": zero, "dice_loss": zero, "iou_loss": zero}
     bce, dice, iou = [], [], []

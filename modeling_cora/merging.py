@@ -7,8 +7,10 @@ from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
 
 from .checkpoint_shards import ConversionError
+from .loading import load_model
 from .modeling_cora import CoraForReasoningSegmentation
 from .processing_cora import CoraProcessor
 
@@ -22,7 +24,7 @@ def merge_adapter(adapter: str | Path, out: str | Path, dtype: torch.dtype | Non
         dtype: of the result; the base's own where not given.
 
     Raises:
-        ConversionError: no adapter, its base cannot be loaded, or `out` holds something.
+        ConversionError: no adapter, or a damaged one; its base cannot be loaded whole; `out` holds something.
     """
     out = Path(out)
     refuse_filled(out)
@@ -30,19 +32,24 @@ def merge_adapter(adapter: str | Path, out: str | Path, dtype: torch.dtype | Non
         config = PeftConfig.from_pretrained(str(adapter))
     except ValueError as error:
         raise ConversionError(f"--adapter {adapter}: holds no adapter ({str(error).splitlines()[0]})") from None
+    if not config.base_model_name_or_path:
+        raise ConversionError(f"--adapter {adapter}: adapter_config.json names no base_model_name_or_path")
     try:
-        base = CoraForReasoningSegmentation.from_pretrained(config.base_model_name_or_path, dtype=dtype or "auto")
+        base = load_model(config.base_model_name_or_path, dtype=dtype or "auto")
         processor = CoraProcessor.from_pretrained(str(adapter))
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"--adapter {adapter}: {str(error).splitlines()[0]}") from None
-    merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(progressbar=True).to(base.dtype)
+        wrapped = PeftModel.from_pretrained(base, str(adapter))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ConversionError(f"--adapter {adapter}: {' '.join(str(error).split())[:500]}") from None
+    merged = wrapped.merge_and_unload(progressbar=True).to(base.dtype)
     save_whole(merged, processor, out)
 
 
 def refuse_filled(out: Path) -> None:
     """Raises:
-    ConversionError: the folder holds something.
+    ConversionError: it is a file, or a folder that holds something.
     """
+    if out.is_file():
+        raise ConversionError(f"--out {out}: is a file; a new folder would be right")
     if out.exists() and any(out.iterdir()):
         raise ConversionError(f"--out {out}: is not empty; a new folder would be right")
 

@@ -9,13 +9,21 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel, SamModel
+from transformers import AutoModelForImageTextToText, PreTrainedModel, SamModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
 from .anchors import AnchorEncoder, added_to_placeholders
-from .branches import PACKED_FAMILIES, PREFIX, SegPositions, branch_attention_mask, branch_position_ids
+from .branches import (
+    PACKED_ATTENTION,
+    PACKED_FAMILIES,
+    PREFIX,
+    SegPositions,
+    branch_attention_mask,
+    branch_position_ids,
+)
 from .configuration_cora import CoraConfig
+from .generation import MaskGenerationMixin
 from .image_layouts import VISION_INPUTS, select_images
 from .losses import next_token_loss
 from .mask_losses import mask_losses
@@ -112,7 +120,7 @@ class CoraPreTrainedModel(FromNamedModel, PreTrainedModel):
         super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
 
 
-class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
+class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
     """Answers queries about an image with text and, for every `[SEG]` in it, a mask.
 
     `self.vlm` is any image-text-to-text model, `self.sam` transformers' `SamModel`. Queries of one image are branches
@@ -260,10 +268,11 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
     ) -> torch.Tensor:
         """Last-layer (post-norm) states (B, L, d) of the packed sequence."""
         family, packing = self.config.vlm_config.model_type, self.config.branch_packing
-        if not (family in PACKED_FAMILIES if packing is None else packing):
+        attention = self.config.get_text_config()._attn_implementation
+        if attention not in PACKED_ATTENTION or not (family in PACKED_FAMILIES if packing is None else packing):
             return self._hidden_states_one_by_one(input_ids, branch_ids, vision)
         attention_mask = branch_attention_mask(branch_ids)
-        if self.config.get_text_config()._attn_implementation == "eager":
+        if attention == "eager":
             # eager attention adds the mask to the scores
             lowest = torch.finfo(self.vlm.dtype).min
             attention_mask = torch.zeros_like(attention_mask, dtype=self.vlm.dtype).masked_fill(~attention_mask, lowest)
@@ -302,10 +311,12 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
     def _hidden_states_one_by_one(
         self, input_ids: torch.Tensor, branch_ids: torch.Tensor, vision: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
-        """The same states from one sequence for each query: for VLMs that take no mask of their callers."""
+        """The same states from one sequence for each query: for VLMs and attention functions that take no mask of their
+        callers."""
+        attention = self.config.get_text_config()._attn_implementation
         logger.warning_once(
-            f"no branch packing: a {self.config.vlm_config.model_type} runs once for each query, image included "
-            "(CoraConfig.branch_packing)"
+            f"no branch packing: a {self.config.vlm_config.model_type} with {attention} attention runs once for each "
+            "query, image included (CoraConfig.branch_packing)"
         )
         rows = [
             (image, ((owner == PREFIX) | (owner == branch)).nonzero()[:, 0])
@@ -366,6 +377,7 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         Returns:
             logits (N, 4h / k, 4w / k) with k = `config.embedding_pooling`, and IoU estimates (N,).
         """
+        sam_image_embeddings = sam_image_embeddings.to(self.sam.dtype)  # of a cache, perhaps
         position = pool_squares(self.sam.get_image_wide_positional_embeddings(), self.config.embedding_pooling)
         sam_image_embeddings = pool_squares(sam_image_embeddings, self.config.embedding_pooling)
         height, width = sam_image_embeddings.shape[-2:]
@@ -426,75 +438,6 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, GenerationMixin):
         reference = self.seg_projector.linear_1.weight
         self.anchor_encoder = AnchorEncoder(self.config).to(reference)
         self.anchor_encoder.train(self.training)
-
-    @torch.no_grad()
-    def generate(
-        self,
-        input_ids: torch.Tensor,
-        branch_ids: torch.Tensor,
-        pixel_values: torch.Tensor,
-        sam_pixel_values: torch.Tensor | None = None,
-        sam_image_embeddings: torch.Tensor | None = None,
-        pixel_attention_mask: torch.Tensor | None = None,
-        image_grid_thw: torch.Tensor | None = None,
-        anchor_pixel_values: torch.Tensor | None = None,
-        anchor_boxes: torch.Tensor | None = None,
-        reshaped_input_sizes: torch.Tensor | None = None,
-        original_sizes: torch.Tensor | None = None,
-        **generate_kwargs: Any,
-    ) -> CoraOutput:
-        """Free text by `self.vlm.generate` (with its KV cache), and a mask for every `[SEG]` that appears in it.
-
-        Args:
-            input_ids, branch_ids, pixel_values, sam_pixel_values, pixel_attention_mask, image_grid_thw,
-            anchor_pixel_values, anchor_boxes: as in `forward`, one branch per row, left-padded
-                (`processor(..., generate=True)`).
-            reshaped_input_sizes, original_sizes: unused here; the processor needs them afterwards.
-            generate_kwargs: go to `self.vlm.generate`.
-
-        Returns:
-            `sequences`, and masks, scores and embeddings as in `forward`; `seg_branch_index` is 0 throughout.
-        """
-        if bool((branch_ids > 1).any()):
-            raise ValueError("branch_ids: generate takes one branch per row; repeat the image for each query")
-        vision = self._vision_inputs(pixel_values, pixel_attention_mask, image_grid_thw)
-        if image_grid_thw is not None:
-            vision |= self._image_token_types(input_ids)
-        classes, rows = self.config.lm_classes, self.config.get_text_config().vocab_size
-        if classes is not None and classes < rows:
-            suppressed = list(generate_kwargs.get("suppress_tokens") or [])
-            generate_kwargs["suppress_tokens"] = suppressed + list(range(classes, rows))
-        if self.config.anchor_token_id is not None:
-            suppressed = list(generate_kwargs.get("suppress_tokens") or [])
-            generate_kwargs["suppress_tokens"] = [*suppressed, self.config.anchor_token_id]
-        with self._anchored(anchor_pixel_values, anchor_boxes), self._record_states() as steps:
-            sequences = self.vlm.generate(
-                input_ids=input_ids,
-                attention_mask=(branch_ids >= PREFIX).long(),
-                **vision,
-                **{"num_beams": 1, **generate_kwargs, "return_dict_in_generate": False},
-            )
-        # The last token was never fed back, so it has no state; predicted tokens have the state before them.
-        states = torch.cat(steps, 1)
-        owner = nn.functional.pad(branch_ids, (0, sequences.shape[1] - branch_ids.shape[1]), value=1)
-        if self.config.seg_state == "at":
-            sequences_with_state, owner = sequences[:, : states.shape[1]], owner[:, : states.shape[1]]
-        else:
-            sequences_with_state = sequences
-        seg = SegPositions.find(sequences_with_state, owner, self.config.seg_token_id, self.config.seg_state)
-        output = self._masks_of(states, seg, sam_pixel_values, sam_image_embeddings)
-        output.sequences = sequences
-        return output
-
-    @contextmanager
-    def _record_states(self) -> Iterator[list[torch.Tensor]]:
-        """Collects the last-layer states of every step of `generate`, and only those."""
-        states: list[torch.Tensor] = []
-        hook = self.vlm.base_model.register_forward_hook(lambda _m, _a, output: states.append(output.last_hidden_state))
-        try:
-            yield states
-        finally:
-            hook.remove()
 
 
 __all__ = ["CoraForReasoningSegmentation", "CoraOutput", "CoraPreTrainedModel"]

@@ -80,7 +80,8 @@ def overlay(
     picture = Image.fromarray(canvas)
     if not masks or (labels is None and scores is None):
         return picture
-    texts, numbers = labels or [""] * len(masks), scores or [None] * len(masks)
+    texts = [""] * len(masks) if labels is None else labels
+    numbers = [None] * len(masks) if scores is None else scores
     return _with_legend(picture, [Entry(*entry) for entry in zip(colours, texts, numbers, strict=True)])
 
 

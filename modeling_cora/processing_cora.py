@@ -293,7 +293,9 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
 
     def _prefix(self, image_text: str) -> list[int]:
         """Token ids up to the last special token before the query, with the image's tokens in their place."""
-        ids = self.tokenizer.encode(self._frame.prefix.replace(self.image_token, image_text, 1))
+        text, bos = self._frame.prefix.replace(self.image_token, image_text, 1), self.tokenizer.bos_token
+        # a template that writes the first token itself has it already
+        ids = self.tokenizer.encode(text, add_special_tokens=not (bos and text.startswith(bos)))
         eos, eos_id = self.tokenizer.eos_token, self.tokenizer.eos_token_id
         if eos_id is not None and ids[-1] == eos_id and not self._frame.prefix.endswith(eos):
             ids = ids[:-1]  # of a tokenizer that ends every text with it

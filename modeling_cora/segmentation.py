@@ -146,7 +146,7 @@ def query_logits(
     model: CoraForReasoningSegmentation,
     processor: CoraProcessor,
     image: Image.Image | EncodedImages,
-    queries: Sequence[str],
+    queries: str | Sequence[str],
     queries_per_pass: int = 32,
     uncertainty: bool = False,
     rephrasings: Sequence[Sequence[str]] | None = None,
@@ -166,6 +166,7 @@ def query_logits(
     Raises:
         ValueError: see [`CoraProcessor`]; rephrasings that are not one list of at least 2 for each query.
     """
+    queries = [queries] if isinstance(queries, str) else queries
     groups = [rephrase(query) for query in queries] if uncertainty and rephrasings is None else rephrasings or []
     if groups and (len(groups) != len(queries) or min(map(len, groups)) < 2):
         raise ValueError(f"rephrasings: {[len(g) for g in groups]} for {len(queries)} queries; at least 2 for each")
@@ -183,7 +184,7 @@ def segment(
     model: CoraForReasoningSegmentation,
     processor: CoraProcessor,
     image: Image.Image | EncodedImages,
-    queries: Sequence[str],
+    queries: str | Sequence[str],
     threshold: float = 0.0,
     queries_per_pass: int = 32,
     uncertainty: bool = False,
@@ -210,7 +211,14 @@ def segment_batch(
     threshold: float = 0.0,
     queries_per_pass: int = 32,
 ) -> list[Segmentation]:
-    """As `segment`, for B images and B lists of queries; up to `queries_per_pass` of each list share one pass."""
+    """As `segment`, for B images and B lists of queries; up to `queries_per_pass` of each list share one pass.
+
+    Raises:
+        ValueError: not one list of queries for each image; see [`CoraProcessor`].
+    """
+    _check_lists(images, queries)
+    if not images:
+        return []
     answers = _ask(model, processor, encode(model, processor, images), queries, queries_per_pass)
     return [Segmentation(answer.masks(threshold), answer.scores) for answer in answers]
 
@@ -234,7 +242,13 @@ def answer_batch(
 
     Returns:
         B lists, one answer per query.
+
+    Raises:
+        ValueError: as `segment_batch`.
     """
+    _check_lists(images, queries)
+    if not images:
+        return []
     encoded = encode(model, processor, images)
     rows = [(index, query) for index, given in enumerate(queries) for query in given]
     answers: list[list[Segmentation]] = [[] for _ in queries]
@@ -250,6 +264,14 @@ def answer_batch(
             text = answer_text(processor, ids)
             answers[index].append(Segmentation(answer.masks(threshold), answer.scores, text=text))
     return answers
+
+
+def _check_lists(images: Sequence[Image.Image], queries: Sequence[Sequence[str]]) -> None:
+    if len(images) != len(queries):
+        raise ValueError(f"queries: {len(queries)} lists of queries for {len(images)} images")
+    for index, given in enumerate(queries):
+        if isinstance(given, str):
+            raise ValueError(f"queries: image {index} has the text {given!r}; a list of texts would be right")
 
 
 def answer_text(processor: CoraProcessor, generated: Sequence[int]) -> str:

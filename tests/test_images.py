@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import struct
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from datasets_scripts.records import read_image
 from modeling_cora.images import ImageError, load_image
@@ -175,8 +176,16 @@ def test_what_is_no_image_gets_one_line(tmp_path):
         with pytest.raises(ImageError, match=message) as caught:
             load_image(tmp_path / name)
         assert "\n" not in str(caught.value)
+    with pytest.raises(ImageError, match="image: not a readable image"):
+        load_image(Image.open(tmp_path / "cut.png"))  # Pillow reads the pixels only now
     with pytest.raises(TypeError, match="not int"):
         load_image(3)
+
+
+def test_broken_exif_gets_one_line(monkeypatch):
+    monkeypatch.setattr(ImageOps, "exif_transpose", lambda image: struct.unpack("<L", b""))
+    with pytest.raises(ImageError, match="not a readable image"):
+        load_image(PICTURE)
 
 
 def test_the_data_readers_see_the_same_pixels(tmp_path):

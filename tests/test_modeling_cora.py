@@ -209,28 +209,6 @@ def test_segment_equals_forward_and_passes_do_not_matter(tiny):
     assert (together.masks != apart.masks).float().mean() < 1e-4
 
 
-def test_generated_masks_equal_those_of_a_forward_pass_over_the_same_tokens(tiny):
-    model, processor = tiny
-    seg = model.config.seg_token_id
-    for seg_state in ("before", "at"):
-        model.config.seg_state = seg_state
-        inputs = processor(IMAGES[:2], [["the road"], ["the vehicle with four wheels"]], generate=True)
-        drop = ("original_sizes", "reshaped_input_sizes")
-        inputs = {k: v for k, v in inputs.items() if k not in drop}
-
-        def answer_with_seg(_, ids, length=inputs["input_ids"].shape[1]):
-            wanted = [30, seg, 40, seg, 50, 60]
-            return [wanted[ids.shape[-1] - length]]
-
-        out = model.generate(**inputs, max_new_tokens=6, do_sample=False, prefix_allowed_tokens_fn=answer_with_seg)
-        assert out.seg_batch_index.tolist() == [0, 0, 1, 1]
-        grown = out.sequences.shape[1] - inputs["branch_ids"].shape[1]
-        branch_ids = torch.nn.functional.pad(inputs["branch_ids"], (0, grown), value=1)
-        expected = model(**{**inputs, "input_ids": out.sequences, "branch_ids": branch_ids})
-        assert torch.allclose(out.seg_embeddings, expected.seg_embeddings, atol=1e-5)
-        assert relative(out.pred_masks, expected.pred_masks) < 1e-4
-
-
 def test_gradient_checkpointing_changes_no_gradient(tiny):
     model, processor = tiny
     model.train()
@@ -274,6 +252,32 @@ def test_pooled_embeddings_are_means_of_squares(tiny):
     torch.testing.assert_close(model.decode_masks(inside, prompts, owner)[0], pooled, rtol=1e-4, atol=1e-4)
     across = squares.flip(2, 4).flatten(4, 5).flatten(2, 3)
     assert (model.decode_masks(across, prompts, owner)[0] - pooled).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("attention", ["flex_attention", "flash_attention_2"])
+def test_attention_without_masks_of_pairs_packs_no_branches(tiny, monkeypatch, attention):
+    """Its branches would see each other, and FlexAttention's tokens even what comes after them."""
+    model, processor = tiny
+    asked = []
+    monkeypatch.setattr(model, "_hidden_states_one_by_one", lambda ids, *_: asked.append(ids.shape) or 1 / 0)
+    for packing in (None, True):
+        model.config.branch_packing = packing
+        model.config.get_text_config()._attn_implementation = attention
+        with pytest.raises(ZeroDivisionError):
+            model(**processor(IMAGES, QUERIES))
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_embeddings_of_another_precision_are_taken(tiny, dtype):
+    model, processor = tiny
+    inputs = processor(IMAGES, QUERIES)
+    embeddings = model.get_image_embeddings(inputs["sam_pixel_values"]).to(dtype)
+    whole = model(**inputs)
+    rounded = model(**{**inputs, "sam_image_embeddings": embeddings, "sam_pixel_values": None})
+    assert rounded.pred_masks.dtype == torch.float32 and relative(rounded.pred_masks, whole.pred_masks) < 0.05
+    model.sam.to(torch.bfloat16)
+    assert model(**{**inputs, "sam_image_embeddings": embeddings, "sam_pixel_values": None}).pred_masks.isfinite().all()
 
 
 def test_squares_that_do_not_cover_the_embeddings_are_refused():

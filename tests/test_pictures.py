@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from modeling_cora import pictures
@@ -114,6 +115,11 @@ def test_scores_are_drawn(image, mask):
     assert not np.array_equal(draw(0.83), draw(None))
     assert not np.array_equal(draw(0.83), draw(0.84))
     assert np.array_equal(draw(0.83), draw(0.8301))
+    for scores in (np.array([0.83, 0.5]), torch.tensor([0.83, 0.5])):  # as answers have them
+        two = np.array(overlay(image, [mask, mask], labels=["nuclei", "glands"], scores=scores))
+        assert np.array_equal(
+            two, np.array(overlay(image, [mask, mask], labels=["nuclei", "glands"], scores=[0.83, 0.5]))
+        )
 
 
 @pytest.mark.parametrize("text", ["word " * 2000, "x" * 10_000, "W" * 10_000, "漢字" * 5000])

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from tokenizers.processors import TemplateProcessing
 
-from modeling_cora import SEG_TOKEN
+from modeling_cora import SEG_TOKEN, CoraProcessor
 
 from .conftest import noise_image
 
@@ -46,6 +51,25 @@ def test_the_prompt_is_what_the_tokenizer_makes_of_the_whole_text(tiny):
     assert ids == processor.tokenizer(text)["input_ids"]
 
 
+@pytest.mark.parametrize("of_template", [False, True])
+def test_a_prompt_has_one_first_token_whoever_writes_it(tiny, of_template):
+    """The tokenizer as it makes each text longer, or the chat template, as those of Llama 3."""
+    _, processor = tiny
+    tokenizer = deepcopy(processor.tokenizer)
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    bos = tokenizer.bos_token_id
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+    assert tokenizer("road")["input_ids"][0] == bos
+    template = ("{{ bos_token }}" if of_template else "") + processor.chat_template
+    own = CoraProcessor(
+        processor.image_processor, processor.sam_image_processor, tokenizer, processor.num_image_tokens,
+        chat_template=template,
+    )  # fmt: skip
+    ids = own(noise_image(20, 20), "the road")["input_ids"][0].tolist()
+    assert ids[0] == bos and ids.count(bos) == 1
+    assert ids[1:] == processor(noise_image(20, 20), "the road")["input_ids"][0].tolist()
+
+
 @pytest.mark.parametrize(
     ("queries", "message"),
     [("word " * 2500, "tokens"), ("", "empty"), ("   ", "empty"), ([], "none|lists"), ([["a"], ["b"]], "2 lists")],
@@ -79,10 +103,23 @@ def test_the_vision_tower_sees_the_whole_width_of_a_wide_image(tiny):
     _, processor = tiny
     pixels = np.zeros((40, 160, 3), np.uint8)
     pixels[:, :8], pixels[:, -8:] = (255, 0, 0), (0, 0, 255)
-    from PIL import Image
-
     seen = processor(Image.fromarray(pixels), "the road")["pixel_values"][0]
     assert seen[0, 28, 0] > 1.0 and seen[2, 28, -1] > 1.0
+
+
+def test_a_long_strip_takes_no_room_for_the_square_around_it(tiny):
+    """12000 x 60 pixels, padded to a square: 430 MB a copy. Of the strip as of a smaller one the same is seen."""
+    _, processor = tiny
+    strip = Image.fromarray(np.repeat(np.linspace(0, 255, 12000).astype(np.uint8)[None, :, None], 60, 0).repeat(3, 2))
+    tracemalloc.start()
+    seen = processor.image_inputs([strip])["pixel_values"]
+    anchored = processor.anchor_inputs([strip], [[[np.ones((60, 12000), bool)]]])["anchor_pixel_values"]
+    assert tracemalloc.get_traced_memory()[1] < 200e6
+    tracemalloc.stop()
+    smaller = strip.resize((4000, 20), Image.Resampling.BICUBIC)
+    assert (seen - processor.image_inputs([smaller])["pixel_values"]).abs().max() < 0.05
+    expected = processor.anchor_inputs([smaller], [[[np.ones((20, 4000), bool)]]])["anchor_pixel_values"]
+    assert (anchored - expected).abs().max() < 0.05
 
 
 def test_masks_of_images_without_seg_are_empty(tiny):

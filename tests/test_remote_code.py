@@ -30,6 +30,7 @@ CODE = {
     "branches.py",
     "configuration_cora.py",
     "consistency.py",
+    "generation.py",
     "image_layouts.py",
     "images.py",
     "losses.py",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modeling_cora.consistency import mask_variance
-from modeling_cora.segmentation import encode, query_logits, segment
+from modeling_cora.segmentation import answer_batch, encode, query_logits, segment, segment_batch
 
 from .conftest import noise_image
 
@@ -91,3 +91,25 @@ def test_bytes_are_those_of_pixels_and_tensors(tiny):
     encoded = encode(model, processor, [noise_image(90, 60), noise_image(50, 40)])
     pixel_values = 2 * 3 * 56 * 56 * 4
     assert encoded.nbytes == 3 * (90 * 60 + 50 * 40) + pixel_values + encoded.embeddings.numel() * 4
+
+
+def test_a_text_is_one_query(tiny):
+    model, processor = tiny
+    image = noise_image(40, 30)
+    one = segment(model, processor, image, "the road")
+    assert one.masks.shape == (1, 30, 40)
+    assert torch.equal(one.masks, segment(model, processor, image, ["the road"]).masks)
+
+
+@pytest.mark.parametrize("ask", [segment_batch, answer_batch])
+def test_batches_have_a_list_of_queries_for_each_image(tiny, ask):
+    model, processor = tiny
+    image = noise_image(40, 30)
+    assert ask(model, processor, [], []) == []
+    for images, queries, message in (
+        ([image, image], [["a"]], "1 lists of queries for 2 images"),
+        ([image], [["a"], ["b"]], "2 lists of queries for 1 images"),
+        ([image], ["road"], "image 0 has the text 'road'; a list of texts would be right"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ask(model, processor, images, queries)
