@@ -69,6 +69,11 @@ class ClassVectors:
         return output, inputs
 
 
+def warmed_up(step: int, warmup_steps: float) -> float:
+    """Fraction of the learning rate at a step, from 0 on; `warmup_steps` 0: all of it."""
+    return min(1.0, (step + 1) / max(1, warmup_steps))
+
+
 def train_class_vectors(
     bare: ClassVectors, dataset: InstructionDataset, class_of: dict[str, str], learning_rate: float, seconds: float,
     arguments: CoraTrainingArguments,
@@ -81,7 +86,7 @@ def train_class_vectors(
     bar = tqdm(total=round(seconds), desc="class vectors", unit="s")
     while (spent := time.monotonic() - start) < seconds:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1, (step + 1) / arguments.warmup_steps) * (1 - spent / seconds)
+            group["lr"] = learning_rate * warmed_up(step, arguments.warmup_steps) * (1 - spent / seconds)
         items = [dataset[step * size + k] for k in range(size)]
         output, inputs = bare([i["image"] for i in items], [[class_of[q] for q in i["queries"]] for i in items])
         masks = [torch.from_numpy(item["masks"]) for item in items]

@@ -15,11 +15,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from fractions import Fraction
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from .folder import READERS, read_data
 from .instructions.build import KINDS, class_queries, scene_instructions
 from .push import push
 from .records import DataError, Instruction, Scene, SceneSet
-from .splits import draw_split, write_split
+from .splits import draw_split, split_line, write_split
 from .tables import (
     INSTRUCTION_FEATURES,
     SCENE_FEATURES,
@@ -48,7 +49,7 @@ from .tables import (
     write_table,
 )
 
-RULES = 1
+RULES = 2
 """Raised whenever the same data would give other tables than before; folders of another number are not continued."""
 PROGRESS = ".progress"
 """Folder in DIR with a file for each finished shard; gone when all is done."""
@@ -146,10 +147,16 @@ def build(
         DataError: a scene cannot be read (with `skip_bad`: none can), or `out` holds something else.
     """
     shards = list(shards_of(scene_set, shard_size, brought))
+    scenes = scene_set.scenes
     settings = {
         "rules": RULES,
         "name": name,
-        "scenes": _digest(scene_set.scenes),
+        # lists of labelled images that differ make other sets
+        "scenes": _digest(f"{scene.split} {scene.image_id} {scene.labelled}" for scene in scenes),
+        "classes": _digest(map(repr, scene_set.classes)),
+        "facts": _digest(f"{scene.group} {sorted(scene.facts.items())}" for scene in scenes),
+        "source files": _digest(_source_files(scenes)),
+        "instructions that the data set brings": _digest(map(repr, brought)),
         "kinds": list(kinds),
         "fractions": list(fractions),
         "seed": seed,
@@ -204,10 +211,35 @@ def _built(
             raise
 
 
-def _digest(scenes: Sequence[Scene]) -> str:
-    """Of which scenes there are, and which of them are labelled: other lists of labelled images make another set."""
-    text = "\n".join(f"{scene.split} {scene.image_id} {scene.labelled}" for scene in scenes)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _digest(lines: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _source_files(scenes: Sequence[Scene]) -> Iterator[str]:
+    """Names and sizes of the files that scenes are read from, a line for each scene; not their folders, so that data
+    may be moved."""
+
+    @cache  # one file may hold the maps of all images
+    def told(path: Path) -> str:
+        return f"{path.name} {path.stat().st_size if path.is_file() else 'missing'}"
+
+    for scene in scenes:
+        yield " ".join(told(path) for path in _files_of((scene.image, scene.label_map, scene.instance_map)))
+
+
+def _files_of(source: object) -> Iterator[Path]:
+    """The files that a place of an image or map refers to, in a fixed order; none of a cell of a table."""
+    if isinstance(source, Path):
+        yield source
+    elif isinstance(source, tuple):
+        for part in source:
+            yield from _files_of(part)
+    elif isinstance(source, Scene) or (is_dataclass(source) and hasattr(source, "open")):
+        for part in fields(source):
+            yield from _files_of(getattr(source, part.name))
 
 
 def _only(scene_set: SceneSet, shard: Shard) -> SceneSet:
@@ -238,12 +270,14 @@ def _write_extras(
     groups = {image_id: scene.group or image_id for image_id, scene in train.items()}
     for fraction in fractions:
         lists = draw_split({i: shown[i] for i in train}, Fraction(fraction), seed, groups)
-        lines = [[f"{image_id}.png {image_id}_labelTrainIds.png" for image_id in ids] for ids in lists]
+        lines = [[split_line(f"{image_id}.png", f"{image_id}_labelTrainIds.png") for image_id in ids] for ids in lists]
         write_split(out / "splits" / fraction.replace("/", "_"), *lines)
     if result["skipped"]:
         write_text(out / "skipped.jsonl", "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in result["skipped"]))
     write_text(out / "result.json", _json(result))
-    write_card(out, name, scene_set, result["scenes"], stored_instructions(out), licence)
+    left_out = {entry["image_id"] for entry in result["skipped"]}
+    held = replace(scene_set, scenes=tuple(s for s in scene_set.scenes if s.image_id not in left_out))
+    write_card(out, name, held, result["scenes"], stored_instructions(out), licence)
 
 
 def renew_card(out: Path, scene_set: SceneSet, instructions: Sequence[Instruction]) -> None:
@@ -286,6 +320,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             valid = False
         if not valid:
             raise UsageError(f"--fractions {fraction!r}: not a fraction above 0 and up to 1, such as 1/30")
+    if given.seed < 0:
+        raise UsageError(f"--seed {given.seed}: less than 0")
     if given.shard_size < 1:
         raise UsageError(f"--shard_size {given.shard_size}: less than 1")
     if given.private and not given.push_to_hub:
@@ -295,20 +331,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         scene_set, brought = read_data(given.root, given.split_lists, layout, components=True)
     # before the work, which may take hours; after the data are known to be there
     repo_id = make_repository(given.push_to_hub, "dataset", given.private) if given.push_to_hub else None
-    result = build(
-        scene_set,
-        given.out,
-        given.kinds,
-        given.seed,
-        given.shard_size,
-        given.workers,
-        given.skip_bad,
-        given.fractions,
-        given.name,
-        brought,
-        [" ".join(str(error).split()) for error in refused],
-        given.license,
-    )
+    try:
+        result = build(
+            scene_set,
+            given.out,
+            given.kinds,
+            given.seed,
+            given.shard_size,
+            given.workers,
+            given.skip_bad,
+            given.fractions,
+            given.name,
+            brought,
+            [" ".join(str(error).split()) for error in refused],
+            given.license,
+        )
+    except OSError as error:
+        raise DataError(f"{error.filename or given.out}: cannot be written ({error.strerror or error})") from None
     print(f"{given.out}: {result['scenes']} scenes, {result['instructions']} instructions")
     for entry in result["skipped"]:
         print(f"skipped {entry['image_id'] or 'an entry'}: {entry['reason']}")

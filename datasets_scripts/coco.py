@@ -62,6 +62,13 @@ class CocoFile:
     categories: dict[int, str]
     images: dict[int, CocoImage]
 
+    def facts(self, image_id: int) -> dict[int, dict[str, str]]:
+        """The category of every instance of an image, as `Scene.facts` has it. The label map does not tell it: what
+        lies on an object may cover most of its pixels."""
+        image = self.images[image_id]
+        names = {o.id: self.categories[o.category_id] for o in image.objects}
+        return {number: {"class": names[i]} for i, number in image.instance_ids().items()}
+
 
 @dataclass(frozen=True)
 class CocoMap:

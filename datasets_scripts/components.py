@@ -34,7 +34,7 @@ class ComponentMap:
     two, so its objects are those that are given, and other pixels of it are crowds.
     """
 
-    scene_set: SceneSet
+    scene_set: SceneSet  # without its scenes: a map is sent to workers with one shard of them
     scene: Scene
 
     def __str__(self) -> str:
@@ -68,8 +68,9 @@ def with_components(scene_set: SceneSet) -> SceneSet:
     known = any(scene.instance_map is not None for scene in scene_set.scenes)
     classes = scene_set.classes if known else tuple(replace(c, noun="") for c in scene_set.classes)
     scene_set = replace(scene_set, classes=classes)
+    empty = replace(scene_set, scenes=())
     scenes = [
-        replace(scene, instance_map=ComponentMap(scene_set, scene)) if scene.labelled else scene
+        replace(scene, instance_map=ComponentMap(empty, scene)) if scene.labelled else scene
         for scene in scene_set.scenes
     ]
     return replace(scene_set, scenes=tuple(scenes), instance_lookup="as_is")

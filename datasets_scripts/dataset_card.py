@@ -32,7 +32,8 @@ def write_card(
     """Writes preview/*.jpg and, last, README.md.
 
     Args:
-        images: how many the tables hold.
+        scene_set: what the tables hold.
+        images: how many that are.
         licence: of the images and labels, for the front matter.
 
     Raises:
@@ -66,9 +67,16 @@ def card(
     Args:
         pictures, captions: Markdown, one for each cell of the grid.
     """
+    asked = {instruction.image_id for instruction in instructions}
+    with_rows = {
+        "scenes": {scene.split for scene in scene_set.scenes},
+        "instructions": {scene.split for scene in scene_set.scenes if scene.image_id in asked},
+    }
+    # `load_dataset` refuses a split whose files have no row, as those of instructions about unlabelled images
     configs = [
-        {"config_name": table, "data_files": [f for f in files if scene_set.split(f["split"])]}
+        {"config_name": table, "data_files": [f for f in files if f["split"] in with_rows[table]]}
         for table, files in CARD_CONFIGS.items()
+        if with_rows[table]
     ]
     data = DatasetCardData(
         language="en",

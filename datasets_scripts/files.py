@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = _partial(path)
     try:
         partial.write_bytes(content)
     except OSError as error:  # a full disk is told without the file's name
@@ -62,10 +63,14 @@ def link(path: str | Path, target: str | Path) -> None:
     if path.exists() and not path.is_symlink():
         raise DataError(f"{path}: is no link of an earlier run; another folder would be right")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
+    partial = _partial(path)
     partial.symlink_to(os.path.relpath(target.resolve(), path.parent.resolve()), target_is_directory=True)
     os.replace(partial, path)
+
+
+def _partial(path: Path) -> Path:
+    """Of this call alone: another process may be writing the same file. A killed one leaves it behind."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.partial")
 
 
 def claim_folder(folder: str | Path, record: str, settings: Mapping[str, Any]) -> None:
@@ -79,6 +84,8 @@ def claim_folder(folder: str | Path, record: str, settings: Mapping[str, Any]) -
         DataError: the folder holds something else, or was made with other settings.
     """
     path = Path(folder) / record
+    if Path(folder).is_file():
+        raise DataError(f"{folder}: is a file; a new or empty folder would be right")
     if not path.exists():
         others = sorted(p.name for p in path.parent.glob("*") if not p.name.endswith(".partial"))
         if others:

@@ -5,17 +5,18 @@ A new one is a module with a function `root -> SceneSet` and a line in `READERS`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .bad_items import refuse
 from .cityscapes import read_cityscapes
 from .components import with_components
 from .consep import ARRAYS, read_consep
 from .own_folder import read_own_folder
 from .pannuke import FOLDS, fold_files, read_pannuke
 from .reasonseg import read_reasonseg
-from .records import DataError, Instruction, SceneSet
+from .records import DataError, Instruction, Scene, SceneSet
 from .refcoco import read_refcoco
 from .splits import apply_split
 
@@ -71,7 +72,7 @@ def read_data(
         components: complete the instances, see `with_components`; built tables are complete.
 
     Raises:
-        DataError: the folder is missing or of no known layout, or what its reader says.
+        DataError: the folder is missing or of no known layout, two scenes have one id, or what its reader says.
     """
     if not str(root):
         raise DataError("data: not given; a folder with images/ masks/ classes.json, or the Cityscapes layout")
@@ -86,6 +87,7 @@ def read_data(
         raise DataError(f"{root}: of no known layout: has no {', no '.join(layouts)}")
     result = READERS[name].read(root)
     scene_set, instructions = (result, []) if isinstance(result, SceneSet) else result
+    scene_set = replace(scene_set, scenes=tuple(_of_own_ids(scene_set.scenes)))
     if split_lists is not None:
         scene_set = replace(scene_set, scenes=tuple(apply_split(scene_set.scenes, split_lists)))
         labelled = {scene.image_id for scene in scene_set.scenes if scene.labelled}
@@ -93,6 +95,19 @@ def read_data(
     if components and name != "tables":
         scene_set = with_components(scene_set)
     return scene_set, instructions
+
+
+def _of_own_ids(scenes: Iterable[Scene]) -> Iterator[Scene]:
+    """The scenes; refuses one whose id an earlier one has, perhaps in another split: instructions are joined by it."""
+    seen: dict[str, Scene] = {}
+    for scene in scenes:
+        first = seen.setdefault(scene.image_id, scene)
+        if first is scene:
+            yield scene
+        else:
+            refuse(
+                DataError(f"{scene.image}: {first.image} has the same id {scene.image_id!r}; another would be right")
+            )
 
 
 def read_folder(root: str | Path, split_lists: str | Path | None = None, name: str | None = None) -> SceneSet:

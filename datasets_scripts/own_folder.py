@@ -5,12 +5,14 @@
                                 `SemanticClass`, all but id and name may be left out; or, shorter, {"0": "road"}
     DIR/images/STEM.jpg         labelled training images (any format that Pillow reads)
     DIR/unlabelled/STEM.jpg     optional: images without masks (an image of images/ without a mask counts as one too)
-    DIR/facts/STEM.json         optional: {"7": {"class": "car", "colour": "red"}}, by instance id
+    DIR/facts/STEM.json         optional: {"7": {"class": "car", "colour": "red"}}, by instance id; texts, and a "class"
+                                that is one of classes.json
     DIR/val/, DIR/test/         optional: the same folders again
 
 Masks, in one of these forms:
 
-    masks/STEM.png              class ids, 255 = ignored; greyscale or palette PNG of the image's size
+    masks/STEM.png              class ids, 255 = ignored; greyscale or palette PNG of the image's size (no JPEG, which
+                                changes values)
     masks/STEM/CLASS.png        one mask for each class that the image shows, not zero = the class
     masks/CLASS/STEM.png        the same, the other way round
     annotations.json            COCO's objects (`coco.py`); its categories are the classes if there is no classes.json
@@ -22,7 +24,7 @@ Pixels in no mask and no object are "background", a class that is added if need 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ from .json_files import excerpt, read_json
 from .records import IGNORE_INDEX, DataError, ImageSource, Scene, SceneSet, SemanticClass, Split, read_map
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+
+JPEG_SUFFIXES = frozenset({".jpg", ".jpeg"})
 
 PARTS: dict[Split, str] = {"train": ".", "val": "val", "test": "test"}
 
@@ -158,16 +162,17 @@ class BinaryMasks:
 def _read_split(
     folder: Path, split: Split, classes: tuple[SemanticClass, ...], background: int | None, coco: CocoFile | None
 ) -> list[Scene]:
-    images, unlabelled = _by_stem(folder / "images"), _by_stem(folder / "unlabelled")
+    images, unlabelled = _by_stem(_images(folder / "images")), _by_stem(_images(folder / "unlabelled"))
     for stem in images.keys() & unlabelled.keys():
         refuse(DataError(f"{unlabelled[stem]}: {images[stem]} has the same stem"))
         del unlabelled[stem]
     labels: dict[str, ImageSource]
     instances: dict[str, ImageSource]
+    facts: dict[str, dict[int, dict[str, str]]] = {}
     if coco is not None:
-        labels, instances = _coco_maps(folder, coco, images, classes, background)
+        labels, instances, facts = _coco_maps(folder, coco, images, classes, background)
     else:
-        labels, instances = dict(_by_stem(folder / "masks")), dict(_by_stem(folder / "instances"))
+        labels, instances = (dict(_by_stem(_lossless(_images(folder / name)))) for name in ("masks", "instances"))
         for stem, masks in _class_masks(folder / "masks", classes, background).items():
             if stem in labels:
                 refuse(DataError(f"{masks}: {labels[stem]} is a mask of the same image; one of the two would be right"))
@@ -176,7 +181,17 @@ def _read_split(
     for stem, mask in labels.items():
         if stem not in images:
             refuse(DataError(f"{mask}: {folder / 'images'} has no image of this stem"))
-    facts = {path.stem: _read_facts(path) for path in (folder / "facts").glob("*.json") if path.stem in images}
+    for path in sorted((folder / "facts").glob("*.json")):
+        if path.stem not in images:
+            continue
+        try:
+            given = _read_facts(path, classes)
+        except DataError as error:
+            refuse(error)
+            del images[path.stem]  # with instances of the wrong class it would be worse than missing
+            continue
+        known = facts.get(path.stem, {})
+        facts[path.stem] = {i: known.get(i, {}) | given.get(i, {}) for i in (*known, *given)}
     return [
         *(
             Scene(stem, image, labels.get(stem), instances.get(stem), split, facts.get(stem, {}))
@@ -196,7 +211,7 @@ def _class_masks(folder: Path, classes: tuple[SemanticClass, ...], background: i
     """The binary masks of each image's stem. A folder that is called like a class holds masks of that class."""
     order = {c.name: (index, c.id) for index, c in enumerate(classes)}
     found: dict[str, dict[str, Path]] = {}
-    for path in _binary_masks(folder):
+    for path in _lossless(_binary_masks(folder)):
         stem, name = (path.stem, path.parent.name) if path.parent.name in order else (path.parent.name, path.stem)
         if name not in order:
             known = ", ".join(order)
@@ -223,7 +238,8 @@ def _same_categories(files: list[CocoFile]) -> tuple[SemanticClass, ...]:
 
 def _coco_maps(
     folder: Path, coco: CocoFile, images: dict[str, Path], classes: tuple[SemanticClass, ...], background: int
-) -> tuple[dict[str, ImageSource], dict[str, ImageSource]]:
+) -> tuple[dict[str, ImageSource], dict[str, ImageSource], dict[str, dict[int, dict[str, str]]]]:
+    """Label maps, instance maps and the classes of the instances, by the stems of the images."""
     for name in ("masks", "instances"):
         if (folder / name).is_dir():
             raise DataError(f"{coco.path}: {folder / name} is there too; one of the two would be right")
@@ -234,6 +250,7 @@ def _coco_maps(
     class_ids = {category_id: by_name[name] for category_id, name in coco.categories.items()}
     labels: dict[str, ImageSource] = {}
     instances: dict[str, ImageSource] = {}
+    facts = {}
     for image in coco.images.values():
         stem = Path(image.file_name).stem
         if stem not in images:
@@ -244,12 +261,13 @@ def _coco_maps(
             continue
         labels[stem] = CocoMap(coco.path, image, class_ids, background, "label map")
         instances[stem] = CocoMap(coco.path, image, class_ids, background, "instance map")
-    return labels, instances
+        facts[stem] = coco.facts(image.id)
+    return labels, instances, facts
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def _by_stem(paths: Iterable[Path]) -> dict[str, Path]:
     files: dict[str, Path] = {}
-    for path in _images(folder):
+    for path in paths:
         if path.stem in files:
             refuse(DataError(f"{path}: {files[path.stem].name} has the same stem"))
             continue
@@ -262,10 +280,28 @@ def _images(folder: Path) -> Iterator[Path]:
         yield from sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
 
 
-def _read_facts(path: Path) -> dict[int, dict[str, str]]:
-    try:
-        return {int(key): dict(value) for key, value in read_json(path).items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f'{path}: is not of the form {{"7": {{"class": "car", "colour": "red"}}}}') from None
+def _lossless(paths: Iterable[Path]) -> Iterator[Path]:
+    """Files of ids or masks without those in which compression has put other values."""
+    for path in paths:
+        if path.suffix.lower() in JPEG_SUFFIXES:
+            refuse(DataError(f"{path}: JPEG changes values; PNG would be right"))
+        else:
+            yield path
+
+
+def _read_facts(path: Path, classes: tuple[SemanticClass, ...]) -> dict[int, dict[str, str]]:
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(isinstance(known, dict) for known in content.values()):
+        raise DataError(f'{path}: is not of the form {{"7": {{"class": "car", "colour": "red"}}}}')
+    names = [c.name for c in classes]
+    facts: dict[int, dict[str, str]] = {}
+    for key, known in content.items():
+        if not (key.isascii() and key.isdecimal()):
+            raise DataError(f"{path}: {excerpt(key)} is no instance id; a whole number would be right")
+        for field, value in known.items():
+            if not isinstance(value, str):
+                raise DataError(f"{path}: instance {key}: {field} {excerpt(value)} is no text")
+        if "class" in known and known["class"] not in names:
+            raise DataError(f"{path}: instance {key}: class {known['class']!r} is not one of {', '.join(names)}")
+        facts[int(key)] = known
+    return facts

@@ -112,6 +112,7 @@ def read_refcoco(
                 label_map=CocoMap(coco.path, image, class_ids, background, "label map"),
                 instance_map=CocoMap(coco.path, image, class_ids, background, "instance map"),
                 split=split,
+                facts=coco.facts(image.id),
                 group=Path(image.file_name).stem,
             )
         instance_id = image.instance_ids().get(reference.annotation_id)

@@ -1,8 +1,9 @@
 """Which training images are labelled: lists in UniMatch's format, read, drawn and written.
 
-`labeled.txt` and `unlabeled.txt` hold a line per image, "IMAGE MASK" (paths relative to the data set). Only the image
-id is taken from a line, `<city>_<seq>_<frame>` in the Cityscapes layout, the file's stem elsewhere: the official lists
-name `_labelTrainIds.png` files that no download contains.
+`labeled.txt` and `unlabeled.txt` hold a line per image, "IMAGE MASK" (paths relative to the data set), with a tab
+between the two where a name has a space. Only the image id is taken from a line, `<city>_<seq>_<frame>` in the
+Cityscapes layout, the file's stem elsewhere: the official lists name `_labelTrainIds.png` files that no download
+contains.
 
 `val.txt`, which UniMatch has not, names training images to choose settings on: they are the split "val" of whoever
 reads with these lists, and the data set's own images of it, which are for reporting, are not read at all. A score on
@@ -39,7 +40,8 @@ def read_split(folder: str | Path) -> dict[str, list[tuple[str, str]]]:
     ("labeled.txt:12").
 
     Raises:
-        DataError: a list is missing or names no image, or an image is named twice. Only `unlabeled.txt` may be empty.
+        DataError: a list is missing, not UTF-8 or names no image, or an image is named twice. Only `unlabeled.txt` may
+            be empty.
     """
     lists: dict[str, list[tuple[str, str]]] = {}
     seen: dict[str, str] = {}
@@ -49,13 +51,15 @@ def read_split(folder: str | Path) -> dict[str, list[tuple[str, str]]]:
             continue
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            raise DataError(f"{path}: no such file; a split has {' and '.join(LISTS)}") from None
+        except (FileNotFoundError, NotADirectoryError):
+            raise DataError(f"{path}: no such file; a split is a folder with {' and '.join(LISTS)}") from None
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not UTF-8 ({error})") from None
         lists[name] = []
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            image_id, place = image_id_of(line.split()[0]), f"{path}:{number}"
+            image_id, place = image_id_of(_first_name(line)), f"{path}:{number}"
             if image_id in seen:
                 refuse(DataError(f"{place}: {image_id} stands in {seen[image_id]} already"))
                 continue
@@ -65,6 +69,15 @@ def read_split(folder: str | Path) -> dict[str, list[tuple[str, str]]]:
         if not entries and name != "unlabeled.txt":
             raise DataError(f"{Path(folder) / name}: names no image")
     return lists
+
+
+def _first_name(line: str) -> str:
+    return line.split("\t")[0].rstrip() if "\t" in line else line.split()[0]
+
+
+def split_line(image: str, mask: str) -> str:
+    """A line of a list. UniMatch's own code splits at a space, so there is a tab only where a name has white space."""
+    return f"{image}\t{mask}" if len(f"{image} {mask}".split()) > 2 else f"{image} {mask}"
 
 
 def apply_split(scenes: Sequence[Scene], folder: str | Path) -> list[Scene]:

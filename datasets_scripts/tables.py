@@ -193,10 +193,12 @@ def keep_instructions(root: str | Path, keep: Sequence[bool]) -> None:
 
 
 def _load(root: Path, table: str, split: str, features: datasets.Features) -> datasets.Dataset | None:
-    files = sorted(str(path) for path in (root / table).glob(f"{split}-*.parquet"))
-    if not files:
-        return None
+    """None where there is no row: `datasets` refuses files without any."""
     try:
+        paths = sorted((root / table).glob(f"{split}-*.parquet"))
+        files = [str(path) for path in paths if pyarrow.parquet.read_metadata(path).num_rows]
+        if not files:
+            return None
         loaded = datasets.load_dataset("parquet", data_files=files, split="train")
     except Exception as error:  # pyarrow and datasets raise many kinds for damaged files
         raise DataError(f"{root / table}/{split}-*.parquet: not readable ({error.__cause__ or error})") from None

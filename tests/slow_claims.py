@@ -207,6 +207,10 @@ class SlowScene:
         height = 2 * heron(apart, to_one, to_two) / apart  # of the triangle over the line between the anchors
         aside = round(height / apart, 9)
         yes = r.BETWEEN[0] <= along <= 1 - r.BETWEEN[0] and aside <= r.BETWEEN[1]
+        if abs(one.x - two.x) >= abs(one.y - two.y):
+            yes &= one.right < t.x < two.left or two.right < t.x < one.left
+        else:
+            yes &= one.bottom < t.y < two.top or two.bottom < t.y < one.top
         return answer(yes, along < 0 or along > 1 or aside >= r.BETWEEN[2])
 
     def attribute(self, name: str, t: Thing, rivals: list[Thing]) -> str:
@@ -219,7 +223,8 @@ class SlowScene:
         if name in ("leftmost", "rightmost"):
             ahead = min((o.x - t.x if name == "leftmost" else t.x - o.x) / self.width for o in rivals)
             margin = Fraction(str(a.SIDE_MARGIN))
-            return answer(ahead >= margin, ahead <= -margin)
+            farther = [o.left < t.left if name == "leftmost" else o.right > t.right for o in rivals]
+            return answer(ahead >= margin and not any(farther), ahead <= -margin)
         if name in ("closest", "farthest"):
             feet = [self.foot(o) for o in (t, *rivals)]
             if None in feet:

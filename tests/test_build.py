@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,12 +18,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets_scripts.build import build, main
+from datasets_scripts.build import _files_of, build, main
 from datasets_scripts.builders import CoraTables
-from datasets_scripts.components import with_components
+from datasets_scripts.coco import CocoImage, CocoMap
+from datasets_scripts.components import ComponentMap, with_components
 from datasets_scripts.folder import read_data, read_folder
 from datasets_scripts.instructions.build import build_instructions
-from datasets_scripts.records import DataError, read_image
+from datasets_scripts.own_folder import BinaryMasks
+from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, read_image
 from datasets_scripts.scenes import write_scenes
 from datasets_scripts.splits import draw_split, read_split
 from datasets_scripts.tables import INSTRUCTION_FEATURES, read_tables, write_table
@@ -42,7 +46,11 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.suffix != ".partial"
+    }
 
 
 def build_in_process(root, out, *more):
@@ -85,6 +93,36 @@ def test_the_folder_is_a_data_set_for_the_library(drawn, tmp_path):
     whole = datasets.load_dataset(str(tmp_path / "built"), "instructions", split="val")
     stream = datasets.load_dataset(str(tmp_path / "built"), "instructions", split="val", streaming=True)
     assert list(stream) == list(whole) and len(whole) > 20
+
+
+def test_a_split_without_instructions_does_not_cost_the_others(tmp_path, capsys):
+    """An unlabelled test image has none, and `datasets` refuses files without a row; nor has a split all of whose
+    scenes are skipped any row."""
+    write_scenes(tmp_path / "data", 2, 1, 1, seed=0, size=(64, 96))
+    (tmp_path / "data" / "test" / "images").mkdir(parents=True)
+    Image.new("RGB", (96, 64)).save(tmp_path / "data" / "test" / "images" / "t.png")
+    (mask,) = (tmp_path / "data" / "val" / "masks").iterdir()
+    mask.write_bytes(mask.read_bytes()[:80])
+    arguments = ["own", "--root", str(tmp_path / "data"), "--shard_size", "1", "--workers", "1", "--skip-bad"]
+    main([*arguments, "--out", str(tmp_path / "built")])
+    scene_set, instructions = read_tables(tmp_path / "built")
+    assert [(s.split, s.labelled) for s in scene_set.scenes] == [
+        ("train", True),
+        ("train", True),
+        ("train", False),
+        ("test", False),
+    ]
+    asked = datasets.load_dataset(str(tmp_path / "built"), "instructions")
+    assert {split: len(table) for split, table in asked.items()} == {"train": len(instructions)}
+    scenes = datasets.load_dataset(str(tmp_path / "built"), "scenes")
+    assert {split: len(table) for split, table in scenes.items()} == {"train": 3, "test": 1}
+
+
+def test_a_set_without_instructions_has_one_table(drawn, tmp_path):
+    scene_set = read_folder(drawn)
+    build(replace(scene_set, scenes=scene_set.split("train", labelled=False)), tmp_path / "built")
+    assert datasets.get_dataset_config_names(str(tmp_path / "built")) == ["scenes"]
+    assert read_tables(tmp_path / "built")[1] == []
 
 
 def test_interrupted_repeated_and_shared_work_give_the_same_bytes(drawn, tmp_path):
@@ -173,6 +211,10 @@ def test_what_the_reader_refuses_is_skipped_and_listed(tmp_path, capsys):
         (["--fractions", "1/0"], "--fractions '1/0'"),
         (["--fractions", "2"], "--fractions '2'"),
         (["--shard_size", "0"], "--shard_size 0"),
+        (["--seed", "-1"], "--seed -1: less than 0"),
+        (["--out", "FULL/mine.txt"], "mine.txt: is a file; a new or empty folder would be right"),
+        (["--out", "FULL/mine.txt/out", "--workers", "1"], "mine.txt/out: cannot be written (Not a directory)"),
+        (["--split_lists", "FULL/mine.txt"], "labeled.txt: no such file; a split is a folder with"),
         (["--root", "/nowhere"], "/nowhere: no such folder"),
         (["--seed", "1", "--out", "OTHER"], "was made with seed 0, not 1"),
         (["--fractions", "1/2", "--out", "OTHER"], "was made with fractions []"),
@@ -184,12 +226,53 @@ def test_wrong_arguments_get_one_line(drawn, tmp_path, capsys, arguments, messag
     (tmp_path / "FULL" / "mine.txt").write_text("mine")
     if "OTHER" in arguments:
         build(with_components(read_folder(drawn)), tmp_path / "OTHER", name="x")
-    arguments = [str(tmp_path / a) if a in ("FULL", "OTHER") else a for a in arguments]
+    arguments = [str(tmp_path / a) if a.startswith(("FULL", "OTHER")) else a for a in arguments]
     with pytest.raises(SystemExit) as stopped:
         main(["x", "--root", str(drawn), "--out", str(tmp_path / "out"), *arguments])
     lines = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 2 and message in lines[-1] and not (tmp_path / "out" / "README.md").exists()
     assert (tmp_path / "FULL" / "mine.txt").read_text() == "mine" and len(list((tmp_path / "FULL").iterdir())) == 1
+
+
+def test_a_folder_that_was_built_from_something_else_is_not_taken_for_this(tmp_path):
+    """Its finished tables would be handed out as if they were of the new data."""
+    write_scenes(tmp_path / "data", 2, 0, 1, seed=3, size=(64, 96))
+    scene_set, _ = read_data(tmp_path / "data", components=True)
+    scene = scene_set.scenes[0]
+    build(scene_set, tmp_path / "built")
+    before = content(tmp_path / "built")
+    shutil.copytree(tmp_path / "data", tmp_path / "moved")
+    build(read_data(tmp_path / "moved", components=True)[0], tmp_path / "built")  # the same, in another place
+
+    def refused(scenes, brought=()):
+        with pytest.raises(DataError, match="choose another folder") as error:
+            build(scenes, tmp_path / "built", brought=brought)
+        assert content(tmp_path / "built") == before
+        return str(error.value).partition(" was made with ")[2].partition(", not ")[0].rsplit(" ", 1)[0]
+
+    renamed = (replace(scene_set.classes[0], attributes=("the grey one",)), *scene_set.classes[1:])
+    assert refused(replace(scene_set, classes=renamed)) == "classes"
+    told = (replace(scene, facts={1: {"colour": "green"}}), *scene_set.scenes[1:])
+    assert refused(replace(scene_set, scenes=told)) == "facts"
+    asked = Instruction(scene.image_id, "reasoning", "car", "what drives", "It is [SEG].", source="people")
+    assert refused(scene_set, [asked]) == "instructions that the data set brings"
+    for folder, maps in (("images", scene.image), ("masks", scene.label_map), ("instances", scene.instance_map.scene)):
+        path = tmp_path / "data" / folder / f"{scene.image_id}.png"
+        assert maps is not None
+        original = path.read_bytes()
+        path.write_bytes(original + b"x")
+        assert refused(scene_set) == "source files", folder
+        path.write_bytes(original)
+    build(scene_set, tmp_path / "built")
+
+
+def test_files_of_masks_that_are_put_together_are_known(tmp_path):
+    maps = BinaryMasks(((3, tmp_path / "a.png"), (4, tmp_path / "b.png")), 0)
+    scene = Scene("s", tmp_path / "s.jpg", maps)
+    coco = CocoMap(tmp_path / "c.json", CocoImage(1, "s.jpg", 8, 8), {1: 1}, 0, "label map")
+    empty = SceneSet((), ())
+    found = [p.name for p in _files_of((scene.image, maps, ComponentMap(empty, replace(scene, instance_map=coco))))]
+    assert found == ["s.jpg", "a.png", "b.png", "s.jpg", "a.png", "b.png", "c.json"]
 
 
 def test_damaged_tables_are_named(drawn, tmp_path):

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datasets_scripts.bad_items import skipping
 from datasets_scripts.cityscapes import CLASSES, TRAIN_IDS
 from datasets_scripts.folder import READERS, read_data, read_folder
 from datasets_scripts.instructions.build import build_instructions
+from datasets_scripts.instructions.objects import SceneObjects
 from datasets_scripts.records import DataError
-from datasets_scripts.splits import draw_split, read_split, write_split
+from datasets_scripts.splits import draw_split, read_split, split_line, write_split
 
 from .conftest import SHARED, noise_image
 
@@ -302,6 +304,71 @@ def test_coco_json_that_contradicts_other_files(coco):
     assert one_line(error)
 
 
+def test_a_coco_object_keeps_its_class_under_what_lies_on_it(coco):
+    """Most of the table's pixels are the cup's in the label map; `facts/` add to what the annotations say, and win."""
+    content = coco_json()
+    content["annotations"][1]["segmentation"] = [[0, 1, 12, 1, 12, 6, 0, 6]]
+    (coco / "annotations.json").write_text(json.dumps(content))
+    scene_set = read_folder(coco)
+    assert scene_set.scenes[0].facts == {1: {"class": "table"}, 2: {"class": "cup"}}
+    objects = SceneObjects.of_scene(scene_set, scene_set.scenes[0])
+    assert [o.id for o in objects.of_class(5)] == [1] and [o.id for o in objects.of_class(2)] == [2]
+    (coco / "facts").mkdir()
+    (coco / "facts/a.json").write_text('{"1": {"colour": "red"}, "2": {"class": "table"}}')
+    assert read_folder(coco).scenes[0].facts == {1: {"class": "table", "colour": "red"}, 2: {"class": "table"}}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"7": {"class": "kar"}}', "instance 7: class 'kar' is not one of road, car"),
+        ('{"7": {"class": null}}', "instance 7: class null is no text"),
+        ('{"7": {"colour": ["red"]}}', r'instance 7: colour \["red"\] is no text'),
+        ('{"seven": {"class": "car"}}', '"seven" is no instance id'),
+        ('{"7": "car"}', 'is not of the form {"7": {"class": "car", "colour": "red"}}'),
+        ("[]", "is not of the form"),
+        ("{", "not JSON"),
+    ],
+)
+def test_wrong_facts(folder, content, message):
+    (folder / "facts").mkdir()
+    (folder / "facts/a.json").write_text(content)
+    with pytest.raises(DataError, match=message) as error:
+        read_folder(folder)
+    assert one_line(error) and str(folder / "facts/a.json") in str(error.value)
+    with skipping() as skipped:
+        assert [s.image_id for s in read_folder(folder).scenes] == ["b", "c", "d", "e"]
+    assert len(skipped) == 1
+
+
+@pytest.mark.parametrize("name", ["masks/a.jpg", "masks/a.JPEG", "instances/a.jpg", "masks/c/car.jpg"])
+def test_maps_as_jpeg_are_refused(folder, name):
+    """Noise of the compression is not zero, and would be other classes, instances, or the object."""
+    for old in folder.glob("masks/a.*"):
+        old.unlink()
+    save_mask(folder / name, np.zeros((8, 12)))
+    with pytest.raises(DataError, match="JPEG changes values; PNG would be right") as error:
+        read_folder(folder)
+    assert one_line(error) and str(error.value).startswith(str(folder / name))
+    with skipping() as skipped:
+        assert [s.image_id for s in read_folder(folder).split("train", labelled=True)] == ["b"]
+    assert len(skipped) == 1
+
+
+def test_an_id_in_two_splits_is_refused(folder):
+    """Instructions are joined by it: those about one scene would be taken for ones about the other."""
+    shutil.copy(folder / "images/b.png", folder / "val/images/b.png")
+    with pytest.raises(DataError, match=r"val/images/b\.png: .*images/b\.png has the same id 'b'") as error:
+        read_folder(folder)
+    assert one_line(error)
+    with skipping() as skipped:
+        assert [(s.image_id, s.split) for s in read_data(folder)[0].scenes] == [
+            *((name, "train") for name in "abcd"),
+            ("e", "val"),
+        ]
+    assert len(skipped) == 1
+
+
 def test_readers_by_name(folder):
     assert set(READERS) >= {"cityscapes", "camvid", "pannuke", "consep", "reasonseg", "refcoco", "folder"}
     assert read_data(folder, name="folder") == (read_folder(folder), [])
@@ -315,6 +382,28 @@ def test_split_lists_choose_among_the_images_of_any_layout(folder):
     write_split(folder / "lists", ["images/b.png masks/b.png"], ["images/a.jpg"])
     train = read_folder(folder, folder / "lists").split("train")
     assert [(s.image_id, s.labelled) for s in train] == [("b", True), ("a", False)]
+
+
+def test_names_with_spaces_in_split_lists(folder):
+    shutil.move(folder / "images/b.png", folder / "images/b 2.png")
+    shutil.move(folder / "masks/b.png", folder / "masks/b 2.png")
+    lines = [split_line("b 2.png", "b 2_labelTrainIds.png")], [split_line("a.png", "a_labelTrainIds.png")]
+    assert lines == (["b 2.png\tb 2_labelTrainIds.png"], ["a.png a_labelTrainIds.png"])
+    write_split(folder / "lists", *lines)
+    train = read_folder(folder, folder / "lists").split("train")
+    assert [(s.image_id, s.labelled) for s in train] == [("b 2", True), ("a", False)]
+
+
+def test_split_lists_that_cannot_be_read(folder):
+    write_split(folder / "lists", ["b.png b.png"], [])
+    for place in (folder / "lists/labeled.txt", folder / "nowhere"):
+        with pytest.raises(DataError, match=r"labeled\.txt: no such file; a split is a folder with") as error:
+            read_folder(folder, place)
+        assert one_line(error)
+    (folder / "lists/unlabeled.txt").write_bytes("caf\u00e9.png x\n".encode("cp1252"))
+    with pytest.raises(DataError, match=r"unlabeled\.txt: not UTF-8") as error:
+        read_folder(folder, folder / "lists")
+    assert one_line(error)
 
 
 def make_cityscapes(root, label=7, names=("aachen_000000_000019", "aachen_000001_000019")):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import numpy as np
 import pytest
 
+from datasets_scripts.command_line import UsageError
 from datasets_scripts.folder import read_folder
 from datasets_scripts.instructions.llm import client as llm_client
 from datasets_scripts.instructions.llm.checks import attribute_problem, relation_problem
@@ -81,6 +83,35 @@ def test_a_claim_has_to_single_out_its_target():
     assert len(pairs) == 2 and all(pair.relations for pair in pairs)
     assert all(relation_problem(name, pair, scene)[0] == "" for pair in pairs for name in pair.relations)
     assert any(not pair.relations for pair in choose_pairs(scene, 50, 0, "image"))
+
+
+def test_of_a_mass_nothing_is_accepted_that_verify_rejects():
+    """Two patches of grass, the larger one nearer to a pole: sizes and distances are of things that one can count."""
+    labels, instances = np.zeros((60, 100), np.uint8), np.zeros((60, 100), np.uint8)
+    for number, (top, left, bottom, right) in enumerate([(30, 5, 40, 15), (30, 30, 55, 60), (10, 70, 55, 74)], start=1):
+        labels[top:bottom, left:right], instances[top:bottom, left:right] = 1 + number // 3, number
+    classes = (SemanticClass(0, "road"), SemanticClass(1, "grass"), SemanticClass(2, "pole", noun="post"))
+    scene = SceneObjects(classes, labels, instances)
+    grass, pole = Target(1, (2,)), Target(2, (3,))
+    for name in ("nearest", "larger"):
+        assert relation_problem(name, Pair(grass, pole, "pole", "", ()), scene) == (
+            f"claim is made of a mass: {name}",
+            {},
+        )
+        whole = Target(1, None)
+        assert relation_problem(name, Pair(pole, whole, "grass", "", ()), scene)[0].startswith(
+            "claim is made of a mass"
+        )
+    assert attribute_problem("largest", grass, scene) == ("claim is made of a mass: largest", {})
+    assert "mass" not in relation_problem("left", Pair(grass, pole, "pole", "", ()), scene)[0]
+    counted = SceneObjects((classes[0], SemanticClass(1, "grass", noun="meadow"), classes[2]), labels, instances)
+    assert relation_problem("nearest", Pair(grass, pole, "pole", "", ()), counted)[0] == ""
+
+
+def test_without_the_client_one_line_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(UsageError, match=r"pip install -c constraints\.txt -e '\.\[llm\]'$"):
+        llm_client.Endpoint()
 
 
 def test_a_further_check_decides_what_is_accepted(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from datasets_scripts.folder import read_data
+from datasets_scripts.instructions.objects import SceneObjects
 from datasets_scripts.records import DataError
 from datasets_scripts.refcoco import read_plain_pickle, read_refcoco
 
@@ -123,6 +124,17 @@ def test_overlapping_objects_lie_on_planes_and_smaller_ones_on_top(tmp_path):
         expected[MASKS[annotation_id]] = CATEGORIES[annotation_id]
     assert np.array_equal(labels, expected)
     assert [(c.id, c.name) for c in scene_set.classes if not c.asked] == [(0, "background")]
+
+
+def test_an_instance_is_of_its_category_whatever_lies_on_it(tmp_path):
+    """A table under a large cup is still a table: its own mask is mostly cup in the label map."""
+    content = instances()
+    content["annotations"][1]["segmentation"] = polygon(8, 2, 16, 27)
+    scene_set, _ = read_refcoco(write(tmp_path, content=content))
+    objects = SceneObjects.of_scene(scene_set, scene_set.scenes[0])
+    assert all(objects.instance(kind, number) for number, kind in ((1, 67), (2, 47), (3, 84)))
+    assert [o.id for o in objects.of_class(67)] == [1]
+    assert scene_set.scenes[0].facts[1] == {"class": "dining table"}
 
 
 def test_parts_of_the_test_split_can_be_chosen(tmp_path):

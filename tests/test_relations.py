@@ -321,6 +321,40 @@ def test_between_two_people():
     assert picks("between", beyond, CAR, "P", "Q") == "D"
 
 
+def test_what_stands_in_front_of_an_anchor_is_not_between_it_and_another():
+    """A person wholly in front of a bus, whose centroid lies between those of the bus and a car; and turned."""
+    for turned in (False, True):
+        labels, instances = np.zeros((100, 300), np.uint8), np.zeros((100, 300), np.int32)
+        for number, (kind, top, bottom, left, right) in enumerate(
+            [(LAMP, 20, 70, 20, 181), (CAR, 45, 70, 240, 281), (PERSON, 40, 80, 135, 151), (PERSON, 40, 80, 200, 216)],
+            start=1,
+        ):
+            labels[top:bottom, left:right], instances[top:bottom, left:right] = kind.id, number
+        if turned:
+            labels, instances = labels.T, instances.T
+        scene, second = SceneObjects(CLASSES, labels, instances), SlowScene(CLASSES, labels, instances)
+        bus, car = scene.instance(LAMP.id, 1), scene.instance(CAR.id, 2)
+        for anchors in ([bus, car], [car, bus]):
+            decided = [RELATIONS["between"].decide(o, [], anchors, scene)[0] for o in scene.of_class(PERSON.id)]
+            assert decided == [Verdict.UNCLEAR, Verdict.TRUE]
+        one, two, *people = second.things
+        assert [second.between(t, one, two) for t in people] == ["unclear", "yes"]
+
+
+def test_what_another_reaches_beyond_is_not_the_leftmost():
+    """A short car whose centre is far to the left, and a long one that begins farther to the left still."""
+    labels, instances = np.zeros((60, 200), np.uint8), np.zeros((60, 200), np.int32)
+    for number, (left, right) in enumerate([(20, 40), (10, 120), (150, 170)], start=1):
+        labels[20 * number - 20 : 20 * number, left:right] = CAR.id
+        instances[20 * number - 20 : 20 * number, left:right] = number
+    for name, flip in (("leftmost", 1), ("rightmost", -1)):
+        maps = labels[:, ::flip], instances[:, ::flip]
+        assert ("car", name) not in fast(CLASSES, *maps)[0]
+        assert name not in SlowScene(CLASSES, *maps).attributes(CAR)
+        moved = tuple(np.where(maps[1] == 2, 0, each) for each in maps)
+        assert fast(CLASSES, *moved)[0]["car", name] == SlowScene(CLASSES, *moved).attributes(CAR)[name] == 1
+
+
 def test_inside_is_all_around_and_not_at_the_border():
     scene = picture("ssssssssss", "ssttttttss", "ssttLLttss", "ssttttttss", "rrrrrrrrrr")
     assert picks("inside", scene, LAMP, "t") == "L"

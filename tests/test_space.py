@@ -137,6 +137,8 @@ def test_anchors_go_with_queries_that_say_this():
     assert [len(masks) for masks in given] == [1, 0, 1] and given[0][0] is anchor
     with pytest.raises(VisitorError, match="no query says"):
         anchors_of(["the thistle"], anchor)
+    asked = ["the car in this image", "these photos: a dog", "In this picture, left of this", "beside this scenery"]
+    assert [bool(given) for given in anchors_of(asked, anchor)] == [False, False, True, True]
 
 
 def test_paint_becomes_a_mask_at_image_size():

@@ -383,6 +383,15 @@ def test_a_target_and_an_anchor_of_one_class_are_both_named(street):
     assert [reason.split(":")[0] for reason in found] == ["query does not mention its target and anchors"]
 
 
+def test_people_and_models_may_ask_in_one_way_alone(street):
+    """`few` above is of a rule; a data set's one sentence, or what is left of a model's, is no reason to drop it."""
+    true = made(street, claim="largest")
+    text = "what would carry the most people"
+    asked = {source: replace(true, source=source, query=text, rephrasings=()) for source in ("people", "a model")}
+    asked["people"] = replace(asked["people"], kind="reasoning", claim="", facts={})
+    assert [check(street, each) for each in asked.values()] == [[], []]
+
+
 def test_a_field_of_the_wrong_type_is_bad_input_and_named(folder):
     path, true = folder
     write_instructions(path / "instructions.jsonl", [true[0], replace(true[1], rephrasings=(5,))])

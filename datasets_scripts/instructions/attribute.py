@@ -31,7 +31,8 @@ TEMPLATES: tuple[str, ...] = (
 SIZE_MARGIN = 1.5
 """The largest instance has at least this many times the pixels of any other; the smallest as much less."""
 SIDE_MARGIN = 0.05
-"""The outermost instance's centre is this fraction of the image's width beyond any other's."""
+"""The outermost instance's centre is this fraction of the image's width beyond any other's, and no other reaches
+farther to that side."""
 DEPTH_MARGIN = 0.03
 """The nearest instance's ground contact is this fraction of the image's height below any other's."""
 
@@ -48,7 +49,8 @@ def _side(
 ) -> Decision:
     # rounded, so that what lies exactly on the margin is decided by the margin and not by the last bit
     ahead = round(min(sign * (target.centre[1] - r.centre[1]) for r in rivals) / scene.width, 9)
-    return verdict(ahead >= SIDE_MARGIN, ahead <= -SIDE_MARGIN), {"ahead": round(ahead, 4)}
+    outermost = all(target.right >= r.right if sign > 0 else target.left <= r.left for r in rivals)
+    return verdict(ahead >= SIDE_MARGIN and outermost, ahead <= -SIDE_MARGIN), {"ahead": round(ahead, 4)}
 
 
 def _depth(

@@ -32,7 +32,8 @@ LARGER = 1.5
 """`larger`, `smaller`: ratio of the areas."""
 BETWEEN = (0.15, 0.25, 0.5)
 """`between`: the centroid's foot on the line between the anchors' centroids keeps this fraction of its length from
-both ends, and the centroid this fraction from the line; beyond the third fraction it is false."""
+both ends, and the centroid this fraction from the line; beyond the third fraction it is false. True only where the
+centroid also lies in the gap between the anchors: a person in front of a bus is not between it and a car."""
 SURROUNDED = (0.9, 0.6)
 """`inside`: at least the first fraction of the pixels around the target are the anchor's; below the second: false."""
 TOUCHING = (0.1, 0.02)
@@ -155,11 +156,20 @@ def _between(target: SceneObject, rivals: Sequence, anchors: Sequence[SceneObjec
     # rounded, so that what lies exactly on a margin is decided by the margin and not by the last bit
     along = round(float((point - start) @ axis) / length**2, 9)
     aside = round(abs(float((point - start)[0] * axis[1] - (point - start)[1] * axis[0])) / length**2, 9)
-    true = BETWEEN[0] <= along <= 1 - BETWEEN[0] and aside <= BETWEEN[1]
+    true = BETWEEN[0] <= along <= 1 - BETWEEN[0] and aside <= BETWEEN[1] and _in_gap(target, anchors)
     return verdict(true, not 0 <= along <= 1 or aside >= BETWEEN[2]), {
         "along": round(along, 4),
         "aside": round(aside, 4),
     }
+
+
+def _in_gap(target: SceneObject, anchors: Sequence[SceneObject]) -> bool:
+    """Whether the target's centroid lies beyond the edges that two anchors turn to each other, along the axis of the
+    picture on which they are farther apart."""
+    down, across = (abs(one - other) for one, other in zip(*(a.centre for a in anchors), strict=True))
+    first, last, axis = ("left", "right", 1) if round(across - down, 9) >= 0 else ("top", "bottom", 0)
+    before, after = sorted(anchors, key=lambda anchor: anchor.centre[axis])
+    return getattr(before, last) < round(target.centre[axis], 9) < getattr(after, first)
 
 
 def _surrounded(target: SceneObject, anchor: SceneObject, scene: SceneObjects) -> float:

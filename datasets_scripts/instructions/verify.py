@@ -20,7 +20,8 @@ from .relations import RELATIONS
 from .semantic import semantic_queries
 
 MIN_QUERIES = 7
-"""Equivalent queries that an instruction needs, its own among them (K of arXiv 2511.17755)."""
+"""Equivalent queries that a rule gives, the instruction's own among them (K of arXiv 2511.17755). People write as many
+as they like, and of a language model's those that can be used are kept."""
 
 TOLERANCE = 1e-3
 """Relative difference by which a stored number may miss the measured one."""
@@ -150,7 +151,7 @@ def _texts(instruction: Instruction) -> list[str]:
         reasons.append(f"query is empty: {empty[0]!r}")
     if special := [query for query in queries if any(mark in query.casefold() for mark in SPECIAL)]:
         reasons.append(f"query holds a special token: {special[0]!r}")
-    if len(queries) < MIN_QUERIES:
+    if instruction.source == "rules" and len(queries) < MIN_QUERIES:
         reasons.append(f"queries are too few: {len(queries)}, not {MIN_QUERIES}")
     seen = [folded(query) for query in queries]
     if twice := [query for k, query in enumerate(queries) if seen[k] in seen[:k]]:

@@ -19,7 +19,8 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 
 Image.init()  # Pillow knows a format by name once its plug-ins are loaded
 
-_POINTING = re.compile(r"\b(this|these)\b", re.IGNORECASE)
+_POINTING = re.compile(r"\b(this|these)\b(?!\s+(image|picture|photo|scene|view)s?\b)", re.IGNORECASE)
+"""Of "the car in this image" nothing is pointed at."""
 
 
 class VisitorError(ValueError):
@@ -87,7 +88,8 @@ def read_queries(text: str | None, settings: Settings) -> list[str]:
 
 
 def anchors_of(queries: Sequence[str], anchor: np.ndarray | None) -> list[list[np.ndarray]] | None:
-    """For each query the anchor where it says "this" or "these", and none where it does not; None without an anchor.
+    """For each query the anchor where it says "this" or "these" (but for "this image"), and none where it does not;
+    None without an anchor.
 
     Raises:
         VisitorError: there is an anchor that no query speaks of.

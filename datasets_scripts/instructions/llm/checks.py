@@ -10,6 +10,7 @@ import re
 from ..attribute import attribute_claims, colour_claim
 from ..claims import Claim, Verdict, single_out
 from ..colours import COLOURS
+from ..conditional import COUNTED_ONLY
 from ..objects import SceneObject, SceneObjects
 from ..relations import RELATIONS
 from .subjects import Pair, Target, rivals_of
@@ -64,6 +65,8 @@ def claim_problem(
 
 def relation_problem(name: str, pair: Pair, scene: SceneObjects) -> tuple[str, dict]:
     """As `claim_problem`, for a relation by its name."""
+    if name in COUNTED_ONLY and not all(scene.counted(part.class_id) for part in (pair.target, pair.anchor)):
+        return f"claim is made of a mass: {name}", {}
     return claim_problem(RELATIONS[name], pair.target.objects(scene), pair.anchor.objects(scene), scene)
 
 
@@ -73,4 +76,6 @@ def attribute_problem(name: str, target: Target, scene: SceneObjects) -> tuple[s
     claim = known.get(name) or (colour_claim(name) if name in COLOURS else None)
     if claim is None:
         return f"unknown attribute: {name}", {}
+    if not scene.counted(target.class_id):
+        return f"claim is made of a mass: {name}", {}
     return claim_problem(claim, target.objects(scene), (), scene)

@@ -62,7 +62,7 @@ class Endpoint:
         try:
             import openai
         except ImportError:
-            raise UsageError("the openai client is not installed: pip install 'cora-segmentation[llm]'") from None
+            raise UsageError("the openai client is not installed: pip install -c constraints.txt -e '.[llm]'") from None
         self._errors = openai
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not key:

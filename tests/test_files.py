@@ -1,0 +1,46 @@
+"""Files and links appear whole, also where two processes write the same one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from datasets_scripts.files import claim_folder, link, write_text
+
+
+def _target(path: Path, name: str) -> None:
+    (path.parent / name).mkdir()
+    link(path, path.parent / name)
+
+
+@pytest.mark.parametrize("write", [write_text, _target], ids=["file", "link"])
+def test_another_may_write_the_same_at_the_same_moment(tmp_path, monkeypatch, write: Callable[[Path, str], None]):
+    """The other one begins and ends just before this one's last step; both have written, and the last one counts."""
+    path, replace = tmp_path / "name", os.replace
+
+    def after_another(source, target):
+        monkeypatch.setattr(os, "replace", replace)
+        write(path, "other")
+        os.replace(source, target)
+
+    monkeypatch.setattr(os, "replace", after_another)
+    write(path, "own")
+    assert path.resolve().name == "own" if path.is_symlink() else path.read_text() == "own"
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_what_a_killed_program_left_is_nobodys_content(tmp_path, monkeypatch):
+    def killed(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(tmp_path / "a.json", "{}")
+    monkeypatch.undo()
+    (left,) = tmp_path.iterdir()
+    assert left.suffix == ".partial"
+    claim_folder(tmp_path, "meta.json", {"size": 1})
+    assert (tmp_path / "meta.json").exists()
