@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from datasets_scripts.command_line import UsageError
 from datasets_scripts.folder import read_folder
 from datasets_scripts.scenes import write_scenes
 from modeling_cora import CoraForReasoningSegmentation
@@ -199,6 +201,30 @@ def test_stage_3_loaded_and_merged_answers_as_in_training(street, pseudo, base, 
 def test_another_adapter_than_the_recipes_takes_one_line(street, first, tmp_path, capsys, changes, message):
     line = refused(capsys, stage2.main, conditional(street, first, tmp_path / "out", **changes))
     assert message.format(first=first) in line and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "own", "bases"), [("embedding_pooling", 4, 1), ("seg_state", "at", "before")])
+def test_an_adapter_answers_as_its_base_is_configured(street, base, first, tmp_path, capsys, name, own, bases):
+    """Its folder has no place for another value: nothing trains one, and one that was is not used."""
+    config = json.loads((base / "config.json").read_text())
+    assert config.get(name, bases) == bases
+    line = refused(capsys, stage1.main, options(street, base, tmp_path / "out", **{name: own}))
+    assert f"{name} {own}: an adapter uses its base's, {bases}" in line and not (tmp_path / "out").exists()
+    line = refused(capsys, stage2.main, conditional(street, first, tmp_path / "out", **{name: own}))
+    assert f"{name} {own}: an adapter uses its base's, {bases}" in line
+    old = tmp_path / "old"  # of a time when it was trained
+    shutil.copytree(first, old)
+    record = json.loads((old / "training.json").read_text())
+    assert record["settings"][name] is None
+    record["settings"][name] = own
+    (old / "training.json").write_text(json.dumps(record))
+    expected = f"model {old}: was trained with {name} {own}, but its base {base} has {bases}"
+    assert expected in refused(capsys, stage2.main, conditional(street, old, tmp_path / "out"))
+    with pytest.raises(UsageError, match=re.escape(expected)):
+        load_trained(str(old))
+    record["settings"][name] = bases
+    (old / "training.json").write_text(json.dumps(record))
+    load_trained(str(old))
 
 
 def test_a_base_that_changed_or_is_gone_takes_one_line(street, plain, first, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import combinations
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from datasets_scripts.folder import read_folder
 from datasets_scripts.records import read_map
 from datasets_scripts.scenes import write_scenes
 from datasets_scripts.splits import write_split
+from modeling_cora import CoraForReasoningSegmentation
 from modeling_cora.consistency import consistency_weight
 from trainers.consistency_maps import ConsistencyMaps, packed_variances
 from trainers.consistency_weights import main as consistency_main
@@ -37,7 +39,7 @@ from trainers.stage3 import main as stage3
 from trainers.unlabelled_dataset import PseudoLabels
 
 from .test_pseudo_labels import error_line
-from .test_stage1 import options
+from .test_stage1 import history, options
 from .test_stage2 import RECIPE as STAGE2_RECIPE
 from .test_stage3 import RECIPE, without_sizes
 
@@ -391,6 +393,38 @@ def test_the_parts_are_those_of_the_loss_that_is_trained(run, tmp_path):
         assert sum(float(g.square().sum()) for g in own if g is not None) ** 0.5 == pytest.approx(length, rel=1e-4)
 
 
+def test_terms_are_those_that_the_training_logs_in_its_precision(run, tmp_path):
+    """In bfloat16 only forward passes are under autocast. Of the first step, before anything is learned."""
+    given = {"split_lists": run["lists"], "max_steps": 1, "model": run["stage2"], "bf16": True,
+             "pseudo_labels": run["pseudo"], "consistency_weights": run["weights"]}  # fmt: skip
+    stage3([RECIPE, *without_sizes(options(run["data"], tmp_path / "stage3", **given))])
+    (logged,) = (entry for entry in history(tmp_path / "stage3") if "loss" in entry)
+    of_model = {"model": run["stage2"], "consistency_weights": run["weights"], "max_label_size": 64}
+    found = {}
+    for bf16 in (True, False):
+        argv = [RECIPE, *arguments(run, tmp_path / "out", per_device_train_batch_size=2, bf16=bf16, **of_model)]
+        trainer = prepare(argv).trainer
+        trainer.model.train()
+        trainer.parts(trainer._prepare_inputs(next(iter(trainer.get_train_dataloader()))))
+        found[bf16] = {name: term.item() for name, term in trainer.terms.items()}
+    names = ("lm_loss", "bce_loss", "dice_loss", "iou_loss", "pseudo_bce_loss", "pseudo_dice_loss")
+    assert {name: found[True][name] for name in names} == pytest.approx({n: logged[n] for n in names}, abs=2e-5)
+    assert any(abs(found[False][name] - logged[name]) > 1e-4 for name in names)
+
+
+def test_a_base_stored_in_bfloat16_is_diagnosed(run, tmp_path):
+    """Its frozen parts stay so under `bf16`, and the trained ones are fp32."""
+    half = tmp_path / "half"
+    shutil.copytree(run["stage2"], half)
+    CoraForReasoningSegmentation.from_pretrained(half, dtype=torch.bfloat16).save_pretrained(half)
+    changes = {"model": half, "bf16": True, "embedding_batches": 1, "gradient_batches": 1, "limit": 1}
+    parts = ["--lora_r", "4", "--trained_parts", "embeddings", "lm_head", "seg_projector", "mask_decoder"]
+    main([RECIPE, *arguments(run, tmp_path / "out", **changes), *parts])
+    found = json.loads((tmp_path / "out/diagnosis.json").read_text())
+    assert found["lambda"]["source"] == found["embeddings"]["source"] == "now"
+    assert found["gradients"]["labelled"]["mean"] > 0
+
+
 def test_settings_are_those_of_the_run_unless_others_are_given(run, tmp_path):
     given = arguments(run, tmp_path, stage3=run["stage3"])
     of_run = parse_diagnosis(given)
@@ -411,6 +445,7 @@ def test_settings_are_those_of_the_run_unless_others_are_given(run, tmp_path):
         ({"limit": 0}, "limit: 0 is less than 1"),
         ({"gradient_batches": 0}, "gradient_batches: 0 is less than 1"),
         ({"sigma": 0}, "sigma: 0 leaves the unlabelled losses out"),
+        ({"eval_strategy": "steps", "eval_steps": 1}, "eval_strategy: steps: a stage evaluates nothing"),
         ({"stage3": "nowhere"}, "nowhere/training.json: no such file"),
         ({"stage3": "stage2"}, "was trained by stage2"),
         ({"nothing": 1}, "unknown argument '--nothing'"),

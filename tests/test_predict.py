@@ -121,6 +121,39 @@ def test_bad_input_gets_one_line(saved, tmp_path, monkeypatch, capsys, change, m
     assert set(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("image", "out", "more", "message"),
+    [
+        ("photos", "photos", [], "photos/a.png is an image that is asked about"),
+        ("photos", "../{here}/photos", [], "photos/a.png is an image that is asked about"),
+        ("photos/a.png", "photos/a.png", [], "photos/a.png is an image that is asked about"),
+        ("photos", "linked", [], "linked/a.png is an image that is asked about"),
+        ("photos/a_mask2.png", "photos/a.png", ["--masks"], "photos/a_mask2.png is an image that is asked about"),
+        ("photos/a_mask0.png", "photos/a.png", ["--uncertainty"], None),
+        ("twice", "out", [], "a.jpg and a.png would both be written to out/a.png"),
+        ("photos", "out", ["--masks"], "a.png and a_mask0.png would both be written to out/a_mask0.png"),
+        ("photos", "out", [], None),
+    ],
+)
+def test_nothing_is_written_over_an_image_or_twice(saved, tmp_path, monkeypatch, capsys, image, out, more, message):
+    monkeypatch.chdir(tmp_path)
+    for folder, names in (("photos", ("a.png", "a_mask0.png", "a_mask2.png")), ("twice", ("a.jpg", "a.png"))):
+        Path(folder).mkdir()
+        for name in names:
+            noise_image(9, 9).save(Path(folder) / name)
+    Path("linked").symlink_to("photos")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr("trainers.predict.load_trained", lambda model: pytest.fail("nothing was refused"))
+    asked = ["--query", "one", "--query", "two", "--query", "three"]
+    argv = ["--model", saved, "--image", image, "--out", out.format(here=tmp_path.name), *asked, *more]
+    if message is None:
+        with pytest.raises(pytest.fail.Exception):
+            predict([str(a) for a in argv])
+    else:
+        assert message in fails(capsys, predict, argv)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("damage", ["cut", "renamed", "resized"])
 def test_a_damaged_checkpoint_gets_one_line(saved, street, tmp_path, capsys, damage):
     folder = tmp_path / "model"

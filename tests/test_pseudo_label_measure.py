@@ -25,6 +25,7 @@ RECIPE = str(ROOT / "trainers/pseudo_labels/recipes/camvid_cpu.yaml")
 def cell(folder: Path, method: str, fraction: str, seed: int) -> measure.Cell:
     for path in (folder / "data", folder / fraction):
         path.mkdir(exist_ok=True)
+    (folder / fraction / "labeled.txt").write_text(fraction)  # folders are known by what they hold
     arguments = argparse.Namespace(data=folder / "data", splits=folder, recipe=Path(RECIPE))
     steps = measure._steps(arguments, fraction, {"method": method, "seed": seed})
     return measure.Cell(method, fraction, seed, steps)

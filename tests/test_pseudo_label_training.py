@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from transformers import Trainer
 
 from datasets_scripts.scenes import write_scenes
 from trainers.pseudo_labels.dataset import SemiSupervisedDataset
 from trainers.pseudo_labels.segmenter import SemanticSegmenter
 from trainers.pseudo_labels.train import main
+from trainers.pseudo_labels.trainer import SemiSupervisedSegmentationTrainer
 
 from . import small_backbones
 
@@ -89,14 +91,29 @@ def test_a_resumed_run_equals_an_uninterrupted_one(street, backbones, tmp_path):
     assert_resumes(street, backbones, tmp_path)
 
 
-def test_a_resumed_run_keeps_its_teacher(street, backbones, tmp_path):
+def test_a_resumed_run_keeps_its_teacher(street, backbones, tmp_path, monkeypatch):
     """Also with levels of features of one width (DPT); what is saved in the end is the teacher."""
+    # as under DeepSpeed, which loads a model's weights itself and asks no subclass
+    monkeypatch.setattr(SemiSupervisedSegmentationTrainer, "_load_from_checkpoint", Trainer._load_from_checkpoint)
     assert_resumes(street, backbones, tmp_path, method="unimatch_v2", architecture="dpt")
     student = load_file(tmp_path / "whole" / "checkpoint-4" / "model.safetensors")
     teacher = load_file(tmp_path / "whole" / "checkpoint-4" / "teacher" / "model.safetensors")
     saved = load_file(tmp_path / "whole" / "model.safetensors")
     name = "network.head.0.weight"
     assert saved[name].equal(teacher[name]) and not saved[name].equal(student[name])
+
+
+def test_only_a_checkpoint_of_the_method_is_gone_on_from(street, backbones, tmp_path, capsys):
+    saved = dict(save_strategy="steps", save_steps=1, max_steps=1)
+    main(options(street, backbones, tmp_path / "one", **saved))
+    main(options(street, backbones, tmp_path / "one", resume_from_checkpoint=False, **saved))
+    assert [entry["step"] for entry in history(tmp_path / "one")] == [1]
+    checkpoint = tmp_path / "one" / "checkpoint-1"
+    argv = options(street, backbones, tmp_path / "two", resume_from_checkpoint=checkpoint, method="unimatch_v2")
+    assert f"{checkpoint}: has no teacher; is it of another method?" in error_line(argv, capsys)
+    argv = options(street, backbones, tmp_path / "three", resume_from_checkpoint=tmp_path / "one")
+    assert f"resume_from_checkpoint: {tmp_path / 'one'} is no whole checkpoint" in error_line(argv, capsys)
+    assert not (tmp_path / "three").exists()
 
 
 def test_items_are_read_once_and_in_order(street, backbones, tmp_path, monkeypatch):
@@ -217,6 +234,8 @@ def test_bad_input_gets_one_line_and_leaves_nothing(street, backbones, tmp_path,
     shutil.copytree(street, lonely)
     shutil.rmtree(lonely / "unlabelled")
     add_class(lonely, "unicorn")
+    without_val = tmp_path / "without val"
+    write_scenes(without_val, labelled=3, unlabelled=2, val=0, size=(48, 64), progress=False)
     out = tmp_path / "out"
     one_image = dict(architecture="deeplabv3plus", backbone=backbones["resnet"], per_device_train_batch_size=1)
     bad = [
@@ -232,6 +251,11 @@ def test_bad_input_gets_one_line_and_leaves_nothing(street, backbones, tmp_path,
         (options(street, backbones, out, burn_in=0.5, **one_image), "1 is too few"),
         (options(street, backbones, out, burn_in=2), "burn_in: 2.0 is outside of [0, 1]"),
         (options(street, backbones, out, ema_ratio=99), "ema_ratio: 99.0 is outside of [0, 1]"),
+        (options(street, backbones, out, output_stride=8), "output_stride: 8 is not one of 16, 32"),
+        (options(street, backbones, out, window_stride=1.5), "window_stride: 1.5 is outside of (0, 1]"),
+        (options(street, backbones, out, window_stride=0), "window_stride: 0.0 is outside of (0, 1]"),
+        (options(street, backbones, out, max_steps=-1), "max_steps: -1 is no number of steps"),
+        (options(without_val, backbones, out, eval_strategy="steps", eval_steps=1), "no labelled images of split val"),
     ]
     for argv, message in bad:
         assert message in error_line(argv, capsys)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from datasets_scripts.records import read_image
 from datasets_scripts.scenes import write_scenes
+from modeling_cora import CoraForReasoningSegmentation
 from trainers.loading import load_trained
 from trainers.stage1 import main
 
@@ -65,6 +66,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(street, tmp_path):
     assert largest_difference(whole / "checkpoint-2", whole) > 1e-4  # the last two steps did something
     steps = [entry["step"] for entry in history(resumed) if "loss" in entry]
     assert steps == [1, 2, 3, 4]
+    # false is no checkpoint; a folder's name is that checkpoint, also for a folder that is new
+    shutil.copytree(whole / "checkpoint-2", tmp_path / "again" / "checkpoint-2")
+    main(options(street, tmp_path / "again", max_steps=1, resume_from_checkpoint=False))
+    assert [entry["step"] for entry in history(tmp_path / "again") if "loss" in entry] == [1]
+    main(options(street, tmp_path / "new", resume_from_checkpoint=whole / "checkpoint-2"))
+    assert largest_difference(whole, tmp_path / "new") == 0.0
 
 
 def test_each_loss_term_is_logged_and_their_weighted_sum_is_the_loss(street, tmp_path):
@@ -128,6 +135,17 @@ def test_query_pretraining_separates_the_classes(street, tmp_path):
     assert same > 0.8 and other < 0.5, (same, other)
 
 
+def test_query_pretraining_of_a_model_stored_in_bfloat16(street, tmp_path):
+    """Its frozen parts stay so under `bf16`, and the trained ones are fp32."""
+    main(options(street, tmp_path / "first", max_steps=1))
+    (tmp_path / "first" / "training.json").unlink()  # else it counts as trained
+    half = CoraForReasoningSegmentation.from_pretrained(tmp_path / "first", dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "first")
+    given = dict(max_steps=1, query_pretraining_steps=2, lora_r=0, bf16=True, model=tmp_path / "first")
+    main([*options(street, tmp_path / "out", **given), "--trained_parts", "embeddings", "seg_projector"])
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
 def test_a_trained_model_gets_no_query_pretraining(street, tmp_path, capsys):
     main(options(street, tmp_path / "first", max_steps=1, lora_r=0))
     given = dict(max_steps=1, lora_r=0, learning_rate=1e-9, query_pretraining_steps=3)
@@ -184,6 +202,23 @@ def test_bad_arguments_get_one_line(tmp_path, monkeypatch, capsys, argv, message
     assert exit_info.value.code == 2
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_steps": -1, "num_train_epochs": 3}, "max_steps: -1 is no number of steps"),
+        ({"max_steps": 0}, "max_steps: 0 is no number of steps"),
+        ({"eval_strategy": "steps", "eval_steps": 1}, "eval_strategy: steps: a stage evaluates nothing"),
+        ({"resume_from_checkpoint": "no/such"}, "resume_from_checkpoint: no/such is no whole checkpoint"),
+    ],
+)
+def test_what_a_training_does_not_do_gets_one_line(street, tmp_path, capsys, changes, message):
+    with pytest.raises(SystemExit) as exit_info:
+        main(options(street, tmp_path / "out", **changes))
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert exit_info.value.code == 2 and len(errors) == 1 and message in errors[0]
+    assert not (tmp_path / "out").exists()
 
 
 def test_bad_data_leaves_no_output(street, tmp_path, capsys):

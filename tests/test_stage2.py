@@ -68,6 +68,15 @@ def test_it_trains_on_conditional_queries_and_resumes_to_the_bit(street, first_s
     assert model.config.anchor_token_id == processor.add_anchor_token()
 
 
+def test_sharded_weights_take_one_line(street, first_stage, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("trainers.cora_trainer.weights_are_sharded", lambda trainer: True)
+    with pytest.raises(SystemExit) as stopped:
+        stage2(stage2_options(street, first_stage, tmp_path / "out"))
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert stopped.value.code == 2 and len(errors) == 1 and "ddp_4.yaml or deepspeed_zero2_4.yaml" in errors[0]
+    assert not (tmp_path / "out" / "training.json").exists()
+
+
 @pytest.mark.slow  # as stages 1 and 3, which are tested each time
 def test_two_processes_equal_one(street, first_stage, tmp_path):
     stage2(stage2_options(street, first_stage, tmp_path / "one", queries_per_image=20))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from pathlib import Path
 
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
-from transformers.utils import find_adapter_config_file
+from transformers.utils import cached_file, find_adapter_config_file
 
 from datasets_scripts.command_line import UsageError
 from modeling_cora import CoraConfig
+from modeling_cora.hub.run_folder import TRAINING
 from modeling_cora.named_models import resolve_name
 
 ARGUMENT_OF = {"r": "lora_r", "target_modules": "lora_target_modules"}
@@ -20,6 +22,9 @@ MAY_DIFFER = {
     "runtime_config", "init_lora_weights", "lora_dropout", "modules_to_save",
 }  # fmt: skip
 """Fields on which the meaning of an adapter's weights does not depend, and `modules_to_save`, which may grow."""
+OF_THE_BASE = ("seg_state", "embedding_pooling")
+"""Fields of `CoraConfig` that change the answers and that an adapter's folder has no place for: whoever loads it takes
+its base's."""
 
 
 def adapter_config(model: str) -> PeftConfig | None:
@@ -50,6 +55,32 @@ def base_of(model: str) -> str:
     """Folder or Hub id of an adapter's base; any other model is its own."""
     config = None if model == "cora-tiny" else adapter_config(model)
     return model if config is None else config.base_model_name_or_path
+
+
+def check_record(adapter: str, config: CoraConfig) -> None:
+    """An adapter is used with its base's configuration, so that must be the one it was trained with.
+
+    Args:
+        adapter: folder or Hub id; one without a `training.json` passes.
+        config: of its base.
+
+    Raises:
+        UsageError: its record names another value of `OF_THE_BASE`, or cannot be read.
+    """
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    if (path := cached_file(resolve_name(adapter), TRAINING, **missing)) is None:
+        return
+    try:
+        settings = json.loads(Path(path).read_text(encoding="utf-8"))["settings"]
+        recorded = {name: settings.get(name) for name in OF_THE_BASE}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"model {adapter}: {TRAINING}: no record of a training ({_line(error)})") from None
+    for name, was in recorded.items():
+        if was is not None and was != (has := getattr(config, name)):
+            raise UsageError(
+                f"model {adapter}: was trained with {name} {was}, but its base {base_of(adapter)} has {has}; "
+                f"{name} {was} in the config.json of the base would be right"
+            )
 
 
 def load_adapter(model: PeftModel, adapter: str) -> None:

@@ -9,13 +9,19 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME
+
+from datasets_scripts.command_line import UsageError
 
 
 class BaseTrainer(Trainer):
     """Reads items in order (item k is a function of the seed and k), logs each loss term, and writes checkpoints that a
-    killed training can go on from: they are whole as soon as they have their `trainer_state.json`, which comes last."""
+    killed training can go on from: they are whole as soon as they have their `trainer_state.json`, which comes last.
+
+    What a subclass saves besides is loaded by `load_more`.
+    """
 
     # `compute_loss` returns means; without this they would be multiplied by accumulation steps.
     loss_is_scaled_for_ga = False
@@ -33,6 +39,15 @@ class BaseTrainer(Trainer):
         # the last file that each process writes on its own; the main one goes on to the trainer's state
         self.accelerator.wait_for_everyone()
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        # with any backend: `_load_from_checkpoint` is skipped under DeepSpeed
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.load_more(Path(checkpoint))
+
+    def load_more(self, checkpoint: Path) -> None:
+        """Loads what a checkpoint holds beside the model, the optimizer and the schedule."""
+
     def record_terms(self, terms: Mapping[str, torch.Tensor]) -> None:
         """Sums loss terms until the next log line, which shows their means over steps and processes."""
         for name, term in terms.items():
@@ -45,6 +60,29 @@ class BaseTrainer(Trainer):
                 logs[name] = round(self.accelerator.reduce(total / self._term_counts[name], "mean").item(), 5)
             self._term_sums, self._term_counts = {}, {}
         super().log(logs, start_time)
+
+
+def checkpoint_to_resume(value: str | bool | None, output_dir: str | Path) -> str | None:
+    """The checkpoint that `--resume_from_checkpoint` asks for; None for a start from the beginning.
+
+    Args:
+        value: absent, `false` or `none`: none; `true`: the newest one of `output_dir`, if any; else a folder.
+
+    Raises:
+        UsageError: the folder is no whole checkpoint.
+    """
+    word = str(value).strip().lower()
+    if word in ("", "none", "false"):
+        return None
+    if word == "true":
+        return last_checkpoint(output_dir)
+    # the folder of a whole training has a `trainer_state.json` too, but no state to go on from
+    if not (_is_whole(Path(str(value))) and any(Path(str(value)).glob("rng_state*.pth"))):
+        raise UsageError(
+            f"resume_from_checkpoint: {value} is no whole checkpoint; a folder checkpoint-N that a training wrote, "
+            "true (the newest one in output_dir) or false would be right"
+        )
+    return str(value)
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:
@@ -60,3 +98,34 @@ def _is_whole(checkpoint: Path) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     return True
+
+
+def check_steps(arguments: TrainingArguments) -> None:
+    """Raises:
+    UsageError: `max_steps` is less than 1, as for a training by epochs.
+    """
+    if arguments.max_steps < 1:
+        raise UsageError(
+            f"max_steps: {arguments.max_steps} is no number of steps; 1 or more would be right (a training draws its "
+            "items for so many steps, and num_train_epochs counts for nothing)"
+        )
+
+
+def refuse_evaluation(arguments: TrainingArguments, why: str) -> None:
+    """For a training that has nothing to evaluate on.
+
+    Args:
+        why: the end of the line, with what to do.
+
+    Raises:
+        UsageError: it was asked to evaluate.
+    """
+    strategy = getattr(arguments.eval_strategy, "value", arguments.eval_strategy)
+    if strategy != "no" or arguments.eval_on_start:
+        asked = f"eval_strategy: {strategy}" if strategy != "no" else "eval_on_start: true"
+        raise UsageError(f"{asked}: {why}")
+
+
+def weights_are_sharded(trainer: Trainer) -> bool:
+    """Whether each process holds a part of each layer (FSDP, DeepSpeed's ZeRO-3), so that all must run it together."""
+    return trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()

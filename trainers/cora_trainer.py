@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 import torch
 
+from datasets_scripts.command_line import UsageError
+
 from .arguments import CoraTrainingArguments
-from .base_trainer import BaseTrainer
+from .base_trainer import BaseTrainer, weights_are_sharded
 from .hub_uploads import HubUploads
 
 
@@ -87,11 +89,9 @@ class CoraTrainer(HubUploads, BaseTrainer):
         return self.optimizer
 
     def parameter_groups(self, model: torch.nn.Module) -> list[dict]:
-        rates = {
-            "sam.": self.args.sam_learning_rate or self.args.learning_rate,
-            "seg_projector.": self.args.projector_learning_rate or self.args.learning_rate,
-            "": self.args.learning_rate,
-        }
+        own = {"sam.": self.args.sam_learning_rate, "seg_projector.": self.args.projector_learning_rate, "": None}
+        # a rate of 0 is one, too
+        rates = {part: self.args.learning_rate if rate is None else rate for part, rate in own.items()}
         decayed = set(self.get_decay_parameter_names(model))
         groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
@@ -99,3 +99,17 @@ class CoraTrainer(HubUploads, BaseTrainer):
                 rate = next(rate for part, rate in rates.items() if part in name)
                 groups.setdefault((rate, self.args.weight_decay * (name in decayed)), []).append(parameter)
         return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+
+
+def refuse_sharded_anchors(trainer: CoraTrainer) -> None:
+    """Anchors take a second pass of the vision tower, which a process whose micro-batch has none leaves out; with
+    sharded weights the others would wait for it for ever.
+
+    Raises:
+        UsageError: a stage with anchors under FSDP, or DeepSpeed's ZeRO-3.
+    """
+    if trainer.uses_anchors and weights_are_sharded(trainer):
+        raise UsageError(
+            "distributed_type: stages 2 and 3 do not run with sharded weights (FSDP, ZeRO-3); "
+            "trainers/accelerate/ddp_4.yaml or deepspeed_zero2_4.yaml would be right"
+        )

@@ -43,7 +43,7 @@ from trainers.arguments import (
     UnlabelledArguments,
     parse_recipe,
 )
-from trainers.base_trainer import last_checkpoint
+from trainers.base_trainer import last_checkpoint, refuse_evaluation
 from trainers.consistency_maps import ConsistencyMaps
 from trainers.consistency_weights import ConsistencyArguments, asked_of, scene_variances
 from trainers.diagnosis.gradients import TermTrainer, measure_gradients
@@ -54,7 +54,7 @@ from trainers.diagnosis.separation import Embeddings, agreement, ask_embeddings,
 from trainers.embedding_cache import add_embedding_cache
 from trainers.instruction_dataset import InstructionDataset
 from trainers.report import read_history
-from trainers.stage import ARGUMENTS, labelled_instructions, load_for_training
+from trainers.stage import ARGUMENTS, EVALUATED_AFTERWARDS, labelled_instructions, load_for_training
 from trainers.token_bank import BANK_FILE
 from trainers.unlabelled_dataset import PairedCollator, PairedDataset, UnlabelledDataset
 
@@ -149,6 +149,7 @@ def prepare(argv: Sequence[str] | None = None) -> Diagnosed:
         raise UsageError("sigma: 0 leaves the unlabelled losses out; another value, or none for the default")
     if unlabelled.consistency == "ahead" and not unlabelled.consistency_weights:
         unlabelled = replace(unlabelled, consistency="online")
+    refuse_evaluation(training, EVALUATED_AFTERWARDS)
     set_seed(training.seed)
     scene_set, built = read_data(data.data, data.split_lists, components=True)
     with_truth, _ = read_data(data.data)
@@ -172,6 +173,8 @@ def prepare(argv: Sequence[str] | None = None) -> Diagnosed:
         unlabelled=unlabelled,
         num_classes=len(scene_set.classes),
     )
+    # as `train` does: forward passes, and nothing else, are under autocast where the precision asks for it
+    trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)
     if arguments.stage3 and (checkpoint := last_checkpoint(arguments.stage3)):
         width = model.config.sam_config.prompt_encoder_config.hidden_size
         _load_bank(trainer, Path(checkpoint), width, {c.id for c in scene_set.classes})
@@ -240,7 +243,8 @@ def _reliability(one: Diagnosed) -> dict:
         if stored is not None:
             return stored.read(scene.image_id)
         asked = asked_of(one.scene_set, scene, labels, asking)
-        return scene_variances(model, trainer.processing_class, scene, asked, asking)
+        with trainer.accelerator.autocast():
+            return scene_variances(model, trainer.processing_class, scene, asked, asking)
 
     scenes = one.labels.scenes[: one.arguments.limit]
     kind, temperature = options.weight_kind, options.weight_temperature

@@ -5,16 +5,21 @@ from __future__ import annotations
 from datasets_scripts.command_line import UsageError
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor, loading
 
+from .adapters import check_record
+
 
 def load_trained(model: str) -> tuple[CoraForReasoningSegmentation, CoraProcessor]:
     """Model (in eval mode) and processor of a folder or Hub id.
 
     Raises:
-        UsageError: none is named, or see `modeling_cora.loading`.
+        UsageError: none is named, or see `modeling_cora.loading`, or `check_record` for an adapter.
     """
     if not model:
         raise UsageError("--model: not given; a folder or Hub id with a CORA model, such as runs/demo/model")
     try:
-        return loading.load_trained(model)
+        loaded, processor = loading.load_trained(model)
     except loading.ModelLoadError as error:
         raise UsageError(str(error)) from None
+    if getattr(loaded, "_hf_peft_config_loaded", False):
+        check_record(model, loaded.config)
+    return loaded, processor

@@ -56,6 +56,36 @@ def _jobs(image: Path, out: Path) -> list[tuple[Path, Path]]:
     return [(file, out / f"{file.stem}.png") for file in files]
 
 
+def _mask_path(out: Path, index: int) -> Path:
+    return out.with_name(f"{out.stem}_mask{index}.png")
+
+
+def _uncertainty_path(out: Path, index: int) -> Path:
+    return out.with_name(f"{out.stem}_uncertainty{index}.png")
+
+
+def _refuse_overwriting(jobs: list[tuple[Path, Path]], arguments: argparse.Namespace) -> None:
+    """Raises:
+    UsageError: a file to write is one of the images, or that of another image too.
+    """
+    images = {image.resolve() for image, _ in jobs}
+    written: dict[Path, Path] = {}
+    for image, out in jobs:
+        files = [out]
+        for asked, name in ((arguments.masks, _mask_path), (arguments.uncertainty, _uncertainty_path)):
+            files += [name(out, index) for index in range(len(arguments.query)) if asked]
+        for file in files:
+            place = file.resolve()
+            if place in images:
+                raise UsageError(f"--out {arguments.out}: {file} is an image that is asked about; another place for it")
+            if place in written:
+                raise UsageError(
+                    f"--image {arguments.image}: {written[place].name} and {image.name} would both be written to "
+                    f"{file}; one of them needs another name"
+                )
+            written[place] = image
+
+
 def _save(image: Image.Image, path: Path) -> None:
     try:
         write_image(path, image)
@@ -72,17 +102,18 @@ def _write(image: Image.Image, queries: list[str], result: Segmentation, out: Pa
         picture = grid([[picture, *heat]])
         for index, one in enumerate(maps):
             grey = Image.fromarray((one * 255).round().astype("uint8"))
-            _save(grey, out.with_name(f"{out.stem}_uncertainty{index}.png"))
+            _save(grey, _uncertainty_path(out, index))
     _save(picture, out)
     if masks:
         for index, mask in enumerate(result.masks.numpy()):
-            _save(Image.fromarray(mask.astype("uint8") * 255), out.with_name(f"{out.stem}_mask{index}.png"))
+            _save(Image.fromarray(mask.astype("uint8") * 255), _mask_path(out, index))
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     arguments = _parse(argv)
     jobs = _jobs(arguments.image, arguments.out)
+    _refuse_overwriting(jobs, arguments)
     model, processor = load_trained(arguments.model)
     model.to(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     for image_path, out in tqdm(jobs, desc="segmenting", unit="image"):

@@ -9,7 +9,8 @@ are used, no masks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -32,10 +33,15 @@ def pretrain_queries(
     arguments: QueryPretrainingArguments,
     seed: int,
     progress: bool = True,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> float:
     """Regresses (mean squared error) `[SEG]` embeddings onto a random prompt per class; the answers are learned too.
 
     Trains the VLM and the projection in place. Classes are drawn uniformly, then an instruction of the class.
+
+    Args:
+        autocast: of the forward passes, as in the training that follows; a model whose frozen parts are stored in
+            bfloat16 cannot do without.
 
     Returns:
         the mean squared error of the last step; `PROMPT_STD` ** 2 = 0.49 is the error of an embedding of 0.
@@ -63,7 +69,8 @@ def pretrain_queries(
             answers=[[i.answer for i in chosen]],
         ).to(model.device)
         del inputs["sam_pixel_values"]
-        output = model(**inputs)
+        with autocast():
+            output = model(**inputs)
         loss = torch.nn.functional.mse_loss(output.seg_embeddings.float(), prompts[torch.from_numpy(classes)])
         optimizer.zero_grad()
         (loss + 0.1 * output.lm_loss).backward()

@@ -2,7 +2,7 @@
 
 Writes the model, the processor, `instructions.jsonl` and `training.json` (how it was trained, for the model card) to
 `output_dir`. Run again after an interruption with `--resume_from_checkpoint true`: it goes on from the last checkpoint
-and ends at the same weights.
+and ends at the same weights. A folder in place of `true` is the checkpoint to go on from.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from datasets_scripts.records import Instruction, Scene, SceneSet
 from modeling_cora import CoraConfig, CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.presets import cora_tiny
 
-from .adapters import anchors_needed, base_of, load_adapter
+from .adapters import OF_THE_BASE, anchors_needed, base_of, check_record, load_adapter
 from .arguments import (
     CoraTrainingArguments,
     DataArguments,
@@ -33,8 +33,8 @@ from .arguments import (
     UnlabelledArguments,
     parse_recipe,
 )
-from .base_trainer import last_checkpoint
-from .cora_trainer import CoraTrainer
+from .base_trainer import check_steps, checkpoint_to_resume, refuse_evaluation
+from .cora_trainer import CoraTrainer, refuse_sharded_anchors
 from .embedding_cache import add_embedding_cache, refuse_sharded_weights, warn_of_new_images
 from .instruction_dataset import InstructionCollator, InstructionDataset
 from .loading import load_trained
@@ -48,6 +48,7 @@ CONFIG_FIELDS = (
     "embedding_pooling",
 )  # fmt: skip
 """Of `ModelArguments`, what overrides the model's configuration."""
+EVALUATED_AFTERWARDS = "a stage evaluates nothing; no would be right, and trainers/evaluate.py for what it has written"
 ARGUMENTS = (
     ModelArguments, TrainedPartsArguments, DataArguments, QueryPretrainingArguments, EmbeddingCacheArguments,
     CoraTrainingArguments,
@@ -96,6 +97,7 @@ def load_for_training(
     further = base != arguments.model
     model, processor = load_model(replace(arguments, model=base), instructions, seed)
     if further:
+        check_record(arguments.model, CoraConfig.from_pretrained(base))
         processor = CoraProcessor.from_pretrained(arguments.model)
     if anchors:
         if further and model.config.anchor_token_id is None:
@@ -144,6 +146,9 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     """
     types = (*ARGUMENTS, UnlabelledArguments) if trainer_class.uses_unlabelled else ARGUMENTS
     model_arguments, parts, data_arguments, pretraining, caching, arguments, *rest = parse_recipe(types, argv)
+    check_steps(arguments)
+    refuse_evaluation(arguments, EVALUATED_AFTERWARDS)
+    checkpoint = checkpoint_to_resume(arguments.resume_from_checkpoint, arguments.output_dir)
     set_seed(arguments.seed)
     scene_set, built = read_data(data_arguments.data, data_arguments.split_lists, components=True)
     scenes = scene_set.split("train", labelled=True)
@@ -154,11 +159,7 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     # the words of later stages, too, belong to a vocabulary that is made now
     anchors = trainer_class.uses_anchors
     model, processor = load_for_training(model_arguments, parts, every_kind, arguments.seed, anchors)
-    if pretraining.query_pretraining_steps and is_trained(model_arguments.model):
-        # it would forget what it has learned, and later stages take the recipe of the first one too
-        pretraining = replace(pretraining, query_pretraining_steps=0)
-        if arguments.process_index == 0:
-            print(f"query_pretraining_steps: left out, a stage has trained {model_arguments.model}", flush=True)
+    pretraining = _for_new_models(pretraining, model_arguments.model, arguments)
     base = base_of(model_arguments.model)
     if isinstance(model, PeftModel):
         _check_base(base, model.config, anchors, arguments)
@@ -191,6 +192,7 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
         processing_class=processor,
         **more,
     )
+    refuse_sharded_anchors(trainer)
     if cache is not None:
         refuse_sharded_weights(trainer)
     if trainer.is_world_process_zero():
@@ -198,10 +200,10 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
         write_training_record(
             stage, model, base, scene_set, instructions, arguments, model_arguments, data_arguments, others
         )
-    checkpoint = last_checkpoint(arguments.output_dir) if arguments.resume_from_checkpoint else None
     if pretraining.query_pretraining_steps and checkpoint is None:
+        main_process, autocast = trainer.is_world_process_zero(), trainer.accelerator.autocast
         pretrain_queries(
-            model, processor, scenes, instructions, pretraining, arguments.seed, trainer.is_world_process_zero()
+            model, processor, scenes, instructions, pretraining, arguments.seed, main_process, autocast=autocast
         )
     trainer.train(resume_from_checkpoint=checkpoint)
     if cache is not None and trainer.is_world_process_zero():
@@ -210,6 +212,18 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     if trainer.is_world_process_zero():
         write_instructions(Path(arguments.output_dir) / "instructions.jsonl", instructions)
     trainer.save_model()  # with push_to_hub the upload as well, which may fail
+
+
+def _for_new_models(
+    pretraining: QueryPretrainingArguments, model: str, arguments: CoraTrainingArguments
+) -> QueryPretrainingArguments:
+    """Without steps for a model that a stage has trained: it would forget what it has learned, and later stages take
+    the recipe of the first one too."""
+    if not (pretraining.query_pretraining_steps and is_trained(model)):
+        return pretraining
+    if arguments.process_index == 0:
+        print(f"query_pretraining_steps: left out, a stage has trained {model}", flush=True)
+    return replace(pretraining, query_pretraining_steps=0)
 
 
 def _check_base(base: str, config: CoraConfig, anchors: bool, arguments: CoraTrainingArguments) -> None:
@@ -224,8 +238,9 @@ def _check_base(base: str, config: CoraConfig, anchors: bool, arguments: CoraTra
         UsageError: it is not, or it is pushed without a base that others could load.
     """
     saved = CoraConfig.from_pretrained(base)
-    if saved.seg_state != config.seg_state:
-        raise UsageError(f"seg_state {config.seg_state}: an adapter uses its base's, {saved.seg_state}")
+    for name in OF_THE_BASE:
+        if (wanted := getattr(config, name)) != (has := getattr(saved, name)):
+            raise UsageError(f"{name} {wanted}: an adapter uses its base's, {has}")
     if saved.anchor_token_id is None:
         if anchors:
             raise UsageError(anchors_needed(base))

@@ -19,8 +19,6 @@ if __name__ == "__main__":
     # run as a file: `import evaluate` would find trainers/evaluate.py in place of the library
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import os
-
 import torch
 from accelerate.utils import gather_object
 from transformers.utils import ModelOutput
@@ -159,12 +157,11 @@ class Stage3Trainer(CoraTrainer):
             self.bank.save(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
         super()._save_checkpoint(model, trial)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def load_more(self, checkpoint):
         try:
-            self.bank.load(Path(resume_from_checkpoint))
+            self.bank.load(checkpoint)
         except FileNotFoundError:
-            raise DataError(f"{os.fspath(resume_from_checkpoint)}: has no token bank; is it of stage 3?") from None
+            raise DataError(f"{checkpoint}: has no token bank; is it of stage 3?") from None
 
 
 def _split(output: ModelOutput, labelled: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

@@ -23,8 +23,7 @@ class TermTrainer(Stage3Trainer):
     def parts(self, inputs: dict) -> dict[str, torch.Tensor]:
         """By `PARTS`, the terms of eq. 9 on a batch; without `contrast` where eq. 8 does not count."""
         self.terms: dict[str, torch.Tensor] = {}
-        with self.compute_loss_context_manager():
-            self.compute_loss(self.model, inputs)
+        self.compute_loss(self.model, inputs)
         labelled = self.accelerator.unwrap_model(self.model).weighted_sum(self.terms)
         parts = {"labelled": labelled, "pseudo": self.terms["pseudo_bce_loss"] + self.terms["pseudo_dice_loss"]}
         return parts | ({"contrast": self.terms["contrast_loss"]} if "contrast_loss" in self.terms else {})

@@ -32,8 +32,7 @@ def ask_embeddings(trainer: Stage3Trainer, batches: Iterable[dict], total: int) 
     trainer.model.eval()
     for batch in tqdm(batches, desc="embeddings", unit="batch", total=total):
         inputs = trainer._prepare_inputs(batch)
-        with trainer.compute_loss_context_manager():
-            embeddings = trainer.model(**inputs["inputs"]).seg_embeddings.float().cpu()
+        embeddings = trainer.model(**inputs["inputs"]).seg_embeddings.float().cpu()
         labelled = trainer.counts(inputs)["masks"]
         for place, part in enumerate((slice(0, labelled), slice(labelled, None))):
             tokens[place].append(embeddings[part])

@@ -229,11 +229,14 @@ class SemiSupervisedTrainingArguments(TrainingArguments):
         super().__post_init__()
         # without a GPU there is nothing to pin memory for, and torch warns about it at every start
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
+        # of several GPUs a process without a launcher takes one: transformers would wrap the model in nn.DataParallel,
+        # whose copies share no means over the batch and have none of the methods that a method calls
+        self._n_gpu = min(self.n_gpu, 1)
 
 
 def check_arguments(*groups: Any) -> None:
     """Raises:
-    UsageError: a value that none of the choices is, or a share outside of [0, 1].
+    UsageError: a value that none of the choices is, a share outside of [0, 1], or a range that is none.
     """
     for group in groups:
         types = get_type_hints(type(group), include_extras=True)
@@ -243,6 +246,11 @@ def check_arguments(*groups: Any) -> None:
                 raise UsageError(f"{one.name}: {value!r} is not one of {', '.join(choices)}")
             if types[one.name] == Share and not 0 <= value <= 1:
                 raise UsageError(f"{one.name}: {value} is outside of [0, 1]")
+        if isinstance(group, SegmenterArguments) and group.output_stride not in (16, 32):
+            raise UsageError(f"output_stride: {group.output_stride} is not one of 16, 32")
+        if isinstance(group, SemiSupervisedTrainingArguments) and not 0 < group.window_stride <= 1:
+            # windows further apart than their length leave pixels that none of them sees
+            raise UsageError(f"window_stride: {group.window_stride} is outside of (0, 1]")
         if isinstance(group, SegmentationDataArguments):
             if min(group.crop_height, group.crop_width) < 1:
                 raise UsageError(f"crop_height, crop_width: {group.crop_height} x {group.crop_width} is no crop")

@@ -6,7 +6,8 @@
 
 Writes the segmenter (`config.json`, `model.safetensors`) and `training.json` (method, split, classes, scores on val) to
 `output_dir`. Run again after an interruption with `--resume_from_checkpoint true`: it goes on from the last checkpoint
-and ends at the same weights. The last weights count, not the best on val as in the public codes.
+and ends at the same weights. A folder in place of `true` is the checkpoint to go on from. The last weights count, not
+the best on val as in the public codes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from transformers.trainer_utils import set_seed
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import write_text
 from trainers.arguments import parse_recipe
-from trainers.base_trainer import last_checkpoint
+from trainers.base_trainer import check_steps, checkpoint_to_resume, refuse_evaluation
 from trainers.pseudo_labels.arguments import (
     MethodArguments,
     SegmentationDataArguments,
@@ -111,8 +112,8 @@ def announce_absent(scenes: TrainingScenes, absent_classes: str) -> None:
 def main(argv: list[str] | None = None) -> None:
     segmenter_arguments, method_arguments, data_arguments, strong_arguments, arguments = parse_recipe(ARGUMENTS, argv)
     check_arguments(segmenter_arguments, method_arguments, data_arguments, strong_arguments, arguments)
-    if arguments.max_steps < 1:
-        raise UsageError(f"max_steps: {arguments.max_steps} is no number of steps")
+    check_steps(arguments)
+    checkpoint = checkpoint_to_resume(arguments.resume_from_checkpoint, arguments.output_dir)
     labelled_alone = method_arguments.method == "supervised" or method_arguments.burn_in > 0
     if (
         segmenter_arguments.architecture == "deeplabv3plus"
@@ -131,6 +132,8 @@ def main(argv: list[str] | None = None) -> None:
     scenes = read_training_scenes(
         data_arguments, method_arguments.method != "supervised", main_process and not arguments.disable_tqdm
     )
+    if not scenes.val:
+        refuse_evaluation(arguments, f"{data_arguments.data} has no labelled images of split val; no would be right")
     if main_process:
         announce_absent(scenes, data_arguments.absent_classes)
     window = (data_arguments.crop_height, data_arguments.crop_width)
@@ -147,7 +150,6 @@ def main(argv: list[str] | None = None) -> None:
         labelled_alone=int(method_arguments.burn_in * arguments.max_steps) * batch,
     )
     trainer = SemiSupervisedSegmentationTrainer(segmenter, method, arguments, dataset, scenes.scene_set, scenes.val)
-    checkpoint = last_checkpoint(arguments.output_dir) if arguments.resume_from_checkpoint else None
     trainer.train(resume_from_checkpoint=checkpoint)
     if scenes.val:
         trainer.evaluate()

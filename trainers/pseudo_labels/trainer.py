@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from datasets_scripts.command_line import UsageError
-from datasets_scripts.records import Scene, SceneSet
+from datasets_scripts.records import DataError, Scene, SceneSet
 from trainers.base_trainer import BaseTrainer
 
 from .arguments import SemiSupervisedTrainingArguments
@@ -140,10 +140,12 @@ class SemiSupervisedSegmentationTrainer(BaseTrainer):
         if self.method.teacher is not None:
             self.method.teacher.save_pretrained(Path(output_dir or self.args.output_dir) / TEACHER)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def load_more(self, checkpoint):
         if self.method.teacher is not None:
-            weights = load_file(Path(resume_from_checkpoint) / TEACHER / "model.safetensors")
+            try:
+                weights = load_file(checkpoint / TEACHER / "model.safetensors")
+            except FileNotFoundError:
+                raise DataError(f"{checkpoint}: has no {TEACHER}; is it of another method?") from None
             self.method.teacher.load_state_dict(weights)
 
 
