@@ -26,7 +26,7 @@ from trainers.embedding_cache import EmbeddingCache, add_embedding_cache, refuse
 from trainers.evaluate import EvaluationArguments, run_evaluation
 from trainers.stage1 import main as stage1
 from trainers.stage3 import main as stage3
-from trainers.steps import Step
+from trainers.steps import Step, StepFolders
 from trainers.trained_parts import PARTS
 
 from .test_stage1 import history, largest_difference, options
@@ -104,6 +104,23 @@ def test_stage_1_is_the_same_to_the_bit(street, tmp_path, passes, capsys):  # no
     found = re.findall(r"embedding_cache: (\d+) embeddings found, (\d+) computed", capsys.readouterr().out)
     assert found == [("5", "3"), ("8", "0")]
     assert not list((tmp_path / "cache").glob("*.partial")) and len(files(tmp_path / "cache")) == 3
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["readable", "not readable"])
+def test_a_file_of_another_user_is_used_where_it_can_be_read(tmp_path, monkeypatch, hidden):
+    """Its time cannot be set, and whether it can be read depends on their umask."""
+    image = images(1)[0]
+    expected = EmbeddingCache(tmp_path, SmallSam(), 10**9)(image, encode)
+    cache = EmbeddingCache(tmp_path, SmallSam(), 10**9)
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    if hidden:
+        monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert torch.equal(cache(image, encode), expected)
+    assert (cache.found, cache.encoded) == ((0, 1) if hidden else (1, 0))
 
 
 @pytest.mark.slow
@@ -328,5 +345,6 @@ def test_none_is_asked_for_by_default(tiny, tmp_path):
     assert add_embedding_cache(tiny[0], EmbeddingCacheArguments()) is None and tiny[0].embedding_cache is None
     # and a run's steps are the same steps with one
     given = {"embedding_cache": str(tmp_path), "embedding_cache_gigabytes": 3}
-    assert Step("one", "any", given).key() == Step("one", "any", {}).key()
-    assert Step("one", "any", {"embedding_cache_precision": "float16"}).key() != Step("one", "any", {}).key()
+    folders, plain = StepFolders(tmp_path), Step("one", "any", {})
+    assert folders.folder(Step("one", "any", given)) == folders.folder(plain)
+    assert folders.folder(Step("one", "any", {"embedding_cache_precision": "float16"})) != folders.folder(plain)

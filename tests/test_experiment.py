@@ -16,8 +16,8 @@ from datasets_scripts.scenes import write_scenes
 from datasets_scripts.splits import write_split
 from trainers.arguments import parse_recipe
 from trainers.comparison import Comparison
-from trainers.experiment import ALL, Cell, ExperimentArguments, main, plan_cells, run_of
-from trainers.run import STAGES, RunArguments, read_run
+from trainers.experiment import ALL, Cell, ExperimentArguments, Plans, main, plan_cells, run_of
+from trainers.run import STAGES, RunArguments, plan, read_run
 
 from .test_run import RECIPE, SECTIONS
 from .test_stage1 import ROOT
@@ -36,19 +36,25 @@ def summary(value: float) -> dict:
     return {"all": {"ciou": value}, "by_kind": {"semantic, class": {"ciou": value / 2}}, "miou": None}
 
 
-def write_run(out: Path, method: str, fraction: str, seed: int) -> None:
+def write_run(out: Path, method: str, fraction: str, seed: int, data: str = "data") -> None:
+    """What a run of `options` leaves, somewhere else."""
+    experiment = ExperimentArguments(data=str(out / data), splits=str(out / "splits"), out=str(out))
+    steps = Plans(experiment, Path(RECIPE), {}).steps(Cell(method, fraction, seed))
+    steps = {name: f"/elsewhere/{folder}" for name, folder in steps.items()}
     stages = {f"stage{k}": summary(ciou(method, fraction, seed, k)) for k in (1, 2, 3)}
-    write_text(Cell(method, fraction, seed).folder(out) / "run.json", json.dumps({"summaries": stages}))
+    write_text(Cell(method, fraction, seed).folder(out) / "run.json", json.dumps({"summaries": stages, "steps": steps}))
 
 
 def options(tmp_path: Path, *more: str) -> list[str]:
     for fraction in FRACTIONS:
         (tmp_path / "splits" / fraction).mkdir(parents=True, exist_ok=True)
-    return ["--recipe", RECIPE, "--data", "data", "--splits", str(tmp_path / "splits"), "--out", str(tmp_path),
-            "--methods", *METHODS, "--fractions", *FRACTIONS, "--only", "results", *more]  # fmt: skip
+    (tmp_path / "data").mkdir(exist_ok=True)
+    return ["--recipe", RECIPE, "--data", str(tmp_path / "data"), "--splits", str(tmp_path / "splits"), "--out",
+            str(tmp_path), "--methods", *METHODS, "--fractions", *FRACTIONS, "--only", "results", *more]  # fmt: skip
 
 
 def test_tables_hold_the_mean_and_the_spread_over_seeds(tmp_path, capsys):
+    options(tmp_path)
     for method in METHODS:
         for fraction in FRACTIONS:
             for seed in SEEDS[: 2 if (method, fraction) == ("cora", "1_8") else 3]:  # one run has not ended yet
@@ -82,6 +88,55 @@ def test_tables_hold_the_mean_and_the_spread_over_seeds(tmp_path, capsys):
     # each method has its colour in the curve
     colours = {pixel for _, pixel in Image.open(tmp_path / "results.png").convert("RGB").getcolors(1 << 20)}
     assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= colours
+
+
+def test_runs_of_another_recipe_are_left_out(tmp_path, capsys):
+    """Of other options and other data as well; where that cannot be known all count, and it is said."""
+    argv = [*options(tmp_path), "--seeds", "0"]
+    for method in METHODS:
+        write_run(tmp_path, method, "1_8", 0)
+
+    def rows(*more: str) -> tuple[set[str], list[str]]:
+        main([*argv, *more])
+        told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+        with open(tmp_path / "results.csv", newline="") as file:
+            return {line["method"] for line in csv.DictReader(file)}, told
+
+    assert rows() == (set(METHODS), [])
+    assert rows("--fractions", "1_30") == (set(), [])
+    found, told = rows("--stage3.bank_size", "100")
+    assert found == set() and len(told) == 2  # once for each run
+    for method, line in zip(METHODS, told, strict=True):
+        assert f"{method}_1_8_seed0/run.json is left out" in line and ": it has stage3-" in line
+        assert ", planned is stage3-" in line
+    found, told = rows("--prediction.window_stride", "1.0")
+    assert found == set() and all("it has pseudo_labels-" in line for line in told)
+    (tmp_path / "data/more").write_text("")
+    assert rows()[0] == set() and "it has instructions-" in rows()[1][0]
+    found, told = rows("--data", str(tmp_path / "gone"))
+    assert found == set(METHODS) and len(told) == 1
+    assert "since the steps cannot be known" in told[0] and "gone: no such file or folder" in told[0]
+    old = Cell("cora", "1_8", 0).folder(tmp_path) / "run.json"
+    (tmp_path / "data/more").unlink()
+    write_text(old, json.dumps({"summaries": {"stage3": summary(0.5)}}))
+    found, told = rows()
+    assert found == {"lisa"} and "it has no instructions, planned is instructions-" in told[0] and len(told) == 1
+
+
+def test_bad_options_of_one_method_stop_an_experiment_before_its_first_run(tmp_path, capsys):
+    argv = [*options(tmp_path), "--only", "", "--stage3.alignment", "false"]
+    with pytest.raises(SystemExit):
+        main(argv)  # lisa would take it
+    assert "stage3.alignment: False, but method cora decides True" in capsys.readouterr().err
+    assert not (tmp_path / "steps").exists()
+
+
+def test_one_threshold_is_for_all_methods(tmp_path):
+    experiment = ExperimentArguments(data=str(tmp_path), out="out")
+    plans = Plans(experiment, Path(RECIPE), {"stage3.pseudo_confidence": 0})
+    for method in ("supervised", "lisa", "segllm", "cora"):
+        run = plan(*plans.of(Cell(method, ALL, 0)))
+        assert run.stages["stage3"].fields["pseudo_confidence"] == 0 and not run.notes
 
 
 def test_with_one_fraction_each_method_has_a_place_of_its_own(tmp_path):

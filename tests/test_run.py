@@ -26,7 +26,7 @@ from trainers.base_trainer import last_checkpoint
 from trainers.file_hashes import FileHashes
 from trainers.methods import method_named
 from trainers.report import Stage, write_report
-from trainers.run import STAGES, main, plan, read_run
+from trainers.run import STAGES, main, picture_of, plan, read_run
 from trainers.stage import ARGUMENTS
 from trainers.steps import Step, StepFolders
 
@@ -146,6 +146,16 @@ def test_a_report_shows_the_stages_that_were_evaluated(tmp_path):
     write_report(tmp_path / "two.html", "t", "i", [Stage("stage1", history, *found), Stage("stage3", history, *found)])
     two = (tmp_path / "two.html").read_text()
     assert "What each stage brought" in two and "after stage1" in two
+    without = [Stage("stage1", history, summary, None), Stage("stage3", history, summary, None)]
+    write_report(tmp_path / "three.html", "t", "i", without)
+    three = (tmp_path / "three.html").read_text()
+    assert "<img" not in three and "No pictures were asked for" in three and "What each stage brought" in three
+
+
+def test_there_is_a_picture_only_where_one_was_written(tmp_path):
+    assert picture_of(tmp_path) is None
+    (tmp_path / "overlays.png").touch()
+    assert picture_of(tmp_path) == tmp_path / "overlays.png"
 
 
 def calls(folder: Path) -> int:
@@ -183,6 +193,7 @@ def test_a_copy_of_the_data_is_the_same_data(tmp_path):
     for name in ("here", "there", "renamed"):
         (tmp_path / name / "images").mkdir(parents=True)
         (tmp_path / name / "images" / ("a.png" if name != "renamed" else "b.png")).write_text("1")
+    (tmp_path / "there" / "images" / "b.png.0123456789ab.partial").write_text("1")  # of a program that was killed
     os.utime(tmp_path / "there" / "images" / "a.png", (1, 1))
     folders = [StepFolders(tmp_path / "steps").folder(Step("one", "any", {"data": tmp_path / name}))
                for name in ("here", "there", "renamed")]  # fmt: skip
@@ -333,6 +344,7 @@ def test_options_of_sections_override_the_recipe(tmp_path):
         ("", ["--stage1.max_steps"], UsageError, "--stage1.max_steps: a value is missing"),
         ("", ["--data", "x", "--out", "y", "--method", "cvi+more"], UsageError, "method 'cvi+more': 'more' is none of"),
         ("", ["--data", "x"], UsageError, "--out: not given"),
+        ("stage1: {recipe: null}", [], DataError, "stage1: recipe: None is no file"),
     ],
 )
 def test_bad_recipes_get_one_line(tmp_path, recipe, argv, error, message):

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import torch
 import yaml
@@ -22,6 +23,9 @@ from transformers.trainer_utils import HubStrategy
 
 from datasets_scripts.command_line import ArgumentParser, UsageError
 from datasets_scripts.records import DataError
+
+CLASS_KINDS = ("semantic", "attribute")
+"""Kinds of queries that a class has without a label map."""
 
 
 @dataclass
@@ -139,6 +143,10 @@ class DataArguments:
     )
     cache_scenes: int = field(default=512, metadata={"help": "Decoded scenes kept in memory by each process."})
 
+    def __post_init__(self):
+        if self.queries_per_image < 1:
+            raise UsageError(f"queries_per_image: {self.queries_per_image} is less than 1")
+
 
 @dataclass
 class EmbeddingCacheArguments:
@@ -237,6 +245,10 @@ class UnlabelledArguments:
                              ("unlabelled_queries", 1)):  # fmt: skip
             if getattr(self, name) < lowest:
                 raise UsageError(f"{name}: {getattr(self, name)} is less than {lowest}")
+        for name in ("weight_temperature", "alignment_temperature"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name}: {getattr(self, name)} is not above 0")
+        check_kinds("unlabelled_kinds", self.unlabelled_kinds, CLASS_KINDS)
         if self.alignment_weight is not None and not self.alignment_weight >= 0:
             raise UsageError(f"alignment_weight: {self.alignment_weight} is less than 0")
         if not 0 <= self.pseudo_confidence <= 1:
@@ -282,18 +294,34 @@ class CoraTrainingArguments(TrainingArguments):
                 f"hub_strategy {self.hub_strategy.value}: optimizer states and training_args.bin name places of this "
                 "machine and stay there; end or every_save would be right"
             )
+        # one process, one GPU: nn.DataParallel, which transformers takes where it sees several, deals out the entries
+        # of lists of tensors, such as masks of different sizes, as if they were batches
+        self._n_gpu = min(self.n_gpu, 1)
+        # an answer without [SEG] leaves SAM's decoder without gradients on one process, a batch without anchors their
+        # encoder; Trainer's own choice is false with activation checkpointing, and DDP then waits or fails
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = True
         # without a GPU there is nothing to pin memory for, and torch warns about it at every start
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
 
 
 class _RecipeParser(ArgumentParser, HfArgumentParser):
-    """transformers' parser, failing in one line."""
+    """transformers' parser, failing in one line; `--field null` is None, as in a recipe, for fields that may be."""
+
+    def __init__(self, types: Sequence[type]):
+        self._optional = {name for t in types for name, hint in get_type_hints(t).items() if NoneType in get_args(hint)}
+        super().__init__(tuple(types))
+
+    def _get_values(self, action, arg_strings):
+        if arg_strings == ["null"] and action.dest in self._optional:
+            return None
+        return super()._get_values(action, arg_strings)
 
 
 def parse_recipe(
     types: Sequence[type], argv: Sequence[str] | None = None, defaults: Mapping[str, Any] | None = None
 ) -> list:
-    """Reads `[recipe.yaml] [--field value ...]` into one instance of each dataclass.
+    """Reads `[recipe.yaml] [--field value ...]` into one instance of each dataclass; the value `null` is None.
 
     Args:
         defaults: of fields, in place of the dataclasses' own.
@@ -303,7 +331,7 @@ def parse_recipe(
         UsageError: an unknown argument, or a value that does not fit.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _RecipeParser(tuple(types))
+    parser = _RecipeParser(types)
     parser.set_defaults(**(defaults or {}))
     known = {f.name: f for t in types for f in fields(t)}
     if argv and not argv[0].startswith("-"):
@@ -322,6 +350,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a message: which known name was meant; empty where none is near."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def check_kinds(name: str, given: Sequence[str], known: Sequence[str]) -> None:
+    """Raises:
+    UsageError: none is given, or one that is not known.
+    """
+    if isinstance(given, str):  # as a recipe may have it
+        raise UsageError(f"{name}: {given!r} is no list; [{given}] would be right")
+    for kind in given:
+        if kind not in known:
+            raise UsageError(f"{name}: {kind!r} is not one of {', '.join(known)}{nearest(str(kind), known)}")
+    if not given:
+        raise UsageError(f"{name}: none is given; one of {', '.join(known)} or more would be right")
 
 
 def read_recipe(path: Path, types: Sequence[type]) -> dict:
@@ -343,13 +384,17 @@ def read_yaml(path: Path) -> dict:
     """A YAML file that holds one mapping.
 
     Raises:
-        DataError: it is missing, not YAML, or holds something else.
+        DataError: it is missing, not a text file, not YAML, or holds something else.
     """
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
         raise DataError(f"{path}: no such recipe") from None
-    except yaml.YAMLError as error:
+    except OSError as error:  # a folder, say
+        raise DataError(f"{path}: cannot be read as a recipe ({error.strerror}); a YAML file would be right") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file ({error.reason}); a YAML file would be right") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise DataError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(recipe, dict):
         raise DataError(f"{path}: holds a {type(recipe).__name__}; a recipe is a mapping of fields to values")
@@ -358,25 +403,37 @@ def read_yaml(path: Path) -> dict:
 
 def split_sections(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """A program's own arguments, and the values of those with a dot in their name, as YAML reads them (`--a.b 1 2`: a
-    list).
+    list; `--a.b=1` is `--a.b 1`).
 
     Raises:
-        UsageError: no value.
+        UsageError: no value, or one that is not YAML.
     """
     own: list[str] = []
     dotted: dict[str, list[str]] = {}
     values = own
     for word in argv:
-        if word.startswith("--") and "." in word:
-            values = dotted[word[2:]] = []  # given twice, the second counts
+        name, equals, value = word.partition("=")
+        if name.startswith("--") and "." in name:
+            values = dotted[name[2:]] = []  # given twice, the second counts
+            if equals:
+                values.append(value)
+                values = own  # what follows is no value of it
             continue
         if word.startswith("--"):
             values = own
         values.append(word)
     if empty := [name for name, given in dotted.items() if not given]:
         raise UsageError(f"--{empty[0]}: a value is missing")
-    read = {name: [yaml.safe_load(value) for value in given] for name, given in dotted.items()}
+    read = {name: [_read_value(name, value) for value in given] for name, given in dotted.items()}
     return own, {name: given if len(given) > 1 else given[0] for name, given in read.items()}
+
+
+def _read_value(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        hint = 'a list is `a b`, or "[a, b]" in quotes'
+        raise UsageError(f"--{name}: {text!r} is not a YAML value; {hint}") from None
 
 
 def _checked(path: Path, name: str, value, known_field):

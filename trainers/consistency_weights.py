@@ -33,7 +33,7 @@ from datasets_scripts.records import DataError, Scene, SceneSet, read_image
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.consistency import mask_variance
 from modeling_cora.segmentation import query_logits
-from trainers.arguments import EmbeddingCacheArguments, parse_recipe
+from trainers.arguments import CLASS_KINDS, EmbeddingCacheArguments, check_kinds, parse_recipe
 from trainers.consistency_maps import packed_variances
 from trainers.embedding_cache import add_embedding_cache, weights_hash
 from trainers.loading import load_trained
@@ -54,6 +54,12 @@ class ConsistencyArguments:
     longest_side: int = field(default=256, metadata={"help": "Of the stored maps, in pixels."})
     queries_per_pass: int = field(default=32, metadata={"help": "Branches in one forward pass."})
     seed: int = field(default=0, metadata={"help": "Of the choice of queries."})
+
+    def __post_init__(self):
+        check_kinds("kinds", self.kinds, CLASS_KINDS)
+        for name, lowest in (("rephrasings", 2), ("longest_side", 1), ("queries_per_pass", 1)):
+            if getattr(self, name) < lowest:
+                raise UsageError(f"{name}: {getattr(self, name)} is less than {lowest}")
 
 
 def equivalent_queries(

@@ -18,6 +18,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -111,9 +112,11 @@ class EmbeddingCache:
         try:
             # read, not mapped: a file that another process cuts short under a mapping would end this one
             stored = load(self._path(key).read_bytes())[key]
-            _touch(self._path(key))
-        except (FileNotFoundError, SafetensorError, KeyError):
+        except (OSError, SafetensorError, KeyError):
             return None
+        # a file of another user, or one that another process has just removed: it counts as used less recently
+        with suppress(OSError):
+            _touch(self._path(key))
         return stored
 
     def _write(self, key: str, embedding: torch.Tensor) -> None:

@@ -35,13 +35,14 @@ from tqdm.auto import tqdm
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import write_image, write_text
 from datasets_scripts.folder import read_data
+from datasets_scripts.instructions.verify import KINDS
 from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, read_image
 from datasets_scripts.splits import HELD_OUT_FROM
 from metrics.ciou.ciou import intersection_and_union
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.hub.run_folder import weights_digest
 from modeling_cora.pictures import captioned, comparison, grid
-from trainers.arguments import EmbeddingCacheArguments, parse_recipe
+from trainers.arguments import EmbeddingCacheArguments, check_kinds, parse_recipe
 from trainers.baselines import MeanMask, trivial_counts
 from trainers.embedding_cache import add_embedding_cache
 from trainers.instruction_dataset import anchor_masks
@@ -75,7 +76,16 @@ class EvaluationArguments:
         metadata={"help": "At most so many of each kind about each image, drawn by its id; all where not given."},
     )
     out: str = field(default="", metadata={"help": "Folder for the results."})
-    examples: int = field(default=6, metadata={"help": "Images in overlays.png."})
+    examples: int = field(default=6, metadata={"help": "Images in overlays.png; 0: no such file."})
+
+    def __post_init__(self):
+        check_kinds("kinds", self.kinds, KINDS)
+        protocol_named(self.protocol)
+        if self.anchors not in ("given", "none"):
+            raise UsageError(f"anchors: {self.anchors!r} is not one of given, none")
+        for name, lowest in (("limit", 1), ("queries_per_kind", 1), ("examples", 0)):
+            if (value := getattr(self, name)) is not None and value < lowest:
+                raise UsageError(f"{name}: {value} is less than {lowest}")
 
 
 def evaluate_scenes(
@@ -251,10 +261,6 @@ def _some_of_each(instructions: Sequence[Instruction], most: int) -> list[Instru
 def run_evaluation(arguments: EvaluationArguments, caching: EmbeddingCacheArguments | None = None) -> dict:
     """Evaluates and writes the results; returns the summary."""
     protocol = protocol_named(arguments.protocol)
-    if arguments.anchors not in ("given", "none"):
-        raise UsageError(f"anchors: {arguments.anchors!r} is not one of given, none")
-    if arguments.queries_per_kind is not None and arguments.queries_per_kind < 1:
-        raise UsageError(f"queries_per_kind: {arguments.queries_per_kind} is less than 1")
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     scene_set, built = read_data(arguments.data, arguments.split_lists, components=True)
     scenes = scene_set.split(arguments.split, labelled=True)[: arguments.limit]

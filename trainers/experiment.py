@@ -15,7 +15,8 @@ that a recipe adds, such as one with as much time as another:
 
 Writes RESULTS.csv (every score of every run), RESULTS.md (mean and standard deviation over seeds, also of the
 differences to a baseline with the same seed) and RESULTS.png (the curve over fractions), anew after each run. `--only
-results` runs nothing.
+results` runs nothing. A run counts where its steps are those that the recipe and the options plan now; what an older
+recipe left in OUT is told, and left out.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -43,8 +45,10 @@ from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import write_text
 from trainers.arguments import nearest, parse_recipe, split_sections
 from trainers.comparison import Comparison
+from trainers.file_hashes import FileHashes
 from trainers.methods import BASELINES, method_named
-from trainers.run import SECTIONS, STAGES, RunArguments, override, read_run, run
+from trainers.run import SECTIONS, STAGES, RunArguments, override, plan, read_run, run
+from trainers.steps import StepFolders
 
 ALL = "all"
 """The fraction without lists."""
@@ -103,20 +107,77 @@ def scores_of(summary: dict) -> dict[str, float]:
     return scores | ({"miou": summary["miou"]} if summary["miou"] is not None else {})
 
 
-def read_cells(cells: Iterable[Cell], out: Path) -> Iterator[tuple[Cell, str, str, float]]:
-    """(cell, stage, score, value) of every run that has ended."""
+@dataclass
+class Plans:
+    """What the runs of an experiment are with today's recipe, options and data.
+
+    Args:
+        recipe: of a run.
+        dotted: `section.field`, of all runs.
+    """
+
+    arguments: ExperimentArguments
+    recipe: Path
+    dotted: Mapping[str, Any]
+    _steps: dict[Cell, dict[str, str] | str] = field(default_factory=dict)
+
+    @cached_property
+    def _files(self) -> FileHashes:
+        """Shared, since all cells read the same data."""
+        return FileHashes(Path(self.arguments.out) / "steps" / ".files.json")
+
+    def of(self, cell: Cell) -> tuple[RunArguments, dict[str, dict[str, Any]]]:
+        return run_of(cell, self.recipe, self.dotted, self.arguments)
+
+    def steps(self, cell: Cell) -> dict[str, str] | str:
+        """The name of each step's folder, by that of the step; why it cannot be told, where files are missing by which
+        steps are known, such as the data."""
+        if cell not in self._steps:
+            own, sections = self.of(cell)
+            planned = plan(own, sections)
+            folders = StepFolders(Path(own.steps), own.accelerate_config)
+            folders.files = self._files
+            try:
+                self._steps[cell] = {step.name: folders.folder(step).name for step in planned.steps}
+            except UsageError as error:
+                self._steps[cell] = str(error)
+            else:
+                self._files.save()
+        return self._steps[cell]
+
+
+def read_cells(cells: Iterable[Cell], plans: Plans) -> tuple[list[tuple[Cell, str, str, float]], list[str]]:
+    """(cell, stage, score, value) of every run that has ended as it is planned now; what to say about the others."""
+    found, notes = [], []
     for cell in cells:
-        record = cell.folder(out) / "run.json"
-        if record.exists():
-            for stage, summary in json.loads(record.read_text(encoding="utf-8"))["summaries"].items():
-                for score, value in scores_of(summary).items():
-                    yield cell, stage, score, value
+        path = cell.folder(Path(plans.arguments.out)) / "run.json"
+        if not path.exists():
+            continue
+        record, planned = json.loads(path.read_text(encoding="utf-8")), plans.steps(cell)
+        if isinstance(planned, str):
+            notes.append(f"note: runs count whatever their recipe was, since the steps cannot be known ({planned})")
+        elif reason := _difference(record.get("steps", {}), planned):
+            notes.append(f"note: {path} is left out, since it is not of this recipe and these options: {reason}")
+            continue
+        for stage, summary in record["summaries"].items():
+            found += [(cell, stage, score, value) for score, value in scores_of(summary).items()]
+    return found, list(dict.fromkeys(notes))
 
 
-def write_results(arguments: ExperimentArguments, cells: Sequence[Cell]) -> str:
-    """Writes the three files; returns the text of the tables."""
-    out, results = Path(arguments.out), Path(arguments.results or Path(arguments.out) / "results")
-    found = list(read_cells(cells, out))
+def _difference(recorded: Mapping[str, str], planned: Mapping[str, str]) -> str:
+    """The first step that is another one; empty where there is none."""
+    found = {name: Path(folder).name for name, folder in recorded.items()}
+    for name in (*planned, *found):
+        if found.get(name) != planned.get(name):
+            return f"it has {found.get(name, f'no {name}')}, planned is {planned.get(name, f'no {name}')}"
+    return ""
+
+
+def write_results(plans: Plans, cells: Sequence[Cell]) -> str:
+    """Writes the three files; returns the text of the tables, after a line for each run that is left out."""
+    arguments = plans.arguments
+    results = Path(arguments.results or Path(arguments.out) / "results")
+    found, notes = read_cells(cells, plans)
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
@@ -143,7 +204,7 @@ def write_results(arguments: ExperimentArguments, cells: Sequence[Cell]) -> str:
     write_text(results.with_name(results.name + ".md"), text)
     if arguments.score in comparisons:
         comparisons[arguments.score].draw(results.with_name(results.name + ".png"))
-    return text
+    return "".join(f"{note}\n" for note in notes) + text
 
 
 def plan_cells(arguments: ExperimentArguments) -> list[Cell]:
@@ -233,10 +294,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"only: {arguments.only!r} is not `results`")
     cells = plan_cells(arguments)
     recipe = Path(own[0]).parent / arguments.recipe if own and not own[0].startswith("-") else Path(arguments.recipe)
+    plans = Plans(arguments, recipe, dotted)
+    for cell in cells if not arguments.only else ():
+        plan(*plans.of(cell))  # whose errors nobody wants to wait for
     for cell in tqdm(cells if not arguments.only else [], unit="run"):
-        run(*run_of(cell, recipe, dotted, arguments))
-        write_results(arguments, cells)
-    print(write_results(arguments, cells), end="")
+        run(*plans.of(cell))
+        write_results(plans, cells)
+    print(write_results(plans, cells), end="")
 
 
 if __name__ == "__main__":

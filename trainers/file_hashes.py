@@ -29,7 +29,8 @@ class FileHashes:
         self._contents: dict[tuple[Path, bool], str] = {}
 
     def content(self, path: Path, subfolders: bool = True) -> str:
-        """Of a file, or of a folder's files and their names in it; read once in the life of this object.
+        """Of a file, or of a folder's files and their names in it; read once in the life of this object. What a killed
+        program left unfinished (`files.py`) does not count.
 
         Args:
             subfolders: whether a folder's folders count. Those of a model hold checkpoints and evaluations.
@@ -42,7 +43,8 @@ class FileHashes:
                 raise UsageError(f"{path}: no such file or folder")
             files = [path]
             if path.is_dir():
-                files = sorted(p for p in (path.rglob("*") if subfolders else path.iterdir()) if p.is_file())
+                found = path.rglob("*") if subfolders else path.iterdir()
+                files = sorted(p for p in found if p.suffix != ".partial" and p.is_file())
             self._read(files)
             parts = [(p.relative_to(path).as_posix(), self._known[_name(p)][-1]) for p in files]
             self._contents[path, subfolders] = hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -39,7 +39,7 @@ class Stage:
     Attributes:
         history: `log_history` of its trainer's state.
         summary: of `summarise_records`; None where the stage was not evaluated.
-        overlays: a PNG of its answers; None as well.
+        overlays: a PNG of its answers; None where there is none.
     """
 
     name: str
@@ -81,6 +81,8 @@ model: everything, and the class's mean training mask (cut at the level that is 
 
 
 def _picture(stage: Stage) -> str:
+    if stage.overlays is None:
+        return "<p>No pictures were asked for (<code>examples: 0</code>).</p>"
     content = base64.b64encode(stage.overlays.read_bytes()).decode()
     return f'<img alt="queries and answers on unseen images" src="data:image/png;base64,{content}">'
 

@@ -4,7 +4,8 @@
     python trainers/run.py RECIPE --data DIR --out DIR --method lisa --seed 1 --stage3.max_steps 2000
 
 A recipe has the fields of `RunArguments` and a section for each program (`SECTIONS`), with that program's fields and,
-under `recipe`, the file that they override. On the command line a field of a section is `--SECTION.FIELD`.
+under `recipe`, the file that they override. On the command line a field of a section is `--SECTION.FIELD`. What the run
+or its method decides, such as the data and the seed, no section can change: another value there is an error.
 
 Every step has its own folder in OUT/steps (`steps.py`): interrupt it and run it again, and what is done stays done;
 change a field, and only the steps that depend on it are done anew. Writes OUT/report.html, OUT/run.json, and OUT/model
@@ -35,6 +36,7 @@ from trainers.arguments import (
     UnlabelledArguments,
     nearest,
     parse_recipe,
+    read_recipe,
     read_yaml,
     split_sections,
 )
@@ -53,6 +55,22 @@ LINKS = ("model", "evaluation")
 SECTIONS = ("instructions", "pseudo_labels", "prediction", *STAGES, "consistency", "evaluation")
 """`instructions`: options of `datasets_scripts.build`; `pseudo_labels`: fields of `trainers/pseudo_labels/train.py`, or
 `folder` for pseudo-labels that are there; `prediction`: of its `predict.py`; the others: of the programs so named."""
+OUTPUTS = {"instructions": "out", "pseudo_labels": "output_dir", "prediction": "out", "consistency": "out",
+           "evaluation": "out", **dict.fromkeys(STAGES, "output_dir")}  # fmt: skip
+"""The field of each section that names its step's folder, which the run decides."""
+INSTEAD = {
+    "seed": "--seed",
+    "data": "--data",
+    "data_name": "--data_name",
+    "split_lists": "--split_lists",
+    "embedding_cache": "--embedding_cache",
+    "stage2.model": "--stage1.model",
+    "stage3.model": "--stage1.model",
+    "pseudo_labels": "--pseudo_labels.folder",
+}
+"""What to give in place of a field that the run decides."""
+LEAVE_OUT = ("consistency", "sigma")
+"""Fields by which a method does without a component; a recipe of all methods may give them for those that have it."""
 
 
 @dataclass
@@ -98,12 +116,14 @@ class Run:
     preparation: steps before stage 1.
     stages: by name, the training of each stage.
     evaluations: by name, of the stages that are evaluated.
+    notes: what the sections give and the method does without.
     """
 
     preparation: tuple[Step, ...]
     stages: dict[str, Step]
     weights: Step | None
     evaluations: dict[str, Step]
+    notes: tuple[str, ...] = ()
 
     @property
     def steps(self) -> list[Step]:
@@ -131,12 +151,15 @@ def read_run(argv: Sequence[str] | None = None) -> tuple[RunArguments, dict[str,
         if name not in known:
             raise DataError(f"{recipe_path}: unknown field {name!r}{nearest(str(name), known)}")
         if name not in sections:
-            own += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+            if value is not None:  # null is what is not given
+                own += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
         elif not isinstance(value, dict):
             raise DataError(f"{recipe_path}: {name}: holds {value!r}; a section is a mapping of fields to values")
         else:
             sections[name] = dict(value)
             if "recipe" in value:
+                if not isinstance(value["recipe"], str):
+                    raise DataError(f"{recipe_path}: {name}: recipe: {value['recipe']!r} is no file")
                 sections[name]["recipe"] = str(recipe_path.parent / value["recipe"])
     given, dotted = split_sections(argv)
     override(sections, dotted)
@@ -158,32 +181,47 @@ def override(sections: dict[str, dict[str, Any]], dotted: Mapping[str, Any]) -> 
 
 
 def plan(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> Run:
-    """The steps of a run; nothing is read or done yet."""
+    """The steps of a run; nothing is done yet, and nothing read but stage 3's recipe.
+
+    Raises:
+        UsageError: no data or no place, an unknown method, or a section's field that the run or the method decides
+            otherwise. What a section's recipe file gives is overridden: it serves other runs as well.
+        DataError: a recipe that cannot be read.
+    """
     method = method_named(arguments.method)
     for name in ("data", "out"):
         if not getattr(arguments, name):
             raise UsageError(f"--{name}: not given; a folder")
+    for name, output in OUTPUTS.items():
+        if output in sections[name]:
+            given = sections[name][output]
+            raise UsageError(f"{name}.{output}: {given!r}, but steps lie in --steps; --out or --steps would be right")
     data = _instructions(arguments, sections["instructions"])
     preparation = [data] if isinstance(data, Step) else []
     caching = {"embedding_cache": arguments.embedding_cache} if arguments.embedding_cache else {}
-    named = {"data": data, "data_name": arguments.data_name or Path(arguments.data).resolve().name, **caching}
+    # tables that the run builds are made with the lists; those that are there have all images
+    lists = {"split_lists": Path(arguments.split_lists)} if arguments.split_lists and not preparation else {}
+    named = {"data": data, **lists, "data_name": arguments.data_name or Path(arguments.data).resolve().name, **caching}
     stage1 = _stage("stage1", sections, {**named, "seed": arguments.seed})
+    _refuse_overridden("stage2", sections["stage2"], method.stage2(), f"method {arguments.method}")
     stage2 = _stage(
         # without conditional queries the second stage goes on as the first
-        "stage2", sections, {"model": stage1, **named, "seed": arguments.seed, **method.stage2()},
+        "stage2", sections, {"model": stage1, **named, "seed": arguments.seed}, method.stage2(),
         module="trainers.stage2" if "cvi" in method.components else "trainers.stage1",
     )  # fmt: skip
-    third = {"model": stage2, **named, "seed": arguments.seed, **method.stage3()}
+    _refuse_overridden("stage3", sections["stage3"], method.stage3(), f"method {arguments.method}")
+    types = (*STAGE_ARGUMENTS, UnlabelledArguments)
+    third = {"model": stage2, **named, "seed": arguments.seed}
     weights = None
     if method.unlabelled:
-        labels, steps = _pseudo_labels(arguments, sections, data)
+        labels, steps = _pseudo_labels(arguments, sections, data, lists.get("split_lists"))
         preparation += steps
         third["pseudo_labels"] = labels
-        if "ocpl" in method.components and sections["stage3"].get("consistency", "ahead") == "ahead":
+        if "ocpl" in method.components and _given(sections["stage3"], types).get("consistency", "ahead") == "ahead":
             weights = Step(
                 "consistency",
                 "trainers.consistency_weights",
-                {"model": stage2, "data": data, "pseudo_labels": labels, **caching, **sections["consistency"]},
+                {"model": stage2, "data": data, **lists, "pseudo_labels": labels, **caching, **sections["consistency"]},
                 arguments=(ConsistencyArguments, EmbeddingCacheArguments),
             )
             third["consistency_weights"] = weights
@@ -191,7 +229,8 @@ def plan(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> 
         "stage3",
         sections,
         third,
-        types=(*STAGE_ARGUMENTS, UnlabelledArguments),
+        method.stage3(),
+        types=types,
         defaults={"pseudo_confidence": LISA_CONFIDENCE},
     )
     stages = {"stage1": stage1, "stage2": stage2, "stage3": stage3}
@@ -205,25 +244,68 @@ def plan(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> 
         for name, stage in stages.items()
         if name in arguments.evaluated_stages
     }
-    return Run(tuple(preparation), stages, weights, evaluations)
+    notes = tuple(
+        f"stage3.{name}: {sections['stage3'][name]} does not count; method {arguments.method} decides {decided}"
+        for name, decided in method.stage3().items()
+        if name in LEAVE_OUT and name in sections["stage3"] and not _same(sections["stage3"][name], decided)
+    )
+    return Run(tuple(preparation), stages, weights, evaluations, notes)
 
 
 def _stage(
     name: str,
     sections: Mapping[str, Mapping[str, Any]],
     decided: Mapping[str, Any],
+    by_method: Mapping[str, Any] | None = None,
     module: str = "",
     types: tuple[type, ...] = STAGE_ARGUMENTS,
     defaults: Mapping[str, Any] | None = None,
 ) -> Step:
     """Args:
-    decided: fields that the run or the method decides; a section cannot change them.
+    decided: fields that the run decides; a section cannot change them.
+    by_method: fields that the method decides.
     defaults: fields that a section can change.
     """
+    _refuse_overridden(name, sections[name], decided, "the run")
     section = dict(sections[name])
     recipe = Path(section.pop("recipe")) if "recipe" in section else None
-    given = {**(defaults or {}), **section, **decided}
+    given = {**(defaults or {}), **section, **decided, **(by_method or {})}
     return Step(name, module or f"trainers.{name}", given, "output_dir", recipe, types, resumes=RESUMES)
+
+
+def _given(section: Mapping[str, Any], types: Sequence[type]) -> dict[str, Any]:
+    """The fields of a section over those of its recipe file."""
+    recipe = read_recipe(Path(section["recipe"]), types) if "recipe" in section else {}
+    return {**recipe, **section}
+
+
+def _refuse_overridden(name: str, section: Mapping[str, Any], decided: Mapping[str, Any], by: str) -> None:
+    """Raises:
+    UsageError: the section gives a field another value than the one that is decided; it would have no effect.
+    """
+    for field_name in sorted(section.keys() & decided.keys()):
+        given, value = section[field_name], decided[field_name]
+        if field_name in LEAVE_OUT or _same(given, value):
+            continue
+        if field_name == "kinds" and _without_conditional(given) in ([], sorted(value)):
+            continue  # what a method without conditional queries makes of a recipe of all methods
+        shown = f"the folder of the step {value.name}" if isinstance(value, Step) else value
+        field_of_run = INSTEAD.get(field_name) or INSTEAD.get(f"{name}.{field_name}")
+        instead = field_of_run if by == "the run" else "another method"
+        instead = f"{instead}, or nothing here," if instead else "nothing here"
+        raise UsageError(f"{name}.{field_name}: {given!r}, but {by} decides {shown}; {instead} would be right")
+
+
+def _same(given: Any, decided: Any) -> bool:
+    if isinstance(decided, Path):
+        return Path(str(given)).absolute() == decided.absolute()
+    if isinstance(decided, list):
+        return isinstance(given, list) and sorted(map(str, given)) == sorted(decided)
+    return not isinstance(decided, Step) and given == decided
+
+
+def _without_conditional(kinds: Any) -> list[str]:
+    return sorted(str(kind) for kind in (kinds if isinstance(kinds, list) else [kinds]) if kind != "conditional")
 
 
 def _instructions(arguments: RunArguments, section: Mapping[str, Any]) -> Step | Path:
@@ -239,16 +321,23 @@ def _instructions(arguments: RunArguments, section: Mapping[str, Any]) -> Step |
 
 
 def _pseudo_labels(
-    arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]], data: Step | Path
+    arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]], data: Step | Path, split_lists: Path | None
 ) -> tuple[Step | Path, list[Step]]:
-    """Where the pseudo-labels are, and the steps that make them."""
+    """Where the pseudo-labels are, and the steps that make them.
+
+    Args:
+        split_lists: of `data`.
+    """
     section = dict(sections["pseudo_labels"])
     if "folder" in section:
         return Path(section["folder"]), []
     recipe = Path(section.pop("recipe")) if "recipe" in section else None
     fields = {**section, "seed": arguments.seed}
+    decided = {"data": data, "split_lists": split_lists}
+    _refuse_overridden("pseudo_labels", section, {**decided, "seed": arguments.seed}, "the run")
     # the folder as it came has the truth of images that the split calls unlabelled; nothing trains on this
-    steps = pseudo_label_steps(data, Path(arguments.data), fields, recipe, prediction=sections["prediction"])
+    steps = pseudo_label_steps(data, Path(arguments.data), fields, recipe, split_lists, sections["prediction"])
+    _refuse_overridden("prediction", sections["prediction"], {**decided, "model": steps[0]}, "the run")
     return steps[1], list(steps)
 
 
@@ -274,7 +363,7 @@ def write_results(arguments: RunArguments, run: Run, folders: StepFolders) -> di
             name,
             read_history(folders.folder(step)),
             summaries.get(name),
-            evaluated[name] / "overlays.png" if name in evaluated else None,
+            picture_of(evaluated[name]) if name in evaluated else None,
         )
         for name, step in run.stages.items()
     ]
@@ -291,6 +380,28 @@ def read_summary(folder: Path) -> dict:
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 
 
+def picture_of(evaluation: Path) -> Path | None:
+    """None where `examples: 0` asked for none."""
+    path = evaluation / "overlays.png"
+    return path if path.exists() else None
+
+
+def refuse_to_write_into_inputs(arguments: RunArguments, steps: Sequence[Step]) -> None:
+    """What a step reads is known by its files: with the run's own among them nothing would ever be done before.
+
+    Raises:
+        UsageError: a folder of the run lies in one that a step is given.
+    """
+    read = {value for step in steps for value in step.fields.values() if isinstance(value, Path)}
+    for name in ("out", "steps", "embedding_cache"):
+        place = getattr(arguments, name)
+        for folder in sorted(read):
+            if place and Path(place).resolve().is_relative_to(folder.resolve()):
+                raise UsageError(
+                    f"--{name}: {place} lies in {folder}, which the run reads; a folder beside it would be right"
+                )
+
+
 def run(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]:
     """Does what is not done yet; returns the summary of each evaluated stage.
 
@@ -298,6 +409,9 @@ def run(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> d
         DataError, UsageError, SystemExit: see `StepFolders.run`.
     """
     planned = plan(arguments, sections)
+    refuse_to_write_into_inputs(arguments, planned.steps)
+    for note in planned.notes:
+        print(f"note: {note}", flush=True)
     for path in (Path(arguments.out) / name for name in LINKS):
         if path.exists() and not path.is_symlink():
             raise UsageError(f"{path}: is not of a run; another --out, or an --out without it, would be right")

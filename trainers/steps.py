@@ -109,13 +109,13 @@ class StepFolders:
 
     root: Path
     accelerate_config: str | None = None
-    _keys: dict[int, str] = field(default_factory=dict)
+    _keys: dict[int, tuple[Step, str]] = field(default_factory=dict)
 
     def folder(self, step: Step) -> Path:
         if id(step) not in self._keys:
-            # once for each step: a key looks at all files of a data set
-            self._keys[id(step)] = step.key(self.files, self.processes)
-        return self.root / f"{step.name}-{self._keys[id(step)]}"
+            # once for each step: a key looks at all files of a data set; the step stays, so that no other gets its id
+            self._keys[id(step)] = step, step.key(self.files, self.processes)
+        return self.root / f"{step.name}-{self._keys[id(step)][1]}"
 
     @cached_property
     def files(self) -> FileHashes:
@@ -154,8 +154,11 @@ class StepFolders:
         command = [*step.words, *([str(step.recipe)] if step.recipe else [])]
         for name, value in {**step.fields, step.output: self.folder(step)}.items():
             value = self.folder(value) if isinstance(value, Step) else value
-            if value is not None:
-                command += [f"--{name}", *(map(str, value) if isinstance(value, list | tuple) else [str(value)])]
+            if value is None and not step.arguments:
+                continue  # what argparse takes for a field that is not given
+            # for `parse_recipe` null is a value, which overrides a recipe's and a default
+            values = value if isinstance(value, list | tuple) else ["null" if value is None else value]
+            command += [f"--{name}", *map(str, values)]
         return command
 
     def run(self, steps: Sequence[Step]) -> None:

@@ -1,0 +1,133 @@
+"""What the steps of a run are given: by the run, its method, a section of its recipe, and what may not be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from datasets_scripts.command_line import UsageError
+from trainers.arguments import parse_recipe
+from trainers.run import Run, main, plan, read_run
+from trainers.steps import StepFolders
+
+from .test_run import RECIPE
+from .test_stage1 import ROOT
+
+
+def test_lists_over_built_tables_reach_every_step_that_reads_them(tmp_path):
+    """A run that builds the tables gives them to the builder alone, and tables that are there have all images."""
+    (tmp_path / "tables/scenes").mkdir(parents=True)
+    (tmp_path / "tables/scenes/train.parquet").write_text("")
+    (tmp_path / "data").mkdir()
+    steps = {}
+    for name in ("1_8", "1_4"):
+        lists = tmp_path / name
+        lists.mkdir()
+        (lists / "labeled.txt").write_text(name)
+        argv = [RECIPE, "--out", str(tmp_path / "out"), "--split_lists", str(lists)]
+        planned = plan(*read_run([*argv, "--data", str(tmp_path / "tables")])).steps
+        folders = StepFolders(tmp_path / "steps")
+        steps[name] = {step.name: folders.folder(step).name for step in planned}
+        for step in planned:
+            # the audit looks at the truth of images that the lists call unlabelled
+            if step.name != "audit":
+                command = [*folders.command(step), *(["--use_cpu", "true"] if step.output == "output_dir" else [])]
+                groups = parse_recipe(step.arguments, command)
+                assert [g.split_lists for g in groups if hasattr(g, "split_lists")] == [str(lists)], step.name
+        built = plan(*read_run([*argv, "--data", str(tmp_path / "data")])).steps
+        assert [step.name for step in built if step.fields.get("split_lists")] == ["instructions"]
+    assert steps["1_8"].keys() == steps["1_4"].keys() == {step.name for step in built} - {"instructions"}
+    assert not set(steps["1_8"].values()) & set(steps["1_4"].values())
+
+
+def planned_with(tmp_path: Path, method: str, *more: str, recipe: str = RECIPE) -> Run:
+    (tmp_path / "data").mkdir(exist_ok=True)
+    argv = [recipe, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--method", method, *more]
+    return plan(*read_run(argv))
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "message"),
+    [
+        ("cora", "--stage3.alignment=false", "stage3.alignment: False, but method cora decides True; another method, "
+         "or nothing here, would be right"),
+        ("lisa", "--stage3.alignment=true", "stage3.alignment: True, but method lisa decides False"),
+        ("cora", "--stage3.pseudo_confidence=0.8", "stage3.pseudo_confidence: 0.8, but method cora decides 0"),
+        ("lisa", "--stage2.kinds=[semantic]", "stage2.kinds: ['semantic'], but method lisa decides ['semantic', "),
+        ("lisa", "--stage3.kinds=semantic", "stage3.kinds: 'semantic', but method lisa decides"),
+        ("cora", "--stage1.seed=5", "stage1.seed: 5, but the run decides 42; --seed, or nothing here, would be right"),
+        ("cora", "--pseudo_labels.seed=5", "pseudo_labels.seed: 5, but the run decides 42; --seed"),
+        ("cora", "--stage2.model=X", "stage2.model: 'X', but the run decides the folder of the step stage1; "
+         "--stage1.model, or nothing here, would be right"),
+        ("cora", "--prediction.model=X", "prediction.model: 'X', but the run decides the folder of the step segmenter; "
+         "nothing here would be right"),
+        ("cora", "--stage3.data=X", "stage3.data: 'X', but the run decides the folder of the step instructions; "
+         "--data, or nothing"),
+        ("cora", "--stage3.pseudo_labels=X", "folder of the step pseudo_labels; --pseudo_labels.folder, or nothing"),
+        ("cora", "--stage1.data_name=X", "stage1.data_name: 'X', but the run decides data; --data_name"),
+        ("cora", "--stage1.output_dir=X", "stage1.output_dir: 'X', but steps lie in --steps; --out or --steps would"),
+        ("cora", "--evaluation.out=X", "evaluation.out: 'X', but steps lie in --steps"),
+    ],
+)  # fmt: skip
+def test_what_is_decided_elsewhere_is_refused_in_a_section(tmp_path, method, option, message):
+    with pytest.raises(UsageError, match=r"^[^\n]+$") as raised:
+        planned_with(tmp_path, method, option)
+    assert message in str(raised.value)
+
+
+def test_a_section_may_say_what_is_decided_and_what_other_methods_need(tmp_path):
+    """One recipe is for all methods: those without a component do without its fields, and it is said."""
+    same = ["--stage1.seed=42", "--stage3.pseudo_confidence=0", "--stage1.data_name=data"]
+    assert planned_with(tmp_path, "cora", *same, "--stage3.alignment=true").notes == ()
+    lisa = planned_with(tmp_path, "lisa", *same, "--stage2.kinds", "conditional", "semantic", "attribute",
+                        "--stage3.kinds=conditional", "--stage3.consistency=online")  # fmt: skip
+    assert lisa.stages["stage3"].fields["pseudo_confidence"] == 0  # not decided: a threshold of one's own
+    for stage in ("stage2", "stage3"):
+        assert lisa.stages[stage].fields["kinds"] == ["semantic", "attribute"]
+    assert lisa.notes == ("stage3.consistency: online does not count; method lisa decides none",)
+    supervised = planned_with(tmp_path, "supervised", "--stage3.sigma=0.1")
+    assert supervised.stages["stage3"].fields["sigma"] == 0
+    assert supervised.notes == ("stage3.sigma: 0.1 does not count; method supervised decides 0",)
+    assert planned_with(tmp_path, "cora", "--stage3.sigma=0.1").stages["stage3"].fields["sigma"] == 0.1
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "trainers/recipes").glob("*_run.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("method", ["lisa", "segllm", "cvi", "ocpl", "tfca"])
+def test_the_recipes_are_for_all_methods(tmp_path, recipe, method):
+    assert planned_with(tmp_path, method, recipe=str(recipe)).steps
+
+
+@pytest.mark.parametrize("where", ["recipe of the stage", "section"])
+@pytest.mark.parametrize("value", ["online", "none"])
+def test_weights_are_computed_only_for_a_stage_that_reads_them(tmp_path, where, value):
+    stage = tmp_path / "stage3.yaml"
+    stage.write_text(f"consistency: {value if where != 'section' else 'ahead'}\n")
+    more = [f"--stage3.recipe={stage}", *([f"--stage3.consistency={value}"] if where == "section" else [])]
+    without = planned_with(tmp_path, "cora", *more)
+    assert without.weights is None and "consistency_weights" not in without.stages["stage3"].fields
+    assert planned_with(tmp_path, "cora", more[0], "--stage3.consistency=ahead").weights is not None
+
+
+def test_null_of_a_recipe_is_what_is_not_given(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("{embedding_cache: null, split_lists: null, seed: null, stage3: {bank_negatives: null}}")
+    arguments, sections = read_run([str(recipe)])
+    assert (arguments.embedding_cache, arguments.split_lists, arguments.seed) == (None, None, 42)
+    assert sections["stage3"] == {"bank_negatives": None}
+    recipe.write_text("embedding_cache: cache")
+    assert read_run([str(recipe), "--embedding_cache", "null"])[0].embedding_cache is None
+
+
+@pytest.mark.parametrize("option", ["--out", "--steps", "--embedding_cache"])
+def test_a_run_does_not_write_into_what_it_reads(tmp_path, capsys, option):
+    """Its own files would make the data other data."""
+    (tmp_path / "data/images").mkdir(parents=True)
+    place = tmp_path / "data/runs/one"
+    argv = [RECIPE, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), option, str(place)]
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.count("\n") == 1
+    assert f"{option}: {place} lies in {tmp_path / 'data'}, which the run reads" in error
+    assert not place.exists()
