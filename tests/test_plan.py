@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from datasets_scripts.command_line import UsageError
+from datasets_scripts.scenes import write_scenes
 from trainers.arguments import parse_recipe
 from trainers.run import Run, main, plan, read_run
 from trainers.steps import StepFolders
@@ -131,3 +132,24 @@ def test_a_run_does_not_write_into_what_it_reads(tmp_path, capsys, option):
     assert ended.value.code == 2 and error.count("\n") == 1
     assert f"{option}: {place} lies in {tmp_path / 'data'}, which the run reads" in error
     assert not place.exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "sharded"),
+    [("cpu_2", False), ("ddp_4", False), ("deepspeed_zero2_4", False), ("fsdp_4", True), ("zero3", True)],
+)
+def test_sharded_weights_are_refused_before_the_first_step(tmp_path, capsys, config, sharded):
+    path = ROOT / "trainers/accelerate" / f"{config}.yaml"
+    if config == "zero3":
+        path = tmp_path / "zero3.yaml"
+        path.write_text("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 3}\n")
+    assert StepFolders(tmp_path / "steps", str(path)).sharded == sharded
+    if sharded:
+        street = tmp_path / "street"
+        write_scenes(street, labelled=1, unlabelled=1, val=1, size=(64, 96), progress=False)
+        argv = [RECIPE, "--data", str(street), "--out", str(tmp_path / "out"), "--accelerate_config", str(path)]
+        with pytest.raises(SystemExit) as ended:
+            main(argv)
+        error = capsys.readouterr().err
+        assert ended.value.code == 2 and f"accelerate_config: {path}: stages 2 and 3 do not run" in error
+        assert not (tmp_path / "out").exists()

@@ -417,6 +417,11 @@ def run(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> d
             raise UsageError(f"{path}: is not of a run; another --out, or an --out without it, would be right")
     read_folder(arguments.data, arguments.split_lists)  # whose errors nobody wants to wait for
     folders = StepFolders(Path(arguments.steps or Path(arguments.out) / "steps"), arguments.accelerate_config)
+    if folders.sharded:  # stage 2 would say so, after all of stage 1
+        raise UsageError(
+            f"accelerate_config: {arguments.accelerate_config}: stages 2 and 3 do not run with sharded weights (FSDP, "
+            "ZeRO-3); trainers/accelerate/ddp_4.yaml or deepspeed_zero2_4.yaml would be right"
+        )
     stage1 = planned.stages["stage1"]
     model, parts, *_ = parse_recipe(stage1.arguments, folders.command(stage1))
     refuse_base_without_anchors(model.model, parts.lora_r)

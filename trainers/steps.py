@@ -127,6 +127,12 @@ class StepFolders:
         """How many share the work of a step, all machines together."""
         return int(self._config.get("num_processes", 1))
 
+    @property
+    def sharded(self) -> bool:
+        """Whether each device would hold a part of each layer (FSDP, DeepSpeed's ZeRO-3)."""
+        zero_stage = (self._config.get("deepspeed_config") or {}).get("zero_stage")
+        return self._config.get("distributed_type") == "FSDP" or zero_stage == 3
+
     @cached_property
     def _config(self) -> dict[str, Any]:
         """Of accelerate.
