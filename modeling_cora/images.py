@@ -79,8 +79,9 @@ def shrunk(image: Image.Image, longest: int = LONGEST_SIDE) -> Image.Image:
     """The image, or a smaller one of about the same shape whose sides are at most `longest` pixels."""
     if max(image.size) <= longest:
         return image
-    width, height = (max(1, round(side * longest / max(image.size))) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+    smaller = image.copy()
+    smaller.thumbnail((longest, longest))
+    return smaller
 
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from datasets_scripts.scenes import write_scenes
 from datasets_scripts.splits import write_split
 from trainers.arguments import parse_recipe
 from trainers.comparison import Comparison
-from trainers.experiment import ALL, Cell, ExperimentArguments, Plans, main, plan_cells, run_of
+from trainers.experiment import ALL, Cell, ExperimentArguments, Plans, main, plan_cells, run_of, sections_of
 from trainers.run import STAGES, RunArguments, plan, read_run
 
 from .test_run import RECIPE, SECTIONS
@@ -272,3 +273,10 @@ def test_the_recipes_plan_what_the_paper_compares(tmp_path, path):
     assert {cell.method for cell in cells} == {"supervised", "lisa", "segllm", "cora"}
     run_arguments, sections = read_run([str(path.parent / arguments.recipe)])
     assert all(sections[stage]["recipe"] for stage in STAGES) and not run_arguments.data
+    (tmp_path / "data").mkdir()
+    given = replace(arguments, data=str(tmp_path / "data"), out=str(tmp_path / "out"), methods=[*arguments.variants])
+    for cell in plan_cells(given):
+        planned = plan(*run_of(cell, path.parent / arguments.recipe, {}, given))
+        changed = sections_of(arguments.variants[cell.method])
+        for stage, values in changed.items():
+            assert {name: planned.stages[stage].fields[name] for name in values} == values

@@ -22,7 +22,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 from datasets_scripts.command_line import ArgumentParser, UsageError
-from datasets_scripts.records import DataError
+from datasets_scripts.records import DataError, Kind
 
 CLASS_KINDS = ("semantic", "attribute")
 """Kinds of queries that a class has without a label map."""
@@ -144,6 +144,7 @@ class DataArguments:
     cache_scenes: int = field(default=512, metadata={"help": "Decoded scenes kept in memory by each process."})
 
     def __post_init__(self):
+        check_kinds("kinds", self.kinds, get_args(Kind))
         if self.queries_per_image < 1:
             raise UsageError(f"queries_per_image: {self.queries_per_image} is less than 1")
 

@@ -126,6 +126,10 @@ def refuse_evaluation(arguments: TrainingArguments, why: str) -> None:
         raise UsageError(f"{asked}: {why}")
 
 
+SHARDED = "sharded weights (FSDP, ZeRO-3); trainers/accelerate/ddp_4.yaml or deepspeed_zero2_4.yaml would be right"
+"""The end of a line that refuses them."""
+
+
 def weights_are_sharded(trainer: Trainer) -> bool:
     """Whether each process holds a part of each layer (FSDP, DeepSpeed's ZeRO-3), so that all must run it together."""
     return trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()

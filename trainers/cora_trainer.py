@@ -9,7 +9,7 @@ import torch
 from datasets_scripts.command_line import UsageError
 
 from .arguments import CoraTrainingArguments
-from .base_trainer import BaseTrainer, weights_are_sharded
+from .base_trainer import SHARDED, BaseTrainer, weights_are_sharded
 from .hub_uploads import HubUploads
 
 
@@ -109,7 +109,4 @@ def refuse_sharded_anchors(trainer: CoraTrainer) -> None:
         UsageError: a stage with anchors under FSDP, or DeepSpeed's ZeRO-3.
     """
     if trainer.uses_anchors and weights_are_sharded(trainer):
-        raise UsageError(
-            "distributed_type: stages 2 and 3 do not run with sharded weights (FSDP, ZeRO-3); "
-            "trainers/accelerate/ddp_4.yaml or deepspeed_zero2_4.yaml would be right"
-        )
+        raise UsageError(f"distributed_type: stages 2 and 3 do not run with {SHARDED}")

@@ -27,13 +27,13 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from transformers import SamModel, Trainer
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from datasets_scripts.command_line import UsageError
 from modeling_cora import CoraForReasoningSegmentation
 
 from .arguments import DataArguments, EmbeddingCacheArguments
+from .base_trainer import SHARDED, weights_are_sharded
 
 logger = logging.get_logger(__name__)
 
@@ -194,8 +194,8 @@ def refuse_sharded_weights(trainer: Trainer) -> None:
     Raises:
         UsageError: FSDP, or DeepSpeed's ZeRO-3.
     """
-    if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
-        raise UsageError("embedding_cache: not with sharded weights (FSDP, ZeRO-3); DDP or ZeRO-2 would be right")
+    if weights_are_sharded(trainer):
+        raise UsageError(f"embedding_cache: not with {SHARDED}")
 
 
 def warn_of_new_images(arguments: DataArguments) -> None:

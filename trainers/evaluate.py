@@ -24,6 +24,7 @@ import json
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 import numpy as np
 import torch
@@ -35,8 +36,7 @@ from tqdm.auto import tqdm
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import write_image, write_text
 from datasets_scripts.folder import read_data
-from datasets_scripts.instructions.verify import KINDS
-from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, read_image
+from datasets_scripts.records import DataError, Instruction, Kind, Scene, SceneSet, read_image
 from datasets_scripts.splits import HELD_OUT_FROM
 from metrics.ciou.ciou import intersection_and_union
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
@@ -79,7 +79,7 @@ class EvaluationArguments:
     examples: int = field(default=6, metadata={"help": "Images in overlays.png; 0: no such file."})
 
     def __post_init__(self):
-        check_kinds("kinds", self.kinds, KINDS)
+        check_kinds("kinds", self.kinds, get_args(Kind))
         protocol_named(self.protocol)
         if self.anchors not in ("given", "none"):
             raise UsageError(f"anchors: {self.anchors!r} is not one of given, none")
