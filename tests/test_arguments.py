@@ -78,6 +78,17 @@ def test_fields_of_sections_are_split_from_a_programs_own():
     assert split_sections(["--stage1.max_steps=5", "6"])[0] == ["6"]  # no value of it, as for any other field
 
 
+@pytest.mark.parametrize("given", [["semantic", "attribute"], ["[semantic, attribute]"]])
+def test_a_list_is_written_as_in_a_recipe_or_word_by_word(given):
+    (read,) = parse_recipe((UnlabelledArguments,), ["--unlabelled_kinds", *given])
+    assert read.unlabelled_kinds == ["semantic", "attribute"]
+
+
+def test_a_list_that_does_not_end_gets_one_line():
+    with pytest.raises(UsageError, match=r"^--unlabelled_kinds: '\[semantic' is not a YAML value; a list is `a b`"):
+        parse_recipe((UnlabelledArguments,), ["--unlabelled_kinds", "[semantic"])
+
+
 @pytest.mark.parametrize("value", [["[semantic,", "attribute]"], ["{a"], ["2024-13-45"]])
 def test_a_value_that_is_not_yaml_gets_one_line(value):
     with pytest.raises(UsageError, match=r"^--evaluation\.kinds: [^\n]+ is not a YAML value; a list is `a b`"):

@@ -41,6 +41,14 @@ def test_the_newest_whole_checkpoint_of_the_folder(tmp_path, true):
     assert checkpoint_to_resume(true, tmp_path) == str(tmp_path / "checkpoint-10")
 
 
+def test_weights_without_an_optimizers_state_are_nothing_to_go_on_from(tmp_path):
+    write_checkpoint(tmp_path / "checkpoint-2")
+    write_checkpoint(tmp_path / "checkpoint-10", ["trainer_state.json"])
+    with pytest.raises(UsageError, match=r"checkpoint-10 has no optimizer state, as save_only_model .* false"):
+        checkpoint_to_resume("true", tmp_path)
+    assert checkpoint_to_resume("false", tmp_path) is None
+
+
 def test_a_checkpoint_by_its_name_is_that_one(tmp_path):
     named = write_checkpoint(tmp_path / "other" / "checkpoint-2")
     write_checkpoint(tmp_path / "own" / "checkpoint-10")

@@ -44,10 +44,16 @@ def test_scripts_recipes_and_options_exist():
         assert option in sources, option
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "results").glob("*.md"))], ids=lambda page: page.name)
 def test_links_and_pictures_exist(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_every_page_of_results_is_in_their_index():
+    tables = {"camvid_small_experiment.md", "camvid_small_fractions.md", "drawn_experiment.md"}
+    pages = {page.name for page in (ROOT / "results").glob("*.md")} - {"README.md"} - tables
+    assert pages == set(re.findall(r"\]\((\w+\.md)\)", (ROOT / "results/README.md").read_text()))
 
 
 def test_python_block_runs(tmp_path, monkeypatch):

@@ -307,7 +307,8 @@ class CoraTrainingArguments(TrainingArguments):
 
 
 class _RecipeParser(ArgumentParser, HfArgumentParser):
-    """transformers' parser, failing in one line; `--field null` is None, as in a recipe, for fields that may be."""
+    """transformers' parser, failing in one line. As in a recipe, `null` is None for fields that may be, and a list may
+    be `"[a, b]"` instead of `a b`."""
 
     def __init__(self, types: Sequence[type]):
         self._optional = {name for t in types for name, hint in get_type_hints(t).items() if NoneType in get_args(hint)}
@@ -316,6 +317,8 @@ class _RecipeParser(ArgumentParser, HfArgumentParser):
     def _get_values(self, action, arg_strings):
         if arg_strings == ["null"] and action.dest in self._optional:
             return None
+        if action.nargs in ("+", "*") and len(arg_strings) == 1 and arg_strings[0].startswith("["):
+            arg_strings = [str(value) for value in _read_value(action.dest, arg_strings[0])]
         return super()._get_values(action, arg_strings)
 
 

@@ -69,15 +69,21 @@ def checkpoint_to_resume(value: str | bool | None, output_dir: str | Path) -> st
         value: absent, `false` or `none`: none; `true`: the newest one of `output_dir`, if any; else a folder.
 
     Raises:
-        UsageError: the folder is no whole checkpoint.
+        UsageError: the folder is no whole checkpoint, or the newest one has weights alone.
     """
     word = str(value).strip().lower()
     if word in ("", "none", "false"):
         return None
     if word == "true":
-        return last_checkpoint(output_dir)
+        newest = last_checkpoint(output_dir)
+        if newest and not _has_state(newest):
+            raise UsageError(
+                f"resume_from_checkpoint: {newest} has no optimizer state, as save_only_model leaves it, so a training "
+                "that goes on from it ends at other weights; false (from the beginning) would be right"
+            )
+        return newest
     # the folder of a whole training has a `trainer_state.json` too, but no state to go on from
-    if not (_is_whole(Path(str(value))) and any(Path(str(value)).glob("rng_state*.pth"))):
+    if not (_is_whole(Path(str(value))) and _has_state(str(value))):
         raise UsageError(
             f"resume_from_checkpoint: {value} is no whole checkpoint; a folder checkpoint-N that a training wrote, "
             "true (the newest one in output_dir) or false would be right"
@@ -98,6 +104,11 @@ def _is_whole(checkpoint: Path) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     return True
+
+
+def _has_state(checkpoint: str) -> bool:
+    """Of the optimizer and of random numbers, which Trainer writes both or, with `save_only_model`, neither."""
+    return any(Path(checkpoint).glob("rng_state*.pth"))
 
 
 def check_steps(arguments: TrainingArguments) -> None:

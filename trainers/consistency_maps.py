@@ -17,7 +17,7 @@ LEVELS = 256
 
 def to_levels(variance: np.ndarray) -> np.ndarray:
     """The fourth root in 8 bits. Answers to equivalent queries differ little: variances of 1e-5 to 1e-3 are what tells
-    right pixels of pseudo-labels from wrong ones (`results/README.md`), and 255 equal steps make nearly all of them 0.
+    right pixels of pseudo-labels from wrong ones (`results/camvid_small.md`); 255 equal steps make most of them 0.
 
     Args:
         variance: in [0, 1/4].

@@ -168,7 +168,8 @@ class MethodArguments:
         ("all", "clean"),
         "unimatch, semivl, unimatch_v2: which passes move BatchNorm's running statistics, by which it predicts. all = "
         "every one, as in the public codes, perturbed features and strong views too; clean = labelled and weak images "
-        "alone. In a short training with BatchNorm in the decoder `all` cost 8 points of mIoU (results/README.md).",
+        "alone. In a short training with BatchNorm in the decoder all cost 8 points of mIoU "
+        "(results/pseudo_labels.md).",
     )
     burn_in: Share = field(
         default=0.0,
