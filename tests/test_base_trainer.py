@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import DeepSpeedPlugin
+from accelerate.optimizer import AcceleratedOptimizer
 
 from datasets_scripts.command_line import UsageError
 from trainers import base_trainer
@@ -83,14 +85,59 @@ def test_evaluation_of_nothing_is_refused(tmp_path, given, line):
     refuse_evaluation(CoraTrainingArguments(output_dir=str(tmp_path), use_cpu=True), "why")
 
 
-@pytest.mark.parametrize("how", ["whole", "fsdp", "zero3"])
+@pytest.mark.parametrize("how", ["whole", "fsdp", "zero1", "zero2", "zero3"])
 @pytest.mark.parametrize("stage", [Stage1Trainer, Stage2Trainer, Stage3Trainer])
-def test_stages_with_anchors_refuse_sharded_weights(monkeypatch, stage, how):
+def test_stages_with_anchors_refuse_sharded_gradients(monkeypatch, stage, how):
     monkeypatch.setattr(base_trainer, "is_deepspeed_zero3_enabled", lambda: how == "zero3")
-    trainer = SimpleNamespace(is_fsdp_enabled=how == "fsdp", uses_anchors=stage.uses_anchors)
-    refused = stage is not Stage1Trainer and how != "whole"
-    with pytest.raises(UsageError, match=r"FSDP, ZeRO-3.*ddp_4\.yaml") if refused else nullcontext():
+    plugin = DeepSpeedPlugin({"zero_optimization": {"stage": int(how[-1])}}) if how.startswith("zero") else None
+    args = SimpleNamespace(deepspeed_plugin=plugin)
+    trainer = SimpleNamespace(is_fsdp_enabled=how == "fsdp", uses_anchors=stage.uses_anchors, args=args)
+    refused = stage is not Stage1Trainer and how not in ("whole", "zero1")
+    with pytest.raises(UsageError, match=r"FSDP, ZeRO-2, ZeRO-3.*ddp_4\.yaml") if refused else nullcontext():
         refuse_sharded_anchors(trainer)
+
+
+class AsDeepSpeeds:
+    """Around torch's optimizer, without its `defaults`."""
+
+    def __init__(self, optimizer):
+        self.optimizer, self.param_groups = optimizer, optimizer.param_groups
+
+
+@pytest.mark.parametrize("deepspeed", [False, True])
+def test_a_polynomial_schedule_under_deepspeed_is_the_same(tmp_path, deepspeed):
+    options = dict(max_steps=5, warmup_steps=1, lr_scheduler_type="polynomial", learning_rate=0.5, report_to="none")
+    args = CoraTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)
+    trainer = base_trainer.BaseTrainer(model=torch.nn.Linear(1, 1), args=args)
+    trainer.is_deepspeed_enabled = deepspeed
+    optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=0.5)
+    trainer.optimizer = AcceleratedOptimizer(
+        AsDeepSpeeds(optimizer) if deepspeed else optimizer, device_placement=False
+    )
+    (rate,) = trainer.create_scheduler(5).lr_lambdas
+    assert [rate(step) for step in range(6)] == pytest.approx([0, 1, 0.75, 0.5, 0.25, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("deepspeed", [False, True])
+def test_under_deepspeed_every_weight_gets_a_gradient(deepspeed):
+    """It sums up what there is, process by process, so what one of them leaves out shifts all others."""
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 1, bias=False) for name in ("used", "unused", "frozen")})
+    model["frozen"].requires_grad_(False)
+    model.weighted_sum = lambda terms: sum(terms.values())
+    trainer = SimpleNamespace(
+        model=model,
+        is_deepspeed_enabled=deepspeed,
+        accelerator=SimpleNamespace(unwrap_model=lambda wrapped: wrapped),
+        global_mean=lambda term, *others: term,
+        record_terms=lambda terms: None,
+    )
+    terms = {name: model["used"](torch.ones(2)).sum() for name in ("lm_loss", "bce_loss", "dice_loss", "iou_loss")}
+    loss = CoraTrainer.labelled_loss(trainer, terms, {"tokens": 1, "masks": 1}, None)
+    loss.backward()
+    assert loss.item() == pytest.approx(4 * model["used"].weight.sum().item())
+    assert torch.equal(model["used"].weight.grad, torch.full((1, 2), 4.0)) and model["frozen"].weight.grad is None
+    unused = model["unused"].weight.grad
+    assert unused.eq(0).all() if deepspeed else unused is None
 
 
 def test_a_learning_rate_of_zero_is_one(tmp_path):

@@ -136,13 +136,20 @@ def test_a_run_does_not_write_into_what_it_reads(tmp_path, capsys, option):
 
 @pytest.mark.parametrize(
     ("config", "sharded"),
-    [("cpu_2", False), ("ddp_4", False), ("deepspeed_zero2_4", False), ("fsdp_4", True), ("zero3", True)],
+    [
+        ("cpu_2", False),
+        ("ddp_4", False),
+        ("deepspeed_zero1_4", False),
+        ("fsdp_4", True),
+        ("zero2", True),
+        ("zero3", True),
+    ],
 )
-def test_sharded_weights_are_refused_before_the_first_step(tmp_path, capsys, config, sharded):
+def test_sharded_gradients_are_refused_before_the_first_step(tmp_path, capsys, config, sharded):
     path = ROOT / "trainers/accelerate" / f"{config}.yaml"
-    if config == "zero3":
-        path = tmp_path / "zero3.yaml"
-        path.write_text("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 3}\n")
+    if config in ("zero2", "zero3"):
+        path = tmp_path / f"{config}.yaml"
+        path.write_text(f"distributed_type: DEEPSPEED\ndeepspeed_config: {{zero_stage: {config[-1]}}}\n")
     assert StepFolders(tmp_path / "steps", str(path)).sharded == sharded
     if sharded:
         street = tmp_path / "street"

@@ -69,11 +69,11 @@ def test_it_trains_on_conditional_queries_and_resumes_to_the_bit(street, first_s
 
 
 def test_sharded_weights_take_one_line(street, first_stage, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("trainers.cora_trainer.weights_are_sharded", lambda trainer: True)
+    monkeypatch.setattr("trainers.cora_trainer.gradients_are_sharded", lambda trainer: True)
     with pytest.raises(SystemExit) as stopped:
         stage2(stage2_options(street, first_stage, tmp_path / "out"))
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert stopped.value.code == 2 and len(errors) == 1 and "ddp_4.yaml or deepspeed_zero2_4.yaml" in errors[0]
+    assert stopped.value.code == 2 and len(errors) == 1 and "ddp_4.yaml or deepspeed_zero1_4.yaml" in errors[0]
     assert not (tmp_path / "out" / "training.json").exists()
 
 

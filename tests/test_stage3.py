@@ -351,6 +351,10 @@ def test_low_confidence_is_ignored(pseudo, street):
         ({"pseudo_labels": "PSEUDO", "weight_kind": "odd"}, "weight_kind: 'odd'"),
         ({"pseudo_labels": "PSEUDO", "pseudo_confidence": 2}, "pseudo_confidence: 2.0"),
         ({"pseudo_labels": "EMPTY", "consistency": "none"}, "has a map for none of the 4"),
+        (
+            {"pseudo_labels": "UNSURE", "consistency": "none", "pseudo_confidence": 0.9},
+            "pseudo_confidence, 0.9; 0 counts",
+        ),
         ({"pseudo_labels": "WRONG", "consistency": "none"}, "77 is not a class id"),
         ({"pseudo_labels": "SMALL", "consistency": "none"}, "size 9x9 differs from its image's 64x48"),
     ],
@@ -361,7 +365,10 @@ def test_bad_input_gets_one_line(street, pseudo, second_stage, tmp_path, capsys,
         for scene in read_folder(street).split("train", labelled=False):
             if value is not None:
                 Image.fromarray(value.astype(np.uint8)).save(tmp_path / name / "masks" / f"{scene.image_id}.png")
-    places = {"PSEUDO": pseudo, **{name: tmp_path / name for name in ("EMPTY", "WRONG", "SMALL")}}
+    shutil.copytree(pseudo, tmp_path / "UNSURE")
+    for path in (tmp_path / "UNSURE" / "confidence").glob("*.png"):
+        Image.fromarray(np.full((48, 64), 200, np.uint8)).save(path)
+    places = {"PSEUDO": pseudo, **{name: tmp_path / name for name in ("EMPTY", "WRONG", "SMALL", "UNSURE")}}
     changes = {key: places.get(value, value) for key, value in changes.items()}
     with pytest.raises(SystemExit) as stopped:
         stage3(stage3_options(street, second_stage, tmp_path / "out", **changes))

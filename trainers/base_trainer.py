@@ -34,6 +34,13 @@ class BaseTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        if self.is_deepspeed_enabled and optimizer is None:
+            # transformers' polynomial schedule reads `defaults`; torch's optimizer has them, DeepSpeed's around it not
+            around = self.optimizer.optimizer
+            around.defaults = around.optimizer.defaults
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         # the last file that each process writes on its own; the main one goes on to the trainer's state
@@ -137,10 +144,19 @@ def refuse_evaluation(arguments: TrainingArguments, why: str) -> None:
         raise UsageError(f"{asked}: {why}")
 
 
-SHARDED = "sharded weights (FSDP, ZeRO-3); trainers/accelerate/ddp_4.yaml or deepspeed_zero2_4.yaml would be right"
-"""The end of a line that refuses them."""
+WHOLE = "trainers/accelerate/ddp_4.yaml or deepspeed_zero1_4.yaml would be right"
+SHARDED_WEIGHTS = f"sharded weights (FSDP, ZeRO-3); {WHOLE}"
+SHARDED_GRADIENTS = f"sharded gradients (FSDP, ZeRO-2, ZeRO-3); {WHOLE}"
+"""The ends of lines that refuse them."""
 
 
 def weights_are_sharded(trainer: Trainer) -> bool:
     """Whether each process holds a part of each layer (FSDP, DeepSpeed's ZeRO-3), so that all must run it together."""
     return trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+
+
+def gradients_are_sharded(trainer: Trainer) -> bool:
+    """Whether each process keeps a part of the gradients (besides the above, DeepSpeed's ZeRO-2), so that all must meet
+    them in the same order: ZeRO-2 sums up over processes whatever is next on each of them."""
+    plugin = trainer.args.deepspeed_plugin
+    return weights_are_sharded(trainer) or (plugin is not None and plugin.get_value("zero_optimization.stage", 0) >= 2)

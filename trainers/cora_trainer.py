@@ -9,7 +9,7 @@ import torch
 from datasets_scripts.command_line import UsageError
 
 from .arguments import CoraTrainingArguments
-from .base_trainer import SHARDED, BaseTrainer, weights_are_sharded
+from .base_trainer import SHARDED_GRADIENTS, BaseTrainer, gradients_are_sharded
 from .hub_uploads import HubUploads
 
 
@@ -60,7 +60,12 @@ class CoraTrainer(HubUploads, BaseTrainer):
                                 ("iou_loss", "masks"))
         }  # fmt: skip
         self.record_terms(terms)
-        return self.accelerator.unwrap_model(self.model).weighted_sum(terms)
+        loss = self.accelerator.unwrap_model(self.model).weighted_sum(terms)
+        if self.is_deepspeed_enabled:
+            # DeepSpeed sums up what gradients there are, so every process needs one of each weight: of the anchors'
+            # encoder, too, where its images have none
+            loss = loss + 0.0 * sum(p.sum() for p in self.model.parameters() if p.requires_grad)
+        return loss
 
     def global_mean(
         self, term: torch.Tensor, count: int, name: str, totals: Mapping[str, float] | None
@@ -102,11 +107,12 @@ class CoraTrainer(HubUploads, BaseTrainer):
 
 
 def refuse_sharded_anchors(trainer: CoraTrainer) -> None:
-    """Anchors take a second pass of the vision tower, which a process whose micro-batch has none leaves out; with
-    sharded weights the others would wait for it for ever.
+    """Anchors take a second pass of the vision tower, which a process whose micro-batch has none leaves out. With
+    sharded weights the others would wait for it for ever. With sharded gradients (ZeRO-2) these come in another order
+    there, and those of different weights are summed up (of two processes: a norm of 28.3 instead of 31.6).
 
     Raises:
-        UsageError: a stage with anchors under FSDP, or DeepSpeed's ZeRO-3.
+        UsageError: a stage with anchors under FSDP, or DeepSpeed's ZeRO-2 or ZeRO-3.
     """
-    if trainer.uses_anchors and weights_are_sharded(trainer):
-        raise UsageError(f"distributed_type: stages 2 and 3 do not run with {SHARDED}")
+    if trainer.uses_anchors and gradients_are_sharded(trainer):
+        raise UsageError(f"distributed_type: stages 2 and 3 do not run with {SHARDED_GRADIENTS}")

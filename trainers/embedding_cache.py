@@ -33,7 +33,7 @@ from datasets_scripts.command_line import UsageError
 from modeling_cora import CoraForReasoningSegmentation
 
 from .arguments import DataArguments, EmbeddingCacheArguments
-from .base_trainer import SHARDED, weights_are_sharded
+from .base_trainer import SHARDED_WEIGHTS, weights_are_sharded
 
 logger = logging.get_logger(__name__)
 
@@ -195,7 +195,7 @@ def refuse_sharded_weights(trainer: Trainer) -> None:
         UsageError: FSDP, or DeepSpeed's ZeRO-3.
     """
     if weights_are_sharded(trainer):
-        raise UsageError(f"embedding_cache: not with {SHARDED}")
+        raise UsageError(f"embedding_cache: not with {SHARDED_WEIGHTS}")
 
 
 def warn_of_new_images(arguments: DataArguments) -> None:

@@ -40,7 +40,7 @@ from trainers.arguments import (
     read_yaml,
     split_sections,
 )
-from trainers.base_trainer import SHARDED
+from trainers.base_trainer import SHARDED_GRADIENTS
 from trainers.consistency_weights import ConsistencyArguments
 from trainers.evaluate import EvaluationArguments
 from trainers.methods import LISA_CONFIDENCE, method_named
@@ -419,7 +419,9 @@ def run(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> d
     read_folder(arguments.data, arguments.split_lists)  # whose errors nobody wants to wait for
     folders = StepFolders(Path(arguments.steps or Path(arguments.out) / "steps"), arguments.accelerate_config)
     if folders.sharded:  # stage 2 would say so, after all of stage 1
-        raise UsageError(f"accelerate_config: {arguments.accelerate_config}: stages 2 and 3 do not run with {SHARDED}")
+        raise UsageError(
+            f"accelerate_config: {arguments.accelerate_config}: stages 2 and 3 do not run with {SHARDED_GRADIENTS}"
+        )
     stage1 = planned.stages["stage1"]
     model, parts, *_ = parse_recipe(stage1.arguments, folders.command(stage1))
     refuse_base_without_anchors(model.model, parts.lora_r)

@@ -129,9 +129,9 @@ class StepFolders:
 
     @property
     def sharded(self) -> bool:
-        """Whether each device would hold a part of each layer (FSDP, DeepSpeed's ZeRO-3)."""
-        zero_stage = (self._config.get("deepspeed_config") or {}).get("zero_stage")
-        return self._config.get("distributed_type") == "FSDP" or zero_stage == 3
+        """Whether each process would hold a part of the gradients or of each layer (FSDP, DeepSpeed's ZeRO-2 and 3)."""
+        zero_stage = (self._config.get("deepspeed_config") or {}).get("zero_stage", 0)
+        return self._config.get("distributed_type") == "FSDP" or zero_stage >= 2
 
     @cached_property
     def _config(self) -> dict[str, Any]:

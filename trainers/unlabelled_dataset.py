@@ -107,7 +107,11 @@ class UnlabelledDataset(torch.utils.data.Dataset):
             if shown:
                 break
         else:
-            raise DataError(f"{self.pseudo_labels.folder}/masks: no map shows any class that is asked for")
+            least = self.pseudo_labels.min_confidence
+            where = (
+                f" where the confidence is at least pseudo_confidence, {least}; 0 counts all pixels" if least else ""
+            )
+            raise DataError(f"{self.pseudo_labels.folder}/masks: no map shows any class that is asked for{where}")
         classes = [shown[i] for i in rng.permutation(len(shown))[: self.arguments.unlabelled_queries]]
         maps = [labels] if variances is None else [labels, *(variances[c] for c in classes)]
         image, (labels, *own) = View(self.data, rng).apply(image, maps)
