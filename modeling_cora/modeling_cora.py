@@ -117,6 +117,9 @@ class CoraPreTrainedModel(FromNamedModel, PreTrainedModel):
         The default layout of transformers renames LLaVA's and CLIP's keys on saving; `Trainer` loads checkpoints with
         `load_state_dict(strict=False)`, finds none of them, and goes on with random weights.
         """
+        if type(self).__module__.startswith("torch."):
+            # FSDP2's class for ours: its files would be saved as the model's code; the configuration saves ours
+            type(self)._auto_class = None
         super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
 
 
