@@ -81,6 +81,12 @@ def test_evaluation_by_name(saved, tmp_path, capsys):
         assert json.loads((out / "metrics.json").read_text())["evaluation"]["protocol"] == name
     asked = [[(s["image_id"], s["query"]) for s in of_name] for of_name in samples.values()]
     assert asked[0] == asked[1] == asked[2] and len(asked[0]) == 6
+    for sample in samples["lisa"]:
+        trivial = sample["trivial"]
+        assert ("whole class" in trivial) == (sample["target"] == "instance")
+        if sample["target"] == "instance":  # a part of the class: all of it is found, and maybe more
+            found, union = trivial["whole class"]
+            assert found == trivial["nothing"][1] <= union <= trivial["whole image"][1]
     # ignored pixels belong to the target in one protocol only, so unions of "everything" differ by them alone
     whole = {name: np.array([s["trivial"]["whole image"] for s in of_name]) for name, of_name in samples.items()}
     assert (whole["lisa"] == whole["generated"]).all()

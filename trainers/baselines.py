@@ -53,16 +53,24 @@ def _best_level(masks: torch.Tensor, levels: Iterable[float] = np.linspace(0.02,
 
 
 def trivial_counts(
-    target: np.ndarray, class_name: str, mean_mask: MeanMask | None, counting: str = "lisa"
+    target: np.ndarray,
+    class_name: str,
+    mean_mask: MeanMask | None,
+    counting: str = "lisa",
+    whole_class: np.ndarray | None = None,
 ) -> dict[str, tuple[int, int]]:
     """(intersection, union) in pixels of each trivial answer with a target (H, W) of 0, 1 and 255 (ignored).
 
     Args:
         counting: protocol of `metrics/ciou`.
+        whole_class: bool (H, W), of a query about a part of its class: the true mask of all of it. Whoever knows
+            classes perfectly, and nothing of places and relations, answers so.
     """
     everything = np.ones(target.shape, bool)
     answers = {"whole image": everything, "nothing": ~everything}
     if mean_mask is not None:
         answers["mean training mask"] = mean_mask(class_name, target.shape)
+    if whole_class is not None:
+        answers["whole class"] = whole_class
     counts = {name: intersection_and_union(answer, target, protocol=counting) for name, answer in answers.items()}
     return {name: (int(intersection), int(union)) for name, (intersection, union) in counts.items()}

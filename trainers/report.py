@@ -73,7 +73,9 @@ def write_report(path: Path, title: str, introduction: str, stages: Sequence[Sta
 {_picture(last)}{earlier}
 <h2>The same in numbers</h2>
 <p>cIoU: all intersections over all unions; gIoU: mean IoU of the queries. The last columns are answers that need no
-model: everything, and the class's mean training mask (cut at the level that is best on the training images).</p>
+model: everything; the class's mean training mask (cut at the level that is best on the training images); and for
+queries about a part of a class its whole true mask: whoever knows classes perfectly, and nothing of places and
+relations, answers so.</p>
 <div class="wide">{html_table(summary_table(last.summary))}</div>
 <h2>Training</h2>{curves}</html>
 """

@@ -10,12 +10,13 @@ from datasets_scripts.records import DataError
 from metrics.ciou.ciou import summarize
 
 MEAN_MASK = "mean training mask"
-TRIVIAL = ("whole image", "nothing", MEAN_MASK)
+WHOLE_CLASS = "whole class"
+TRIVIAL = ("whole image", "nothing", MEAN_MASK, WHOLE_CLASS)
 
 
 def summarise_records(records: Sequence[dict], counting: str = "lisa") -> dict:
     """cIoU and gIoU in all, by kind, by claim ("left", "largest"), and by class (semantic queries for all of it), with
-    the cIoU of the trivial answers beside them.
+    the cIoU of the trivial answers beside them, of those that all of these queries have.
 
     Args:
         counting: protocol of `metrics/ciou`.
@@ -28,7 +29,7 @@ def summarise_records(records: Sequence[dict], counting: str = "lisa") -> dict:
         trivial = {}
         for name in TRIVIAL:
             counts = [r["trivial"][name] for r in chosen if name in r["trivial"]]
-            if counts:
+            if counts and len(counts) == len(chosen):
                 trivial[name] = summarize([c[0] for c in counts], [c[1] for c in counts], counting)["ciou"]
         return {"ciou": summary["ciou"], "giou": summary["giou"], "queries": len(chosen), "trivial": trivial}
 
@@ -48,7 +49,7 @@ def summarise_records(records: Sequence[dict], counting: str = "lisa") -> dict:
     }
 
 
-COLUMNS = ("queries", "number", "cIoU", "gIoU", "whole image", MEAN_MASK)
+COLUMNS = ("queries", "number", "cIoU", "gIoU", "whole image", MEAN_MASK, WHOLE_CLASS)
 
 
 def _rows(summary: dict) -> Iterator[tuple[str, ...]]:
@@ -67,7 +68,7 @@ def _rows(summary: dict) -> Iterator[tuple[str, ...]]:
     for name, scores in summary["by_claim"].items():
         yield row(f"claim: {name}", scores)
     if summary["miou"] is not None:
-        yield "mean over classes", "", _number(summary["miou"]), "", "", ""
+        yield "mean over classes", "", _number(summary["miou"]), *[""] * (len(COLUMNS) - 3)
 
 
 Table = list[tuple[str, ...]]
@@ -83,12 +84,15 @@ def stage_table(summaries: Mapping[str, dict]) -> Table:
     """Evaluations of several models on the same queries: cIoU by kind, a row for each model."""
     last = [*summaries.values()][-1]
     kinds = list(last["by_kind"])
-    trivial = [last["by_kind"][kind]["trivial"].get(MEAN_MASK) for kind in kinds]
+    trivial = {
+        name: [last["by_kind"][kind]["trivial"].get(name) for kind in kinds] for name in (MEAN_MASK, WHOLE_CLASS)
+    }
     rows = [
         (name, *(f"{summary['by_kind'][kind]['ciou']:.3f}" for kind in kinds), _number(summary["miou"]))
         for name, summary in summaries.items()
     ]
-    return [("cIoU", *kinds, "mean over classes"), *rows, (MEAN_MASK, *map(_number, trivial), "")]
+    rows += [(name, *map(_number, values), "") for name, values in trivial.items()]
+    return [("cIoU", *kinds, "mean over classes"), *rows]
 
 
 def _number(value: float | None) -> str:

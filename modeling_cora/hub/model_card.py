@@ -156,7 +156,7 @@ def _results(run: Run, files: Iterable[str]) -> Iterator[str]:
 
 
 def _score_rows(metrics: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
-    trivial = ("whole image", "mean training mask")
+    trivial = ("whole image", "mean training mask", "whole class")
     groups = [("all queries", metrics["all"])]
     groups += [(f"kind: {name}", scores) for name, scores in metrics["by_kind"].items()]
     groups += [
