@@ -126,6 +126,7 @@ def test_under_deepspeed_every_weight_gets_a_gradient(deepspeed):
     model.weighted_sum = lambda terms: sum(terms.values())
     trainer = SimpleNamespace(
         model=model,
+        uses_anchors=True,
         is_deepspeed_enabled=deepspeed,
         accelerator=SimpleNamespace(unwrap_model=lambda wrapped: wrapped),
         global_mean=lambda term, *others: term,

@@ -61,7 +61,7 @@ class CoraTrainer(HubUploads, BaseTrainer):
         }  # fmt: skip
         self.record_terms(terms)
         loss = self.accelerator.unwrap_model(self.model).weighted_sum(terms)
-        if self.is_deepspeed_enabled:
+        if self.uses_anchors and self.is_deepspeed_enabled:
             # DeepSpeed sums up what gradients there are, so every process needs one of each weight: of the anchors'
             # encoder, too, where its images have none
             loss = loss + 0.0 * sum(p.sum() for p in self.model.parameters() if p.requires_grad)

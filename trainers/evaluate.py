@@ -134,7 +134,7 @@ def evaluate_scenes(
 
 
 def _ask_scene(model, processor, scene_set, scene, instructions, anchors, protocol):
-    """The image, the target (H, W) of each instruction and its whole class, and the answers."""
+    """The image and its labels, the target (H, W) of each instruction, and the answers."""
     labels, instances = scene_set.read_maps(scene)
     image = read_image(scene.image)
     class_ids = {c.name: c.id for c in scene_set.classes}
@@ -142,17 +142,17 @@ def _ask_scene(model, processor, scene_set, scene, instructions, anchors, protoc
     if anchors:
         pointed = [anchor_masks(i, class_ids, labels, instances, image.size) for i in instructions]
     targets = [i.target_mask(class_ids[i.class_name], labels, instances) for i in instructions]
-    classes = [labels == class_ids[i.class_name] for i in instructions]
-    return image, targets, classes, ask(protocol, model, processor, image, [i.query for i in instructions], pointed)
+    return image, labels, targets, ask(protocol, model, processor, image, [i.query for i in instructions], pointed)
 
 
 def _evaluate_scene(model, processor, scene_set, scene, instructions, mean_mask, anchors, protocol) -> list[dict]:
-    _, targets, classes, answers = _ask_scene(model, processor, scene_set, scene, instructions, anchors, protocol)
+    _, labels, targets, answers = _ask_scene(model, processor, scene_set, scene, instructions, anchors, protocol)
     records = []
-    for instruction, target, of_class, mask, score, failed in zip(
-        instructions, targets, classes, answers.masks, answers.scores, answers.failed, strict=True
+    for instruction, target, mask, score, failed in zip(
+        instructions, targets, answers.masks, answers.scores, answers.failed, strict=True
     ):
-        whole_class = None if instruction.instance_ids is None else of_class
+        part = instruction.instance_ids is not None
+        whole_class = labels == scene_set.class_named(instruction.class_name).id if part else None
         intersection, union = intersection_and_union(mask, target, protocol=protocol.counting)
         records.append(
             {
@@ -199,7 +199,7 @@ def overlay_grid(
         order = np.argsort(-np.array(areas), kind="stable")
         places = [round(k * (len(order) - 1) / max(1, queries - 1)) for k in range(min(queries, len(order)))]
         chosen = [by_image[scene.image_id][order[place]] for place in places]
-        image, targets, _, answers = _ask_scene(model, processor, scene_set, scene, chosen, anchors, protocol)
+        image, _, targets, answers = _ask_scene(model, processor, scene_set, scene, chosen, anchors, protocol)
         rows.append(
             [captioned(image, scene.image_id)]
             + [
