@@ -13,6 +13,9 @@ from metrics.ciou.ciou import intersection_and_union
 
 MEAN_MASK_SIZE = (96, 96)
 
+WHOLE_IMAGE, NOTHING, MEAN_MASK, WHOLE_CLASS = TRIVIAL = ("whole image", "nothing", "mean training mask", "whole class")
+"""Names of the trivial answers."""
+
 
 class MeanMask:
     """The class's mean training mask, cut at the level that is best on the training images."""
@@ -67,10 +70,10 @@ def trivial_counts(
             classes perfectly, and nothing of places and relations, answers so.
     """
     everything = np.ones(target.shape, bool)
-    answers = {"whole image": everything, "nothing": ~everything}
+    answers = {WHOLE_IMAGE: everything, NOTHING: ~everything}
     if mean_mask is not None:
-        answers["mean training mask"] = mean_mask(class_name, target.shape)
+        answers[MEAN_MASK] = mean_mask(class_name, target.shape)
     if whole_class is not None:
-        answers["whole class"] = whole_class
+        answers[WHOLE_CLASS] = whole_class
     counts = {name: intersection_and_union(answer, target, protocol=counting) for name, answer in answers.items()}
     return {name: (int(intersection), int(union)) for name, (intersection, union) in counts.items()}

@@ -130,8 +130,10 @@ class StepFolders:
     @property
     def sharded(self) -> bool:
         """Whether each process would hold a part of the gradients or of each layer (FSDP, DeepSpeed's ZeRO-2 and 3)."""
-        zero_stage = (self._config.get("deepspeed_config") or {}).get("zero_stage", 0)
-        return self._config.get("distributed_type") == "FSDP" or zero_stage >= 2
+        kind, deepspeed = self._config.get("distributed_type"), self._config.get("deepspeed_config") or {}
+        # a file of DeepSpeed's own is read by the stages alone; without a word accelerate takes ZeRO-2
+        zero_stage = deepspeed.get("zero_stage", 0 if "deepspeed_config_file" in deepspeed else 2)
+        return kind == "FSDP" or (kind == "DEEPSPEED" and zero_stage >= 2)
 
     @cached_property
     def _config(self) -> dict[str, Any]:

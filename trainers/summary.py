@@ -9,9 +9,7 @@ from datasets_scripts.instructions.statistics import markdown_table
 from datasets_scripts.records import DataError
 from metrics.ciou.ciou import summarize
 
-MEAN_MASK = "mean training mask"
-WHOLE_CLASS = "whole class"
-TRIVIAL = ("whole image", "nothing", MEAN_MASK, WHOLE_CLASS)
+from .baselines import MEAN_MASK, TRIVIAL, WHOLE_CLASS, WHOLE_IMAGE
 
 
 def summarise_records(records: Sequence[dict], counting: str = "lisa") -> dict:
@@ -49,7 +47,7 @@ def summarise_records(records: Sequence[dict], counting: str = "lisa") -> dict:
     }
 
 
-COLUMNS = ("queries", "number", "cIoU", "gIoU", "whole image", MEAN_MASK, WHOLE_CLASS)
+COLUMNS = ("queries", "number", "cIoU", "gIoU", WHOLE_IMAGE, MEAN_MASK, WHOLE_CLASS)
 
 
 def _rows(summary: dict) -> Iterator[tuple[str, ...]]:
