@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import Dinov2Backbone, ResNetModel, SegformerModel
 
 from datasets_scripts.command_line import UsageError
@@ -19,6 +20,7 @@ from trainers.pseudo_labels.evaluation import (
     confusion_matrix,
     evaluate_scenes,
     predict_probabilities,
+    predict_scene,
     scores,
     window_starts,
 )
@@ -271,7 +273,7 @@ class Stub:
 
     def __init__(self):
         self.sizes = []
-        self.config = type("Config", (), {"class_ids": [2, 5, 9], "window": [20, 30]})
+        self.config = type("Config", (), {"class_ids": [2, 5, 9], "window": [20, 30], "image_scale": 1.0})
 
     def logits(self, batch):
         self.sizes.append(tuple(batch.shape[-2:]))
@@ -308,6 +310,22 @@ def test_probabilities_are_the_mean_over_windows():
     assert predict_probabilities(stub, image[:, :10, :12], (20, 30)).shape == (3, 10, 12)
 
 
+def test_answers_of_a_segmenter_of_smaller_images_have_the_image_s_size(tmp_path):
+    stub = Stub()
+    stub.config.window, stub.config.image_scale = [24, 32], 0.5
+    pattern = np.zeros((48, 64, 3), np.uint8)
+    pattern[16:, 32:] = 255
+    Image.fromarray(pattern).save(tmp_path / "a.png")
+    mask, confidence = predict_scene(stub, Scene("a", tmp_path / "a.png"), 2 / 3)
+    assert stub.sizes == [(24, 32)] and mask.shape == confidence.shape == (48, 64)
+    inside = np.zeros((48, 64), bool)
+    inside[16:, 32:] = True
+    assert np.array_equal(mask == 5, inside)
+    stub.config.window, stub.config.image_scale, stub.sizes = [20, 30], 1.0, []
+    predict_scene(stub, Scene("a", tmp_path / "a.png"), 2 / 3)
+    assert set(stub.sizes) == {(20, 30)} and len(stub.sizes) == 12
+
+
 def test_scores_by_a_slow_second_way():
     rng = np.random.default_rng(0)
     labels = rng.choice([2, 5, 255], (30, 40)).astype(np.uint8)
@@ -334,7 +352,7 @@ def test_a_perfect_prediction_scores_one(tmp_path):
     scene = Scene("a", tmp_path / "image.png", tmp_path / "labels.png")
     stub = Stub()
     stub.logits = lambda batch: torch.stack([255 - batch[:, 0].float(), batch[:, 0].float(), 0 * batch[:, 0]], 1)
-    matrix = evaluate_scenes(stub, SceneSet(CLASSES, (scene,)), [scene], (20, 30), 2 / 3, progress=False)
+    matrix = evaluate_scenes(stub, SceneSet(CLASSES, (scene,)), [scene], 2 / 3, progress=False)
     assert scores(matrix, CLASSES)["miou"] == 1.0 and matrix.sum() == 2000
 
 

@@ -203,6 +203,26 @@ def test_boxes_are_filled_from_another_image_or_another_crop_of_the_same(scenes)
     assert sum(partners(mix_partner="other_image")) < 20
 
 
+def test_shrunk_images_keep_their_labels_where_they_were(tmp_path):
+    """`image_scale`: a pixel's label is still the one that its colours say, from the first image to the last crop."""
+    image, labels = coordinates()
+    image.save(tmp_path / "a.png")
+    Image.fromarray(labels).save(tmp_path / "a_labels.png")
+    classes = tuple(SemanticClass(k, f"cell {k}") for k in range(int(labels.max()) + 1))
+    scene = Scene("a", tmp_path / "a.png", tmp_path / "a_labels.png")
+    scenes = TrainingScenes(SceneSet(classes, (scene,)), (scene,), (scene,), (), classes, ())
+    arguments = SegmentationDataArguments(
+        image_scale=0.5, crop_height=HEIGHT // 2, crop_width=WIDTH // 2, scale_min=1, scale_max=1, flip=0
+    )
+    items = SemiSupervisedDataset(scenes, BOTH, arguments, StrongViewArguments(), 2, 0)
+    found, found_labels = items[0]["labelled"].numpy(), items[0]["labels"].numpy()
+    assert_aligned(found, found_labels, np.zeros_like(found_labels))
+    # the whole picture, half as wide and high
+    x, y = cell_of(found)
+    assert x[0, 0] < 2 and y[0, 0] < 2 and x[-1, -1] > WIDTH - 3 and y[-1, -1] > HEIGHT - 3
+    assert np.array_equal(items[0]["weak"], found)
+
+
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 
@@ -234,6 +254,9 @@ def test_an_image_smaller_than_the_crop_is_named(tmp_path):
     with pytest.raises(DataError, match=r"u0\.png: 64x30 is smaller than the crop 40x32"):
         read(folder)
     assert len(read(folder, small_images="pad").unlabelled) == 1
+    assert len(read(folder, image_scale=2).unlabelled) == 1
+    with pytest.raises(DataError, match=r"a\.png: 32x24 \(image_scale 0\.5\) is smaller than the crop 40x32"):
+        read(folder, image_scale=0.5)
     assert len(read(folder, needed=False).labelled) == 1
 
 

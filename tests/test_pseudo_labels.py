@@ -32,14 +32,17 @@ def street(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def model(street, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    backbone = small_backbones.save_segformer(tmp_path_factory.mktemp("backbone"))
+def one_step(street: Path, folder: Path, *more: str) -> Path:
+    backbone = small_backbones.save_segformer(folder / "backbone")
     fields = f"--data {street} --backbone {backbone} --decoder_channels 16 --method supervised --crop_height 28 "
     fields += f"--crop_width 40 --output_dir {folder} --max_steps 1 --save_strategy no --use_cpu True "
-    train((fields + "--report_to none --disable_tqdm True").split())
+    train([*(fields + "--report_to none --disable_tqdm True").split(), *more])
     return folder
+
+
+@pytest.fixture(scope="module")
+def model(street, tmp_path_factory) -> Path:
+    return one_step(street, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,14 @@ def test_every_unlabelled_image_gets_a_class_map_and_a_confidence(street, model,
         assert file.mode == "L" and file.size == (64, 48)
 
 
+def test_a_segmenter_of_smaller_images_answers_at_their_size(street, tmp_path):
+    folder = one_step(street, tmp_path / "model", "--image_scale=0.5", "--crop_height=24", "--crop_width=32")
+    predict.main(["--model", str(folder), "--data", str(street), "--out", str(tmp_path / "out")])
+    assert json.loads((tmp_path / "out" / "meta.json").read_text())["image_scale"] == 0.5
+    for path in (tmp_path / "out" / "masks").iterdir():
+        assert read_map(path).shape == (48, 64)
+
+
 def test_meta_says_where_the_pseudo_labels_come_from(model, predicted):
     import hashlib
 
@@ -94,11 +105,11 @@ def test_an_interrupted_prediction_goes_on(street, model, predicted, tmp_path, m
     asked = []
     whole = predict.predict_scene
 
-    def interrupted(segmenter, scene, window, stride):
+    def interrupted(segmenter, scene, stride):
         asked.append(scene.image_id)
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return whole(segmenter, scene, window, stride)
+        return whole(segmenter, scene, stride)
 
     monkeypatch.setattr(predict, "predict_scene", interrupted)
     argv = ["--model", str(model), "--data", str(street), "--out", str(out)]

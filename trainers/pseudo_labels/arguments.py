@@ -90,6 +90,14 @@ class SegmentationDataArguments:
     split_lists: str | None = field(
         default=None, metadata={"help": "Folder with labeled.txt and unlabeled.txt (UniMatch's format)."}
     )
+    image_scale: float = field(
+        default=1.0,
+        metadata={
+            "help": "Sides of images are multiplied by this before all else, and answers brought back: .5 = half as "
+            "wide and high, which trains about four times faster. Crops are pixels after it. Scores are those of whole "
+            "images. The papers 1."
+        },
+    )
     crop_height: int = field(default=801, metadata={"help": "Pixels. Cityscapes: UniMatch 801, V2 798 = 57 x 14."})
     crop_width: int = field(default=801, metadata={"help": "Pixels, as above."})
     scale_min: float = field(default=0.5, metadata={"help": "Smallest random resize; UniMatch 0.5."})
@@ -255,6 +263,8 @@ def check_arguments(*groups: Any) -> None:
         if isinstance(group, SegmentationDataArguments):
             if min(group.crop_height, group.crop_width) < 1:
                 raise UsageError(f"crop_height, crop_width: {group.crop_height} x {group.crop_width} is no crop")
+            if not group.image_scale > 0:
+                raise UsageError(f"image_scale: {group.image_scale} is not above 0")
             if not 0 < group.scale_min <= group.scale_max:
                 raise UsageError(f"scale_min, scale_max: {group.scale_min} to {group.scale_max} is no range of scales")
         if isinstance(group, StrongViewArguments):

@@ -46,6 +46,19 @@ def random_crop(
     return cropped, np.ascontiguousarray(labels, np.uint8), np.ascontiguousarray(ignore)
 
 
+def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
+    """(height, width) in whole pixels, at least 1."""
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def scaled(image: Image.Image, scale: float, resampling: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:
+    """The image with its sides times `scale`; Pillow's filters look at every pixel of a larger image."""
+    if scale == 1:
+        return image
+    height, width = scaled_size(image.height, image.width, scale)
+    return image.resize((width, height), resampling)
+
+
 def _resized_size(
     height: int, width: int, arguments: SegmentationDataArguments, rng: np.random.Generator
 ) -> tuple[int, int]:

@@ -64,12 +64,17 @@ def random_start(size: str) -> PreTrainedConfig | None:
 
 
 def build_segmenter(
-    arguments: SegmenterArguments, classes: Sequence[SemanticClass], window: tuple[int, int], seed: int
+    arguments: SegmenterArguments,
+    classes: Sequence[SemanticClass],
+    window: tuple[int, int],
+    seed: int,
+    image_scale: float = 1.0,
 ) -> SemanticSegmenter:
     """The segmenter before its first step; the decoder, and a backbone without weights, depend on the seed alone.
 
     Args:
         window: (height, width) of the crops.
+        image_scale: see `SegmentationDataArguments`.
 
     Raises:
         UsageError: no such backbone, one of another family, or weights that do not fit.
@@ -99,6 +104,7 @@ def build_segmenter(
         output_stride=arguments.output_stride,
         atrous_rates=list(arguments.atrous_rates),
         window=list(window),
+        image_scale=image_scale,
         image_mean=list(OPENAI_CLIP_MEAN if is_clip else IMAGENET_DEFAULT_MEAN),
         image_std=list(OPENAI_CLIP_STD if is_clip else IMAGENET_DEFAULT_STD),
         concepts=concepts,

@@ -13,7 +13,7 @@ from PIL import Image
 from datasets_scripts.records import read_image
 
 from .arguments import SegmentationDataArguments, StrongViewArguments
-from .augmentation import pixels, random_crop, strong_view
+from .augmentation import pixels, random_crop, scaled, strong_view
 from .cutmix import cutmix_box
 from .perturbation import draws_dropout
 from .scenes import TrainingScenes, class_index_lookup
@@ -125,8 +125,11 @@ class SemiSupervisedDataset(torch.utils.data.Dataset):
 
     def _read_scene(self, labelled: bool, place: int) -> tuple[Image.Image, np.ndarray | None]:
         scene = (self.scenes.labelled if labelled else self.scenes.unlabelled)[place]
-        labels = self._index_of[self.scenes.scene_set.read_maps(scene)[0]] if labelled else None
-        return read_image(scene.image), labels
+        scale, labels = self.data_arguments.image_scale, None
+        if labelled:
+            labels = self._index_of[self.scenes.scene_set.read_maps(scene)[0]]
+            labels = np.asarray(scaled(Image.fromarray(labels), scale, Image.Resampling.NEAREST))
+        return scaled(read_image(scene.image), scale), labels
 
 
 def collate(items: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

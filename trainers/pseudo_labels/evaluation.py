@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from datasets_scripts.records import IGNORE_INDEX, Scene, SceneSet, SemanticClass, read_image
 
-from .augmentation import pixels
+from .augmentation import pixels, scaled
 from .segmenter import SemanticSegmenter
 
 
@@ -48,12 +49,18 @@ def predict_probabilities(
     return total / times
 
 
-def predict_scene(
-    segmenter: SemanticSegmenter, scene: Scene, window: tuple[int, int], stride: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Class ids, uint8 (H, W), and confidence, uint8 (H, W): 255 times the probability of that class."""
-    image = torch.from_numpy(pixels(read_image(scene.image))).to(segmenter.device)
-    confidence, index = predict_probabilities(segmenter, image, window, stride).max(0)
+def predict_scene(segmenter: SemanticSegmenter, scene: Scene, stride: float) -> tuple[np.ndarray, np.ndarray]:
+    """Class ids, uint8 (H, W), and confidence, uint8 (H, W): 255 times the probability of that class.
+
+    With the segmenter's own window and image scale; probabilities are brought back to the image's size.
+    """
+    image, config = read_image(scene.image), segmenter.config
+    shown = torch.from_numpy(pixels(scaled(image, config.image_scale))).to(segmenter.device)
+    probabilities = predict_probabilities(segmenter, shown, tuple(config.window), stride)
+    if probabilities.shape[-2:] != (image.height, image.width):
+        size = (image.height, image.width)
+        probabilities = F.interpolate(probabilities[None], size=size, mode="bilinear", align_corners=False)[0]
+    confidence, index = probabilities.max(0)
     ids = torch.tensor(segmenter.config.class_ids, device=index.device)[index]
     return ids.to(torch.uint8).cpu().numpy(), (confidence * 255).round().to(torch.uint8).cpu().numpy()
 
@@ -89,7 +96,6 @@ def evaluate_scenes(
     segmenter: SemanticSegmenter,
     scene_set: SceneSet,
     scenes: Sequence[Scene],
-    window: tuple[int, int],
     stride: float,
     progress: bool = True,
 ) -> np.ndarray:
@@ -98,7 +104,7 @@ def evaluate_scenes(
     segmenter.eval()
     matrix = np.zeros((len(scene_set.classes),) * 2, np.int64)
     for scene in tqdm(scenes, desc="evaluating", unit="image", disable=not progress, leave=False):
-        predicted, _ = predict_scene(segmenter, scene, window, stride)
+        predicted, _ = predict_scene(segmenter, scene, stride)
         matrix += confusion_matrix(scene_set.read_maps(scene)[0], predicted, scene_set.classes)
     segmenter.train(was_training)
     return matrix

@@ -115,6 +115,7 @@ def run_prediction(arguments: PredictionArguments) -> dict:
         "val_miou": (record.get("val") or {}).get("miou"),
         "images": len(scenes),
         "window": segmenter.config.window,
+        "image_scale": segmenter.config.image_scale,
         "confidence": "uint8, 255 times the probability of the class",
     }
     if accelerator.is_main_process:
@@ -128,7 +129,7 @@ def _predict_own(
     own = scenes[accelerator.process_index :: accelerator.num_processes]
     for scene in tqdm(own, desc="predicting", unit="image", disable=not accelerator.is_main_process):
         if not mask_path(out, scene.image_id).exists():
-            mask, confidence = predict_scene(segmenter, scene, tuple(segmenter.config.window), stride)
+            mask, confidence = predict_scene(segmenter, scene, stride)
             write_prediction(out, scene.image_id, mask, confidence)
 
 

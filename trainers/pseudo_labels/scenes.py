@@ -12,6 +12,7 @@ from datasets_scripts.folder import read_folder
 from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet, SemanticClass, open_image
 
 from .arguments import SegmentationDataArguments
+from .augmentation import scaled_size
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,13 @@ def read_training_scenes(
 
 
 def _check_sizes(scenes: Sequence[Scene], arguments: SegmentationDataArguments, progress: bool) -> None:
+    scale = "" if arguments.image_scale == 1 else f" (image_scale {arguments.image_scale})"
     for scene in tqdm(scenes, desc="reading image sizes", unit="image", disable=not progress, leave=False):
         with open_image(scene.image) as file:
-            width, height = file.size
+            height, width = scaled_size(file.height, file.width, arguments.image_scale)
         if height < arguments.crop_height or width < arguments.crop_width:
             raise DataError(
-                f"{scene.image}: {width}x{height} is smaller than the crop {arguments.crop_width}x"
+                f"{scene.image}: {width}x{height}{scale} is smaller than the crop {arguments.crop_width}x"
                 f"{arguments.crop_height}; give smaller crops, or small_images: pad"
             )
 

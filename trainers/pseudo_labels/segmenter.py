@@ -26,6 +26,7 @@ class SegmenterConfig(PreTrainedConfig):
         class_ids, class_names: in the order of the outputs; ids are those of label maps.
         decoder_channels: width of the decoder.
         window: (height, width) in pixels of the crops it was trained on, and of its sliding window.
+        image_scale: images' sides are multiplied by this before they are cut into windows.
         image_mean, image_std: of pixels in 0..1, by which images are normalised inside of the model.
         concepts: `semivl`: for each class the words that stand for it.
         decoder_concepts: `semivl`: `average` or `each`.
@@ -42,6 +43,7 @@ class SegmenterConfig(PreTrainedConfig):
     output_stride: int = 16
     atrous_rates: list[int] | None = None
     window: list[int] | None = None
+    image_scale: float = 1.0
     image_mean: list[float] | tuple[float, ...] = tuple(IMAGENET_DEFAULT_MEAN)
     image_std: list[float] | tuple[float, ...] = tuple(IMAGENET_DEFAULT_STD)
     concepts: list[list[str]] | None = None

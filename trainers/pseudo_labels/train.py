@@ -137,7 +137,7 @@ def main(argv: list[str] | None = None) -> None:
     if main_process:
         announce_absent(scenes, data_arguments.absent_classes)
     window = (data_arguments.crop_height, data_arguments.crop_width)
-    segmenter = build_segmenter(segmenter_arguments, scenes.classes, window, arguments.seed)
+    segmenter = build_segmenter(segmenter_arguments, scenes.classes, window, arguments.seed, data_arguments.image_scale)
     method = build_method(method_arguments, segmenter_arguments, segmenter)
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     dataset = SemiSupervisedDataset(

@@ -101,7 +101,6 @@ class SemiSupervisedSegmentationTrainer(BaseTrainer):
             segmenter,
             self.scene_set,
             own,
-            tuple(segmenter.config.window),
             self.args.window_stride,
             progress=self.is_world_process_zero() and not self.args.disable_tqdm,
         )
