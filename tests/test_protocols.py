@@ -11,9 +11,10 @@ import trainers.evaluate as evaluate_module
 from datasets_scripts.scenes import write_scenes
 from metrics.ciou.ciou import intersection_and_union
 from modeling_cora.segmentation import segment
+from trainers.baselines import part_counts
 from trainers.evaluate import main as evaluate
 from trainers.protocols import PROTOCOLS, ask
-from trainers.summary import summarise_records
+from trainers.summary import summarise_records, told_apart
 
 from .conftest import noise_image
 from .test_pipeline import says
@@ -69,6 +70,28 @@ def test_what_was_not_to_be_found_counts_as_each_protocol_says():
     assert summarise_records(records, "segzero")["all"]["giou"] == pytest.approx((0.5 + 0) / 2)
 
 
+def test_parts_are_told_apart_by_found_and_marked_pixels_of_the_class_alone():
+    whole = np.zeros((4, 8), bool)
+    whole[:, 2:6] = True
+    target = whole.astype(np.uint8)
+    target[:, 4:] = 0  # the left half of the class
+    target[3] = 255
+    everything, nothing = np.ones((4, 8), bool), np.zeros((4, 8), bool)
+    right, opposite = target == 1, whole & (target == 0)
+    missing = right & (np.arange(4) == 0)[:, None]  # one of its three rows
+    for mask, expected in (
+        (everything, 0), (nothing, 0), (whole, 0), (~whole, 0), (right, 1), (right | ~whole, 1), (opposite, -1),
+        (missing, 1 / 3), (missing | opposite, -2 / 3),
+    ):  # fmt: skip
+        one = {"inside": part_counts(mask, target, whole)}
+        alone = {"inside": part_counts(mask, right.astype(np.uint8), right)}  # the part is all of the class
+        assert told_apart([one, alone, {}]) == pytest.approx(expected)
+        assert told_apart([one, {"inside": part_counts(right, target, whole)}]) == pytest.approx((expected + 1) / 2)
+    assert told_apart([alone, {}]) is None
+    assert summarise_records([record(1, 2)])["all"]["told apart"] is None
+    assert summarise_records([record(1, 2) | one])["by_kind"]["semantic, class"]["told apart"] == pytest.approx(-2 / 3)
+
+
 def test_evaluation_by_name(saved, tmp_path, capsys):
     street = tmp_path / "street"
     write_scenes(street, labelled=1, unlabelled=0, val=1, size=(48, 64), progress=False)
@@ -87,6 +110,9 @@ def test_evaluation_by_name(saved, tmp_path, capsys):
         if sample["target"] == "instance":  # a part of the class: all of it is found, and maybe more
             found, union = trivial["whole class"]
             assert found == trivial["nothing"][1] <= union <= trivial["whole image"][1]
+            inside = sample["inside"]
+            assert inside["part"] == found and inside["rest"] == union - found
+            assert inside["found"] == sample["intersection"] <= sample["union"] - inside["marked"]
     # ignored pixels belong to the target in one protocol only, so unions of "everything" differ by them alone
     whole = {name: np.array([s["trivial"]["whole image"] for s in of_name]) for name, of_name in samples.items()}
     assert (whole["lisa"] == whole["generated"]).all()

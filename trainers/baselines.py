@@ -55,6 +55,23 @@ def _best_level(masks: torch.Tensor, levels: Iterable[float] = np.linspace(0.02,
     return float(max(levels, key=ciou))
 
 
+def part_counts(mask: np.ndarray, target: np.ndarray, whole_class: np.ndarray) -> dict[str, int]:
+    """Pixels by which an answer to a query about a part of a class is judged inside of that class alone.
+
+    Args:
+        mask: bool (H, W), the answer.
+        target: (H, W) of 0, 1 and 255 (ignored), the part that is asked for.
+        whole_class: bool (H, W).
+
+    Returns:
+        part: the target; found: what of it is in the answer; rest: the class's other pixels; marked: what of them is in
+        the answer.
+    """
+    part, rest = target == 1, whole_class & (target == 0)
+    pixels = {"part": part, "found": part & mask, "rest": rest, "marked": rest & mask}
+    return {name: int(counted.sum()) for name, counted in pixels.items()}
+
+
 def trivial_counts(
     target: np.ndarray,
     class_name: str,

@@ -43,7 +43,7 @@ from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.hub.run_folder import weights_digest
 from modeling_cora.pictures import captioned, comparison, grid
 from trainers.arguments import EmbeddingCacheArguments, check_kinds, parse_recipe
-from trainers.baselines import MeanMask, trivial_counts
+from trainers.baselines import MeanMask, part_counts, trivial_counts
 from trainers.embedding_cache import add_embedding_cache
 from trainers.instruction_dataset import anchor_masks
 from trainers.loading import load_trained
@@ -108,7 +108,8 @@ def evaluate_scenes(
 
     Returns:
         dicts of image_id, kind, claim, class_name, query, intersection, union (pixels), score, `failed` (the answer had
-        no mask), and `trivial`: the counts of each trivial answer.
+        no mask), and `trivial`: the counts of each trivial answer; of a query about a part of its class, `inside`
+        (`baselines.part_counts`) too.
     """
     accelerator = accelerator or Accelerator()
     by_image: dict[str, list[tuple[int, Instruction]]] = {}
@@ -154,6 +155,7 @@ def _evaluate_scene(model, processor, scene_set, scene, instructions, mean_mask,
         part = instruction.instance_ids is not None
         whole_class = labels == scene_set.class_named(instruction.class_name).id if part else None
         intersection, union = intersection_and_union(mask, target, protocol=protocol.counting)
+        inside = {} if whole_class is None else {"inside": part_counts(mask, target, whole_class)}
         records.append(
             {
                 "kind": instruction.kind,
@@ -166,6 +168,7 @@ def _evaluate_scene(model, processor, scene_set, scene, instructions, mean_mask,
                 "score": round(score, 4),
                 "failed": failed,
                 "trivial": trivial_counts(target, instruction.class_name, mean_mask, protocol.counting, whole_class),
+                **inside,
             }
         )
     return records

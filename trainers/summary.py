@@ -11,10 +11,25 @@ from metrics.ciou.ciou import summarize
 
 from .baselines import MEAN_MASK, TRIVIAL, WHOLE_CLASS, WHOLE_IMAGE
 
+TOLD_APART = "told apart"
+"""Column of `told_apart`."""
+
+
+def told_apart(records: Iterable[dict]) -> float | None:
+    """How well parts of a class are told from the rest of it, -1 to 1, however well the class itself is segmented.
+
+    Mean over queries of the share of the part that is found less the share of the class's other pixels that is marked
+    (informedness, Youden's J, inside of the class). Whoever answers with the whole class, with nothing or by chance has
+    0. Queries whose part is all of the class in this image do not count; None where there are no others.
+    """
+    counts = [r["inside"] for r in records if "inside" in r]
+    each = [c["found"] / c["part"] - c["marked"] / c["rest"] for c in counts if c["part"] and c["rest"]]
+    return sum(each) / len(each) if each else None
+
 
 def summarise_records(records: Sequence[dict], counting: str = "lisa") -> dict:
     """cIoU and gIoU in all, by kind, by claim ("left", "largest"), and by class (semantic queries for all of it), with
-    the cIoU of the trivial answers beside them, of those that all of these queries have.
+    the cIoU of the trivial answers beside them, of those that all of these queries have, and `told_apart`.
 
     Args:
         counting: protocol of `metrics/ciou`.
@@ -29,7 +44,13 @@ def summarise_records(records: Sequence[dict], counting: str = "lisa") -> dict:
             counts = [r["trivial"][name] for r in chosen if name in r["trivial"]]
             if counts and len(counts) == len(chosen):
                 trivial[name] = summarize([c[0] for c in counts], [c[1] for c in counts], counting)["ciou"]
-        return {"ciou": summary["ciou"], "giou": summary["giou"], "queries": len(chosen), "trivial": trivial}
+        return {
+            "ciou": summary["ciou"],
+            "giou": summary["giou"],
+            "queries": len(chosen),
+            TOLD_APART: told_apart(chosen),
+            "trivial": trivial,
+        }
 
     if not records:
         raise DataError("nothing to evaluate: no labelled image of this split has an instruction")
@@ -47,15 +68,16 @@ def summarise_records(records: Sequence[dict], counting: str = "lisa") -> dict:
     }
 
 
-COLUMNS = ("queries", "number", "cIoU", "gIoU", WHOLE_IMAGE, MEAN_MASK, WHOLE_CLASS)
+TRIVIAL_COLUMNS = (WHOLE_IMAGE, MEAN_MASK, WHOLE_CLASS)
+COLUMNS = ("queries", "number", "cIoU", "gIoU", TOLD_APART, *TRIVIAL_COLUMNS)
 
 
 def _rows(summary: dict) -> Iterator[tuple[str, ...]]:
     """Cells of the table, a row each: all queries, kinds, classes from the best to the worst, and their mean."""
 
     def row(name: str, scores: dict) -> tuple[str, ...]:
-        trivial = [scores["trivial"].get(column) for column in COLUMNS[4:]]
-        numbers = (scores["ciou"], scores["giou"], *trivial)
+        trivial = [scores["trivial"].get(column) for column in TRIVIAL_COLUMNS]
+        numbers = (scores["ciou"], scores["giou"], scores.get(TOLD_APART), *trivial)
         return name, str(scores["queries"]), *map(_number, numbers)
 
     yield row("all", summary["all"])
@@ -79,18 +101,23 @@ def summary_table(summary: dict) -> Table:
 
 
 def stage_table(summaries: Mapping[str, dict]) -> Table:
-    """Evaluations of several models on the same queries: cIoU by kind, a row for each model."""
+    """Evaluations of several models on the same queries, a row each: cIoU by kind, and `told_apart` of all."""
     last = [*summaries.values()][-1]
     kinds = list(last["by_kind"])
     trivial = {
         name: [last["by_kind"][kind]["trivial"].get(name) for kind in kinds] for name in (MEAN_MASK, WHOLE_CLASS)
     }
     rows = [
-        (name, *(f"{summary['by_kind'][kind]['ciou']:.3f}" for kind in kinds), _number(summary["miou"]))
+        (
+            name,
+            *(f"{summary['by_kind'][kind]['ciou']:.3f}" for kind in kinds),
+            _number(summary["miou"]),
+            _number(summary["all"].get(TOLD_APART)),
+        )
         for name, summary in summaries.items()
     ]
-    rows += [(name, *map(_number, values), "") for name, values in trivial.items()]
-    return [("cIoU", *kinds, "mean over classes"), *rows]
+    rows += [(name, *map(_number, values), "", "") for name, values in trivial.items()]
+    return [("cIoU", *kinds, "mean over classes", TOLD_APART), *rows]
 
 
 def _number(value: float | None) -> str:

@@ -146,7 +146,10 @@ def _results(run: Run, files: Iterable[str]) -> Iterator[str]:
             f"which `python trainers/evaluate.py --model DIR --data DIR {' '.join(options)}` wrote. It names the "
             "SHA-256 of the weights that were measured: "
             + ", ".join(f"`{name}` {digest[:16]}..." for name, digest in measured["weights"].items())
-            + ". The last columns are answers that need no model: everything, and the class's mean training mask."
+            + ". *told apart* is about queries for a part of a class: the share of the part that is found less the "
+            "share of the class's other pixels that is marked, 0 for whoever answers with the whole class. The last "
+            "columns are answers that need no model, or a perfect one that knows classes alone: everything, the "
+            "class's mean training mask, and the class's whole true mask."
         )
         if f"{folder}/overlays.jpg" in published:
             yield (
@@ -163,10 +166,14 @@ def _score_rows(metrics: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[Seq
         (f"class: {name}", scores) for name, scores in sorted(metrics["by_class"].items(), key=lambda c: -c[1]["ciou"])
     ]
     rows = [
-        (name, s["queries"], *(_number(v) for v in (s["ciou"], s["giou"], *(s["trivial"].get(t) for t in trivial))))
+        (
+            name,
+            s["queries"],
+            *(_number(v) for v in (s["ciou"], s["giou"], s.get("told apart"), *(s["trivial"].get(t) for t in trivial))),
+        )
         for name, s in groups
     ]
-    return ("queries", "number", "cIoU", "gIoU", *(f"cIoU of {name}" for name in trivial)), rows
+    return ("queries", "number", "cIoU", "gIoU", "told apart", *(f"cIoU of {name}" for name in trivial)), rows
 
 
 def _training(run: Run) -> Iterator[str]:
