@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from datasets_scripts.folder import read_folder
 from datasets_scripts.instructions.build import build_instructions
+from datasets_scripts.instructions.mirror import mirrored_text
 from datasets_scripts.records import DataError, Instruction
 from datasets_scripts.scenes import write_scenes
 from trainers.arguments import DataArguments
@@ -97,13 +100,28 @@ def test_a_flip_flips_image_and_masks_together(street):
     assert np.array_equal(a["masks"][..., ::-1], b["masks"])
 
 
-def test_the_frame_stays_where_an_instance_is_asked_for(street):
-    """Mirrored, "the leftmost car" would be the rightmost; cropped, "the largest" may be another."""
+def test_a_flip_swaps_the_sides_that_queries_name(street):
     instance_level = [i for i in street[2] if i.instance_ids is not None]
-    assert instance_level
-    fixed = dataset((*street[:2], instance_level), flip=1.0, crop=1.0)
-    plain = dataset((*street[:2], instance_level))
-    assert all(same(fixed[k], plain[k]) for k in range(6))
+    plain, flipped = (dataset((*street[:2], instance_level), flip=flip) for flip in (0.0, 1.0))
+    changed = 0
+    for k in range(12):
+        a, b = plain[k], flipped[k]
+        assert np.array_equal(np.asarray(a["image"])[:, ::-1], np.asarray(b["image"]))
+        assert np.array_equal(a["masks"][..., ::-1], b["masks"])
+        assert b["queries"] == [mirrored_text(query) for query in a["queries"]]
+        changed += a["queries"] != b["queries"]
+    assert changed
+
+
+def test_what_would_not_be_true_any_more_is_not_asked_of_a_view(street):
+    """Cropped, "the largest" may be another; mirrored, free text with a side is no longer true."""
+    instance_level = [i for i in street[2] if i.instance_ids is not None]
+    free = [replace(i, source="people", query=f"what is left: {i.query}") for i in street[2]]
+    for instructions, view in ((instance_level, dict(flip=1.0, crop=1.0)), (free, dict(flip=1.0))):
+        fixed, plain = dataset((*street[:2], instructions), **view), dataset((*street[:2], instructions))
+        assert instructions and all(same(fixed[k], plain[k]) for k in range(6))
+    mixed = dataset((*street[:2], [*free, *street[2]]), flip=1.0, queries_per_image=50)
+    assert not any("what is" in query for k in range(6) for query in mixed[k]["queries"])
 
 
 def test_a_crop_keeps_what_lies_in_it(street):

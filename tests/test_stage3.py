@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -333,6 +334,20 @@ def test_items_travel_together_and_depend_on_their_number_alone(street, pseudo, 
         assert whole["weights"].shape == whole["masks"].shape and whole["weights"].max() <= 1
         item = items[number]
         assert item["masks"].shape[1:] == item["image"].size[::-1] == item["weights"].shape[1:]
+
+
+def test_a_class_of_one_side_is_not_mirrored(street, pseudo):
+    scene_set = read_folder(street)
+    sided = replace(scene_set, classes=tuple(replace(c, attributes=("the left one",)) for c in scene_set.classes))
+    arguments = UnlabelledArguments(pseudo_labels=str(pseudo), consistency="none", unlabelled_queries=9)
+    scenes = scene_set.split("train", labelled=False)
+    plain, mirrored, kept = (
+        UnlabelledDataset(classes, scenes, arguments, DataArguments(flip=flip), 4, seed=1)[0]
+        for classes, flip in ((scene_set, 0.0), (scene_set, 1.0), (sided, 1.0))
+    )
+    assert np.array_equal(np.asarray(mirrored["image"]), np.asarray(plain["image"])[:, ::-1])
+    assert np.array_equal(mirrored["masks"], plain["masks"][..., ::-1])
+    assert np.array_equal(kept["image"], plain["image"]) and np.array_equal(kept["masks"], plain["masks"])
 
 
 def test_low_confidence_is_ignored(pseudo, street):

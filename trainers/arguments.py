@@ -131,7 +131,11 @@ class DataArguments:
         metadata={"help": "Longest side at which the mask loss is taken; the image's own size where not given (LISA)."},
     )
     flip: float = field(
-        default=0.0, metadata={"help": "Probability of a mirrored image (never with queries that name a side)."}
+        default=0.0,
+        metadata={
+            "help": "Probability of a mirrored image, in whose queries left and right change places; never with free "
+            "text that names a side, or with classes that do (left kidney)."
+        },
     )
     crop: float = field(
         default=0.0,

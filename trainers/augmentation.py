@@ -13,7 +13,8 @@ from .arguments import DataArguments
 class View:
     """Whether an item is mirrored and how it is cropped; drawn before its queries are, since some would not survive it.
 
-    A mirrored photo swaps left and right, and a crop may take the largest or the leftmost instance away.
+    A mirrored photo swaps left and right (`datasets_scripts/instructions/mirror.py`), and a crop may take the largest
+    or the leftmost instance away.
     """
 
     def __init__(self, arguments: DataArguments, rng: np.random.Generator):
@@ -23,10 +24,6 @@ class View:
             scale = float(rng.uniform(arguments.crop_scale, 1.0))
             top, left = rng.uniform(0, 1 - scale, 2).tolist()
             self.crop = top, left, scale
-
-    @property
-    def is_whole(self) -> bool:
-        return not self.flipped and self.crop is None
 
     def apply(self, image: Image.Image, maps: Sequence[np.ndarray]) -> tuple[Image.Image, list[np.ndarray]]:
         """To an image and maps (..., H, W) that cover it, at whatever resolution each has."""

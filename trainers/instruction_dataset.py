@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from datasets_scripts.instructions.mirror import can_be_mirrored, mirrored_text, sided_classes
 from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, read_image, region_mask
 from modeling_cora import CoraProcessor
 
@@ -46,6 +47,7 @@ class InstructionDataset(torch.utils.data.Dataset):
         self.scene_set, self.by_image, self.arguments = scene_set, by_image, arguments
         self.length, self.seed, self.anchors = length, seed, anchors
         self.class_ids = {c.name: c.id for c in scene_set.classes}
+        self.sided = sided_classes(scene_set.classes)
         self._read = lru_cache(maxsize=arguments.cache_scenes)(self._read_scene)
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
@@ -58,21 +60,20 @@ class InstructionDataset(torch.utils.data.Dataset):
         rng = np.random.default_rng((self.seed, 1, index))
         image, labels, instances = self._read(scene_index)
         view = View(self.arguments, np.random.default_rng((self.seed, 5, index)))
-        candidates = self.by_image[self.scenes[scene_index].image_id]
-        if not view.is_whole:
-            # what is largest, leftmost or in the right half would be another one in this view
-            candidates = [i for i in candidates if i.instance_ids is None and not i.claim] or candidates
-        chosen = self._draw(candidates, rng)
-        if all(i.instance_ids is None and not i.claim for i in chosen):
+        every = self.by_image[self.scenes[scene_index].image_id]
+        candidates = [i for i in every if self._is_true_in(view, i)]
+        chosen = self._draw(candidates or every, rng)
+        if candidates:
             maps = [labels] if instances is None else [labels, instances]
             image, (labels, *rest) = view.apply(image, maps)
             instances = rest[0] if rest else None
+        words = mirrored_text if candidates and view.flipped else str
         image = jitter(image, self.arguments.colour_jitter, rng)
         masks = [i.target_mask(self.class_ids[i.class_name], labels, instances) for i in chosen]
         item = {
             "image": image,
-            "queries": [rng.choice([i.query, *i.rephrasings]).item() for i in chosen],
-            "answers": [i.answer for i in chosen],
+            "queries": [words(rng.choice([i.query, *i.rephrasings]).item()) for i in chosen],
+            "answers": [words(i.answer) for i in chosen],
             "masks": np.stack(masks),
             "classes": [self.class_ids[i.class_name] for i in chosen],
         }
@@ -81,6 +82,12 @@ class InstructionDataset(torch.utils.data.Dataset):
             # of the item, not of the process that happens to train on it
             item["anchor_noise"] = rng.random((sum(map(len, item["anchors"])), 2), dtype=np.float32)
         return item
+
+    def _is_true_in(self, view: View, instruction: Instruction) -> bool:
+        """Sides are swapped with the picture; in a crop another thing may be the largest, or in the right half."""
+        if view.crop is not None and (instruction.instance_ids is not None or instruction.claim):
+            return False
+        return not view.flipped or can_be_mirrored(instruction, self.sided)
 
     def _draw(self, candidates: Sequence[Instruction], rng: np.random.Generator) -> list[Instruction]:
         """`queries_per_image` of them; a target comes a second time only when every target has come once, since a

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from datasets_scripts.instructions.build import MIN_CLASS_AREA, class_queries
+from datasets_scripts.instructions.mirror import sided_classes
 from datasets_scripts.instructions.semantic import ANSWERS
 from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet, read_image
 from modeling_cora import CoraProcessor
@@ -91,6 +92,7 @@ class UnlabelledDataset(torch.utils.data.Dataset):
         self.scene_set, self.arguments, self.data = scene_set, arguments, data
         self.known = frozenset(c.id for c in scene_set.classes)
         self.by_id = {c.id: c for c in scene_set.classes}
+        self.sided = sided_classes(scene_set.classes)
         self.length, self.seed = length, seed
         self._read = lru_cache(maxsize=data.cache_scenes)(self._read_scene)
         self._order = lru_cache(maxsize=2)(self._shuffled)
@@ -114,7 +116,9 @@ class UnlabelledDataset(torch.utils.data.Dataset):
             raise DataError(f"{self.pseudo_labels.folder}/masks: no map shows any class that is asked for{where}")
         classes = [shown[i] for i in rng.permutation(len(shown))[: self.arguments.unlabelled_queries]]
         maps = [labels] if variances is None else [labels, *(variances[c] for c in classes)]
-        image, (labels, *own) = View(self.data, rng).apply(image, maps)
+        view = View(self.data, rng)
+        view.flipped = view.flipped and self.sided.isdisjoint(self.by_id[c].name for c in classes)
+        image, (labels, *own) = view.apply(image, maps)
         image = jitter(image, self.data.colour_jitter, rng)
         asked = [self._ask(c, rng) for c in classes]
         masks = [np.where(labels == IGNORE_INDEX, IGNORE_INDEX, labels == c).astype(np.uint8) for c in classes]
