@@ -102,7 +102,8 @@ def test_a_flip_flips_image_and_masks_together(street):
 
 def test_a_flip_swaps_the_sides_that_queries_name(street):
     instance_level = [i for i in street[2] if i.instance_ids is not None]
-    plain, flipped = (dataset((*street[:2], instance_level), flip=flip) for flip in (0.0, 1.0))
+    every = dict(flipped_queries="all")
+    plain, flipped = (dataset((*street[:2], instance_level), flip=flip, **every) for flip in (0.0, 1.0))
     changed = 0
     for k in range(12):
         a, b = plain[k], flipped[k]
@@ -117,10 +118,12 @@ def test_what_would_not_be_true_any_more_is_not_asked_of_a_view(street):
     """Cropped, "the largest" may be another; mirrored, free text with a side is no longer true."""
     instance_level = [i for i in street[2] if i.instance_ids is not None]
     free = [replace(i, source="people", query=f"what is left: {i.query}") for i in street[2]]
-    for instructions, view in ((instance_level, dict(flip=1.0, crop=1.0)), (free, dict(flip=1.0))):
+    every = dict(flip=1.0, flipped_queries="all")
+    views = ((instance_level, dict(flip=1.0)), (instance_level, dict(every, crop=1.0)), (free, every))
+    for instructions, view in views:
         fixed, plain = dataset((*street[:2], instructions), **view), dataset((*street[:2], instructions))
         assert instructions and all(same(fixed[k], plain[k]) for k in range(6))
-    mixed = dataset((*street[:2], [*free, *street[2]]), flip=1.0, queries_per_image=50)
+    mixed = dataset((*street[:2], [*free, *street[2]]), queries_per_image=50, **every)
     assert not any("what is" in query for k in range(6) for query in mixed[k]["queries"])
 
 

@@ -14,6 +14,7 @@ from datasets_scripts.instructions.mirror import can_be_mirrored, mirrored_text,
 from datasets_scripts.instructions.objects import SceneObjects
 from datasets_scripts.instructions.verify import check_instruction
 from datasets_scripts.records import Instruction, SceneSet, SemanticClass, read_image
+from trainers.evaluate import evaluate_scenes, mirrored
 
 from .test_relations import random_scene
 from .test_verify import SET, write_scene
@@ -87,3 +88,22 @@ def test_free_text_with_a_side_and_classes_of_one_side_are_never_mirrored():
     assert sided == {"left kidney", "liver"}
     assert not can_be_mirrored(replace(rule, class_name="liver"), sided)
     assert can_be_mirrored(replace(rule, class_name="spleen"), sided)
+
+
+def test_mirrored_evaluation_is_one_of_mirrored_files(tiny, tmp_path):
+    """Scores are those of files that are mirrored on disk, with the same words, whatever the model answers."""
+    model, processor = tiny
+    labels, planes, pixels = random_scene(3)
+    sets = []
+    for name, step in (("plain", 1), ("mirrored", -1)):
+        folder = tmp_path / name
+        folder.mkdir()
+        scene = write_scene(folder, labels[:, ::step], planes[:, :, ::step].copy(), pixels[:, ::step])
+        sets.append(SceneSet(SET, (scene,)))
+    plain, on_disk = sets
+    free = Instruction("street", "reasoning", "car", "what has just left?", "It is [SEG].", source="people")
+    instructions = mirrored([*build_instructions(plain, plain.scenes, KINDS), free], plain)
+    assert any(names_side(i.query) for i in instructions) and not any(i.source == "people" for i in instructions)
+    found = evaluate_scenes(model, processor, plain, plain.scenes, instructions, mirror=True)
+    assert found == evaluate_scenes(model, processor, on_disk, on_disk.scenes, instructions)
+    assert found != evaluate_scenes(model, processor, plain, plain.scenes, instructions)

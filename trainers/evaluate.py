@@ -23,7 +23,7 @@ if __name__ == "__main__":
 import json
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 import numpy as np
@@ -36,6 +36,7 @@ from tqdm.auto import tqdm
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import write_image, write_text
 from datasets_scripts.folder import read_data
+from datasets_scripts.instructions.mirror import can_be_mirrored, mirrored_text, sided_classes
 from datasets_scripts.records import DataError, Instruction, Kind, Scene, SceneSet, read_image
 from datasets_scripts.splits import HELD_OUT_FROM
 from metrics.ciou.ciou import intersection_and_union
@@ -70,6 +71,11 @@ class EvaluationArguments:
         metadata={"help": "Of conditional queries: `given` (their true masks, to a model with an anchor encoder), or "
                   "`none` (words alone)."},
     )  # fmt: skip
+    mirror: bool = field(
+        default=False,
+        metadata={"help": "Ask about mirrored images, left and right swapped in the queries: whoever understands sides "
+                  "is as good there, whoever knows by heart what is left in this data is not."},
+    )  # fmt: skip
     limit: int | None = field(default=None, metadata={"help": "Only the first so many images."})
     queries_per_kind: int | None = field(
         default=None,
@@ -98,6 +104,7 @@ def evaluate_scenes(
     accelerator: Accelerator | None = None,
     anchors: bool = True,
     protocol: Protocol = PROTOCOLS["lisa"],
+    mirror: bool = False,
 ) -> list[dict]:
     """One record for each instruction, in the order of `instructions`; every process gets all of them.
 
@@ -105,6 +112,7 @@ def evaluate_scenes(
 
     Args:
         anchors: give conditional queries their anchors' true masks, if the model has an anchor encoder.
+        mirror: mirror images and maps; the instructions are those of `mirrored`.
 
     Returns:
         dicts of image_id, kind, claim, class_name, query, intersection, union (pixels), score, `failed` (the answer had
@@ -122,7 +130,8 @@ def evaluate_scenes(
     records = []
     for scene in tqdm(own, desc="evaluating", unit="image", disable=not accelerator.is_main_process):
         orders, own_instructions = zip(*by_image[scene.image_id], strict=True)
-        answers = _evaluate_scene(model, processor, scene_set, scene, own_instructions, mean_mask, anchors, protocol)
+        asked_scene = _ask_scene(model, processor, scene_set, scene, own_instructions, anchors, protocol, mirror)
+        answers = _scored(scene_set, own_instructions, mean_mask, protocol, *asked_scene[1:])
         records += [
             {"order": order, "image_id": scene.image_id, **answer}
             for order, answer in zip(orders, answers, strict=True)
@@ -134,10 +143,23 @@ def evaluate_scenes(
     return records
 
 
-def _ask_scene(model, processor, scene_set, scene, instructions, anchors, protocol):
+def mirrored(instructions: Iterable[Instruction], scene_set: SceneSet) -> list[Instruction]:
+    """What is asked about mirrored images: those that are as true there, their queries' and claims' sides swapped."""
+    sided = sided_classes(scene_set.classes)
+    return [
+        replace(i, query=mirrored_text(i.query), claim=mirrored_text(i.claim))
+        for i in instructions
+        if can_be_mirrored(i, sided)
+    ]
+
+
+def _ask_scene(model, processor, scene_set, scene, instructions, anchors, protocol, mirror):
     """The image and its labels, the target (H, W) of each instruction, and the answers."""
     labels, instances = scene_set.read_maps(scene)
     image = read_image(scene.image)
+    if mirror:
+        image, labels = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), labels[:, ::-1]
+        instances = None if instances is None else instances[..., ::-1]
     class_ids = {c.name: c.id for c in scene_set.classes}
     pointed = None
     if anchors:
@@ -146,8 +168,7 @@ def _ask_scene(model, processor, scene_set, scene, instructions, anchors, protoc
     return image, labels, targets, ask(protocol, model, processor, image, [i.query for i in instructions], pointed)
 
 
-def _evaluate_scene(model, processor, scene_set, scene, instructions, mean_mask, anchors, protocol) -> list[dict]:
-    _, labels, targets, answers = _ask_scene(model, processor, scene_set, scene, instructions, anchors, protocol)
+def _scored(scene_set, instructions, mean_mask, protocol, labels, targets, answers) -> list[dict]:
     records = []
     for instruction, target, mask, score, failed in zip(
         instructions, targets, answers.masks, answers.scores, answers.failed, strict=True
@@ -184,6 +205,7 @@ def overlay_grid(
     queries: int = 5,
     anchors: bool = True,
     protocol: Protocol = PROTOCOLS["lisa"],
+    mirror: bool = False,
 ) -> Image.Image:
     """Rows: scenes spread over the split; columns: queries, from the largest target to the smallest, answered as in
     `evaluate_scenes`."""
@@ -194,7 +216,7 @@ def overlay_grid(
         by_image.setdefault(instruction.image_id, []).append(instruction)
     asked = [scene for scene in scenes if scene.image_id in by_image]
     for scene in asked[:: max(1, len(asked) // images)][:images]:
-        labels, instances = scene_set.read_maps(scene)
+        labels, instances = scene_set.read_maps(scene)  # of areas alone
         areas = [
             (i.target_mask(scene_set.class_named(i.class_name).id, labels, instances) == 1).sum()
             for i in by_image[scene.image_id]
@@ -202,7 +224,7 @@ def overlay_grid(
         order = np.argsort(-np.array(areas), kind="stable")
         places = [round(k * (len(order) - 1) / max(1, queries - 1)) for k in range(min(queries, len(order)))]
         chosen = [by_image[scene.image_id][order[place]] for place in places]
-        image, _, targets, answers = _ask_scene(model, processor, scene_set, scene, chosen, anchors, protocol)
+        image, _, targets, answers = _ask_scene(model, processor, scene_set, scene, chosen, anchors, protocol, mirror)
         rows.append(
             [captioned(image, scene.image_id)]
             + [
@@ -245,6 +267,7 @@ def _measured(arguments: EvaluationArguments, scenes: Sequence[Scene], images: i
         "images": images,
         "kinds": arguments.kinds,
         "anchors": arguments.anchors,
+        "mirror": arguments.mirror,
         "limit": arguments.limit,
         "queries_per_kind": arguments.queries_per_kind,
         "protocol": arguments.protocol,
@@ -278,10 +301,12 @@ def run_evaluation(arguments: EvaluationArguments, caching: EmbeddingCacheArgume
     instructions = _each_once(i for i in every_kind if i.kind in arguments.kinds)
     if arguments.queries_per_kind is not None:
         instructions = _some_of_each(instructions, arguments.queries_per_kind)
+    if arguments.mirror:
+        instructions = mirrored(instructions, scene_set)
     mean_mask = MeanMask(scene_set, scene_set.split("train", labelled=True))
     anchors = {"given": True, "none": False}[arguments.anchors]
     records = evaluate_scenes(
-        model, processor, scene_set, scenes, instructions, mean_mask, accelerator, anchors, protocol
+        model, processor, scene_set, scenes, instructions, mean_mask, accelerator, anchors, protocol, arguments.mirror
     )
     summary = summarise_records(records, protocol.counting)
     if accelerator.is_main_process and arguments.out:
@@ -300,6 +325,7 @@ def run_evaluation(arguments: EvaluationArguments, caching: EmbeddingCacheArgume
                 arguments.examples,
                 anchors=anchors,
                 protocol=protocol,
+                mirror=arguments.mirror,
             )
             write_image(out / "overlays.png", picture)
     return summary

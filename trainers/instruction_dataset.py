@@ -85,7 +85,8 @@ class InstructionDataset(torch.utils.data.Dataset):
 
     def _is_true_in(self, view: View, instruction: Instruction) -> bool:
         """Sides are swapped with the picture; in a crop another thing may be the largest, or in the right half."""
-        if view.crop is not None and (instruction.instance_ids is not None or instruction.claim):
+        classes_alone = view.crop is not None or (view.flipped and self.arguments.flipped_queries == "classes")
+        if classes_alone and (instruction.instance_ids is not None or instruction.claim):
             return False
         return not view.flipped or can_be_mirrored(instruction, self.sided)
 

@@ -135,6 +135,7 @@ def _results(run: Run, files: Iterable[str]) -> Iterator[str]:
         options = [f"--split {measured['split']}", f"--kinds {' '.join(measured['kinds'])}"]
         options += [f"--anchors {measured['anchors']}"] if "conditional" in measured["kinds"] else []
         options += [f"--{name} {measured[name]}" for name in ("limit", "queries_per_kind") if measured[name]]
+        options += ["--mirror true"] if measured.get("mirror") else []
         yield (
             f"On {plain_text(measured['data'])}, split {plain_text(_split(measured))}: {measured['images']} images, "
             f"{evaluation.metrics['all']['queries']} queries, protocol `{measured['protocol']}` (answers are "
