@@ -16,7 +16,7 @@ _OTHER = {"left": "right", "right": "left"}
 
 
 def names_side(text: str) -> bool:
-    """ "left", "right-hand", "leftmost"; not "upright"."""
+    """Whether it says "left", "right-hand" or "leftmost"; "upright" is no side."""
     return _SIDE.search(text) is not None
 
 
