@@ -16,11 +16,12 @@ TOLD_APART = "told apart"
 
 
 def told_apart(records: Iterable[dict]) -> float | None:
-    """How well parts of a class are told from the rest of it, -1 to 1, however well the class itself is segmented.
+    """How well parts of a class are told from the rest of it, -1 to 1, whatever is marked beside the class.
 
     Mean over queries of the share of the part that is found less the share of the class's other pixels that is marked
-    (informedness, Youden's J, inside of the class). Whoever answers with the whole class, with nothing or by chance has
-    0. Queries whose part is all of the class in this image do not count; None where there are no others.
+    (informedness, Youden's J, inside of the class). Whoever answers with the whole class, with another one, with
+    nothing or by chance has 0. Queries whose part is all of the class in this image do not count; None where there are
+    no others.
     """
     counts = [r["inside"] for r in records if "inside" in r]
     each = [c["found"] / c["part"] - c["marked"] / c["rest"] for c in counts if c["part"] and c["rest"]]

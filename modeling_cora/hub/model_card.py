@@ -148,9 +148,9 @@ def _results(run: Run, files: Iterable[str]) -> Iterator[str]:
             "SHA-256 of the weights that were measured: "
             + ", ".join(f"`{name}` {digest[:16]}..." for name, digest in measured["weights"].items())
             + ". *told apart* is about queries for a part of a class: the share of the part that is found less the "
-            "share of the class's other pixels that is marked, 0 for whoever answers with the whole class. The last "
-            "columns are answers that need no model, or a perfect one that knows classes alone: everything, the "
-            "class's mean training mask, and the class's whole true mask."
+            "share of the class's other pixels that is marked, 0 for whoever answers with the whole class or another. "
+            "The last columns are answers that need no model, or a perfect one that knows classes alone: everything, "
+            "the class's mean training mask, and the class's whole true mask."
         )
         if f"{folder}/overlays.jpg" in published:
             yield (
