@@ -23,7 +23,7 @@ if __name__ == "__main__":
 import json
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import get_args
 
 import numpy as np
@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import write_image, write_text
 from datasets_scripts.folder import read_data
-from datasets_scripts.instructions.mirror import can_be_mirrored, mirrored_text, sided_classes
+from datasets_scripts.instructions.mirror import mirrored
 from datasets_scripts.records import DataError, Instruction, Kind, Scene, SceneSet, read_image
 from datasets_scripts.splits import HELD_OUT_FROM
 from metrics.ciou.ciou import intersection_and_union
@@ -74,7 +74,8 @@ class EvaluationArguments:
     mirror: bool = field(
         default=False,
         metadata={"help": "Ask about mirrored images, left and right swapped in the queries: whoever understands sides "
-                  "is as good there, whoever knows by heart what is left in this data is not."},
+                  "is as good there, whoever knows by heart what is left in this data is not. The mean training mask "
+                  "beside it stays that of the images as they are."},
     )  # fmt: skip
     limit: int | None = field(default=None, metadata={"help": "Only the first so many images."})
     queries_per_kind: int | None = field(
@@ -104,7 +105,6 @@ def evaluate_scenes(
     accelerator: Accelerator | None = None,
     anchors: bool = True,
     protocol: Protocol = PROTOCOLS["lisa"],
-    mirror: bool = False,
 ) -> list[dict]:
     """One record for each instruction, in the order of `instructions`; every process gets all of them.
 
@@ -112,7 +112,6 @@ def evaluate_scenes(
 
     Args:
         anchors: give conditional queries their anchors' true masks, if the model has an anchor encoder.
-        mirror: mirror images and maps; the instructions are those of `mirrored`.
 
     Returns:
         dicts of image_id, kind, claim, class_name, query, intersection, union (pixels), score, `failed` (the answer had
@@ -130,11 +129,12 @@ def evaluate_scenes(
     records = []
     for scene in tqdm(own, desc="evaluating", unit="image", disable=not accelerator.is_main_process):
         orders, own_instructions = zip(*by_image[scene.image_id], strict=True)
-        asked_scene = _ask_scene(model, processor, scene_set, scene, own_instructions, anchors, protocol, mirror)
-        answers = _scored(scene_set, own_instructions, mean_mask, protocol, *asked_scene[1:])
+        _, labels, targets, answers = _ask_scene(
+            model, processor, scene_set, scene, own_instructions, anchors, protocol
+        )
+        scored = _scored(scene_set, own_instructions, mean_mask, protocol, labels, targets, answers)
         records += [
-            {"order": order, "image_id": scene.image_id, **answer}
-            for order, answer in zip(orders, answers, strict=True)
+            {"order": order, "image_id": scene.image_id, **record} for order, record in zip(orders, scored, strict=True)
         ]
     records = gather_object(records) if accelerator.num_processes > 1 else records
     records.sort(key=lambda record: record["order"])
@@ -143,23 +143,10 @@ def evaluate_scenes(
     return records
 
 
-def mirrored(instructions: Iterable[Instruction], scene_set: SceneSet) -> list[Instruction]:
-    """What is asked about mirrored images: those that are as true there, their queries' and claims' sides swapped."""
-    sided = sided_classes(scene_set.classes)
-    return [
-        replace(i, query=mirrored_text(i.query), claim=mirrored_text(i.claim))
-        for i in instructions
-        if can_be_mirrored(i, sided)
-    ]
-
-
-def _ask_scene(model, processor, scene_set, scene, instructions, anchors, protocol, mirror):
+def _ask_scene(model, processor, scene_set, scene, instructions, anchors, protocol):
     """The image and its labels, the target (H, W) of each instruction, and the answers."""
     labels, instances = scene_set.read_maps(scene)
     image = read_image(scene.image)
-    if mirror:
-        image, labels = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), labels[:, ::-1]
-        instances = None if instances is None else instances[..., ::-1]
     class_ids = {c.name: c.id for c in scene_set.classes}
     pointed = None
     if anchors:
@@ -205,7 +192,6 @@ def overlay_grid(
     queries: int = 5,
     anchors: bool = True,
     protocol: Protocol = PROTOCOLS["lisa"],
-    mirror: bool = False,
 ) -> Image.Image:
     """Rows: scenes spread over the split; columns: queries, from the largest target to the smallest, answered as in
     `evaluate_scenes`."""
@@ -224,7 +210,7 @@ def overlay_grid(
         order = np.argsort(-np.array(areas), kind="stable")
         places = [round(k * (len(order) - 1) / max(1, queries - 1)) for k in range(min(queries, len(order)))]
         chosen = [by_image[scene.image_id][order[place]] for place in places]
-        image, _, targets, answers = _ask_scene(model, processor, scene_set, scene, chosen, anchors, protocol, mirror)
+        image, _, targets, answers = _ask_scene(model, processor, scene_set, scene, chosen, anchors, protocol)
         rows.append(
             [captioned(image, scene.image_id)]
             + [
@@ -302,11 +288,11 @@ def run_evaluation(arguments: EvaluationArguments, caching: EmbeddingCacheArgume
     if arguments.queries_per_kind is not None:
         instructions = _some_of_each(instructions, arguments.queries_per_kind)
     if arguments.mirror:
-        instructions = mirrored(instructions, scene_set)
+        scenes, instructions = mirrored(scene_set, scenes, instructions)
     mean_mask = MeanMask(scene_set, scene_set.split("train", labelled=True))
     anchors = {"given": True, "none": False}[arguments.anchors]
     records = evaluate_scenes(
-        model, processor, scene_set, scenes, instructions, mean_mask, accelerator, anchors, protocol, arguments.mirror
+        model, processor, scene_set, scenes, instructions, mean_mask, accelerator, anchors, protocol
     )
     summary = summarise_records(records, protocol.counting)
     if accelerator.is_main_process and arguments.out:
@@ -325,7 +311,6 @@ def run_evaluation(arguments: EvaluationArguments, caching: EmbeddingCacheArgume
                 arguments.examples,
                 anchors=anchors,
                 protocol=protocol,
-                mirror=arguments.mirror,
             )
             write_image(out / "overlays.png", picture)
     return summary
