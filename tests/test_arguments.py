@@ -21,7 +21,7 @@ from trainers.arguments import (
 from trainers.consistency_weights import ConsistencyArguments
 from trainers.evaluate import EvaluationArguments
 from trainers.stage import ARGUMENTS
-from trainers.steps import Step, StepFolders
+from trainers.steps import Step, StepFolders, code_digest
 
 
 def test_null_overrides_a_recipe_and_a_default(tmp_path):
@@ -62,6 +62,18 @@ def test_null_in_a_step_reaches_its_program(tmp_path):
     assert len({folders.folder(Step("one", "any", {"some": number})) for number in range(9)}) == 9
     # a program of another kind has no such word
     assert folders.command(Step("one", "any", {"some": None}))[:1] == ["--out"]
+
+
+def test_code_is_known_by_its_modules(tmp_path):
+    """Of two trees: where they lie does not count, what a module or its name is does, and other files do not."""
+    trees = []
+    for number, (name, text) in enumerate((("a", "1"), ("a", "1"), ("a", "2"), ("b", "1"))):
+        (tmp_path / str(number) / "trainers/deeper").mkdir(parents=True)
+        (tmp_path / str(number) / f"trainers/deeper/{name}.py").write_text(text)
+        (tmp_path / str(number) / "trainers/note.md").write_text(str(number))
+        trees.append(code_digest(tmp_path / str(number)))
+    assert trees[0] == trees[1] and len(set(trees)) == 3
+    assert code_digest() not in trees
 
 
 def test_fields_of_sections_are_split_from_a_programs_own():
@@ -113,6 +125,7 @@ def test_what_is_no_recipe_gets_one_line(tmp_path):
     ("group", "given", "message"),
     [
         (DataArguments, {"queries_per_image": 0}, "queries_per_image: 0 is less than 1"),
+        (DataArguments, {"flipped_queries": "some"}, "flipped_queries: 'some' is not one of classes, all"),
         (UnlabelledArguments, {"weight_temperature": 0}, "weight_temperature: 0 is not above 0"),
         (UnlabelledArguments, {"alignment_temperature": -0.1}, "alignment_temperature: -0.1 is not above 0"),
         (UnlabelledArguments, {"alignment_temperature": float("nan")}, "alignment_temperature: nan is not above 0"),

@@ -19,16 +19,16 @@ from .test_run import SECTIONS
 from .test_stage1 import ROOT
 
 SUPERVISED, UNIMATCH = "supervised", "unimatch"
-RECIPE = str(ROOT / "trainers/pseudo_labels/recipes/camvid_cpu.yaml")
+RECIPES = ROOT / "trainers/pseudo_labels/recipes"
+RECIPE, FROM_SUPERVISED = str(RECIPES / "camvid_cpu.yaml"), str(RECIPES / "camvid_from_supervised_cpu.yaml")
 
 
 def cell(folder: Path, method: str, fraction: str, seed: int) -> measure.Cell:
     for path in (folder / "data", folder / fraction):
         path.mkdir(exist_ok=True)
     (folder / fraction / "labeled.txt").write_text(fraction)  # folders are known by what they hold
-    arguments = argparse.Namespace(data=folder / "data", splits=folder, recipe=Path(RECIPE))
-    steps = measure._steps(arguments, fraction, {"method": method, "seed": seed})
-    return measure.Cell(method, fraction, seed, steps)
+    arguments = argparse.Namespace(data=folder / "data", splits=folder, recipe=Path(RECIPE), first=None)
+    return measure._cell(arguments, method, fraction, seed, {})
 
 
 def finished(one: measure.Cell, folders: StepFolders, val: float, pseudo: float | None = None) -> None:
@@ -81,16 +81,21 @@ def test_before_a_run_has_ended_there_is_no_curve(tmp_path):
     assert not (tmp_path / "t.png").exists()
 
 
-def test_runs_that_have_ended_are_kept(tmp_path, capsys):
-    write_scenes(tmp_path / "street", labelled=3, unlabelled=0, val=1, size=(64, 96), progress=False)
-    names = sorted(path.stem for path in (tmp_path / "street/images").glob("*.png"))
+def options(folder: Path, recipe: str) -> list[str]:
+    """Of supervised training and UniMatch on two of three drawn scenes, with one seed."""
+    write_scenes(folder / "street", labelled=3, unlabelled=0, val=1, size=(64, 96), progress=False)
+    names = sorted(path.stem for path in (folder / "street/images").glob("*.png"))
     rows = [f"{name}.png {name}.png" for name in names]
-    write_split(tmp_path / "splits/1_3", rows[:2], rows[2:])
+    write_split(folder / "splits/1_3", rows[:2], rows[2:])
     folders = {"data": "street", "splits": "splits", "runs": "runs", "table": "table.md"}
-    argv = [RECIPE, *(text for name, path in folders.items() for text in (f"--{name}", str(tmp_path / path)))]
+    argv = [recipe, *(text for name, path in folders.items() for text in (f"--{name}", str(folder / path)))]
     argv += ["--fractions", "1_3", "--seeds", "0", "--methods", SUPERVISED, UNIMATCH]
     fields = {**SECTIONS["pseudo_labels"], "absent_classes": "keep", "dataloader_num_workers": 0}
-    argv += [text for name, value in fields.items() for text in (f"--segmenter.{name}", str(value))]
+    return [*argv, *(text for name, value in fields.items() for text in (f"--segmenter.{name}", str(value)))]
+
+
+def test_runs_that_have_ended_are_kept(tmp_path, capsys):
+    argv = options(tmp_path, RECIPE)
     measure.main([*argv, "--only", "training"])
     assert (tmp_path / "table.md").read_text().count("(1)") == 3  # two methods and their difference, on val
     assert "done before" not in capsys.readouterr().out
@@ -100,7 +105,28 @@ def test_runs_that_have_ended_are_kept(tmp_path, capsys):
     assert capsys.readouterr().out.count("done before") == 2
     measure.main(argv)
     assert Image.open(tmp_path / "table.png").width > 500
-    assert capsys.readouterr().out.count("done before") == 6 and (tmp_path / "table.md").read_text() == table
+    told = capsys.readouterr().out
+    assert told.count("done before\n") == 6 and (tmp_path / "table.md").read_text() == table
+    done = sorted((tmp_path / "runs").glob("segmenter-*.done.json"))[0]
+    done.write_text(json.dumps(json.loads(done.read_text()) | {"code": "another"}))
+    measure.main(argv)
+    told = capsys.readouterr().out
+    assert told.count("done before\n") == 5
+    assert f"done before, by other code; to do it again remove {done.with_name(done.name.split('.')[0])}*\n" in told
+
+
+def test_runs_go_on_from_one_supervised_training(tmp_path, capsys):
+    argv = [*options(tmp_path, FROM_SUPERVISED), "--only", "training"]
+    measure.main([*argv, "--first", RECIPE])
+    assert capsys.readouterr().out.count("done before") == 1  # the first training, by the second method
+    done = [json.loads(path.read_text())["arguments"] for path in (tmp_path / "runs").glob("segmenter-*.done.json")]
+    starts = {one[one.index("--start_from") + 1] for one in done if "--start_from" in one}
+    (first,) = (one for one in done if "--start_from" not in one)
+    assert len(done) == 3 and starts == {first[first.index("--output_dir") + 1]}
+    assert (first[0], first[first.index("--method") + 1]) == (RECIPE, SUPERVISED)
+    measure.main([*options(tmp_path / "alone", RECIPE), "--only", "training", "--methods", SUPERVISED])
+    (alone,) = (tmp_path / "alone/runs").glob("segmenter-*.done.json")
+    assert alone.name == Path(first[first.index("--output_dir") + 1]).name + ".done.json"  # one step, of either table
 
 
 @pytest.mark.parametrize(
@@ -109,6 +135,7 @@ def test_runs_that_have_ended_are_kept(tmp_path, capsys):
         (["--fractions", "1_7"], "1_7"),
         (["--methods", "none"], "--methods none: is not"),
         (["--baseline", "none"], "--baseline none: is not"),
+        (["--first", "none.yaml"], "none.yaml: no such recipe"),
         (["--stage1.flip", "0"], "'--stage1.flip'"),
     ],
 )

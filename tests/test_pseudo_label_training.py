@@ -197,6 +197,43 @@ def test_burn_in_is_supervised_training(street, backbones, tmp_path, method, arc
     assert terms[:2] == [{"labelled_loss"}] * 2 and terms[2] == terms[3] > {"labelled_loss"}
 
 
+def test_a_run_starts_from_a_trained_segmenter(street, backbones, tmp_path, capsys):
+    """Student and teacher: with a learning rate of 0 both keep the weights, whatever the seed and the backbone."""
+    main(options(street, backbones, tmp_path / "first", method="supervised", max_steps=3))
+    given = dict(start_from=tmp_path / "first", backbone="mit-xs", seed=7)
+    wrong = [
+        (given, "has other layers, network.backbone."),
+        (given | dict(output_stride=32), "output_stride is 16; this run's is 32"),
+        (given | dict(start_from=street), "is no trained segmenter ("),
+        (given | dict(architecture="dpt", backbone=backbones["dpt"]), "architecture is segformer; this run's is dpt"),
+    ]
+    for changes, message in wrong:
+        assert message in error_line(options(street, backbones, tmp_path / "second", **changes), capsys)
+    assert not (tmp_path / "second").exists()
+    given["backbone"] = backbones["segformer"]
+    for name, rate in (("second", 0.0), ("third", 1e-3)):
+        changes = dict(
+            method="unimatch_v2",
+            learning_rate=rate,
+            lr_scheduler_type="constant",
+            lr_scheduler_kwargs="null",
+            save_strategy="steps",
+            save_steps=2,
+        )
+        main(options(street, backbones, tmp_path / name, **given, **changes))
+    for name, started in (("first", None), ("second", str(tmp_path / "first"))):
+        assert json.loads((tmp_path / name / "training.json").read_text())["start_from"] == started
+    first, teacher, student, moved = (
+        load_file(tmp_path / run / "model.safetensors")
+        for run in ("first", "second", "second/checkpoint-2", "third/checkpoint-2")
+    )
+    learned = [name for name in first if "running" not in name and "num_batches" not in name]
+    assert all((first[name] == student[name]).all() for name in learned)
+    # the teacher is a weighted mean of equal numbers, of which the last bit may differ
+    assert all((first[name] - teacher[name]).abs().max() < 1e-6 for name in learned)
+    assert any((first[name] - moved[name]).abs().max() > 1e-4 for name in learned)
+
+
 def test_training_learns(street, backbones, tmp_path):
     """From chance to far below it on the labelled crops."""
     main(options(street, backbones, tmp_path, max_steps=40, learning_rate=1e-2, logging_steps=10, method="supervised"))

@@ -2,7 +2,8 @@
 
 A step's folder is named by what decides its content: the program, its fields, what the files hold that they name and
 the steps that it builds on. Whoever asks for the same again, in another run or after an interruption, gets the same
-folder; whoever changes a field gets another one, and with it every step that comes after.
+folder; whoever changes a field gets another one, and with it every step that comes after. The code is no part of the
+name, or a comment would cost a training; that a step was done by other code is told where its folder is taken.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,13 @@ RESUMES = ("--resume_from_checkpoint", "true")
 """What training programs need to go on where they were interrupted."""
 WITHOUT_EFFECT = {"embedding_cache", "embedding_cache_gigabytes"}
 """Fields on which no step's content depends."""
-MODELS = {"model", "backbone", "skip_encoder", "concepts"}
+MODELS = {"model", "backbone", "skip_encoder", "concepts", "start_from"}
 """Fields that may name a folder or file of this machine; else it is a Hub id or a size."""
 DONE = ".done.json"
 """`NAME-KEY.done.json` beside the folder `NAME-KEY` says that the step came to its end."""
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("modeling_cora", "trainers", "datasets_scripts", "metrics")
+"""Whose modules decide what a step gives."""
 LOCK = ".{name}.{rank}.lock"
 """Held by the run that does the step NAME-KEY, on the machine RANK. The system frees it when that run ends, however it
 ends."""
@@ -84,6 +88,15 @@ class Step:
         }
         text = json.dumps([self.module, self.words, given, processes if self.launched else 1], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+@cache
+def code_digest(root: Path = ROOT) -> str:
+    """Hash of this project's modules: which code did a step."""
+    found = hashlib.sha256()
+    for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
+        found.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return found.hexdigest()[:10]
 
 
 def _content(name: str, value: Any, files: FileHashes, processes: int) -> Any:
@@ -157,6 +170,10 @@ class StepFolders:
         """Of a step that is done: from its last start to its end."""
         return json.loads(self.done(step).read_text(encoding="utf-8"))["seconds"]
 
+    def by_other_code(self, step: Step) -> bool:
+        """Whether a step that is done was done before this project's modules changed."""
+        return json.loads(self.done(step).read_text(encoding="utf-8")).get("code") != code_digest()
+
     def command(self, step: Step) -> list[str]:
         """What the program is called with."""
         command = [*step.words, *([str(step.recipe)] if step.recipe else [])]
@@ -183,7 +200,8 @@ class StepFolders:
         for number, step in enumerate(steps, 1):
             said = f"{number}/{len(steps)}  {self.folder(step).name}"
             if self.done(step).exists():
-                print(f"{said}: done before", flush=True)
+                by = f", by other code; to do it again remove {self.folder(step)}*" if self.by_other_code(step) else ""
+                print(f"{said}: done before{by}", flush=True)
                 continue
             print(said, flush=True)
             with self._lock(step):
@@ -206,7 +224,7 @@ class StepFolders:
         started = time.monotonic()
         self._call(step)
         seconds = round(time.monotonic() - started, 1)
-        record = {"module": step.module, "arguments": self.command(step), "seconds": seconds}
+        record = {"module": step.module, "arguments": self.command(step), "seconds": seconds, "code": code_digest()}
         write_text(self.done(step), json.dumps(record, indent=1) + "\n")
 
     def _call(self, step: Step) -> None:

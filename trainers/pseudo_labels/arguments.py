@@ -40,6 +40,13 @@ class SegmenterArguments:
             "clip-vit-tiny."
         },
     )
+    start_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub id of a trained segmenter of the same kind, all of whose weights are taken: those "
+            "of a supervised run give unimatch_v2 a teacher that has learned the labelled images."
+        },
+    )
     decoder_channels: int | None = field(
         default=None,
         metadata={"help": "Width of the decoder; where not given segformer and deeplabv3plus 256, the others 128."},
@@ -94,7 +101,7 @@ class SegmentationDataArguments:
         default=1.0,
         metadata={
             "help": "Sides of images are multiplied by this before all else, and answers brought back: .5 = half as "
-            "wide and high, which trains about four times faster. Crops are pixels after it. Scores are those of whole "
+            "wide and high, which trains some three times faster. Crops are pixels after it. Scores are those of whole "
             "images. The papers 1."
         },
     )

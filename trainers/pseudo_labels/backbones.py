@@ -33,6 +33,18 @@ from .segmenter import SegmenterConfig, SemanticSegmenter
 from .text_decoder import trained_in_clip
 
 MODEL_TYPES = {"segformer": "segformer", "dpt": "dinov2", "deeplabv3plus": "resnet", "semivl": "clip_vision_model"}
+SAME_AT_A_START = (
+    "architecture",
+    "class_names",
+    "class_ids",
+    "output_stride",
+    "atrous_rates",
+    "concepts",
+    "decoder_concepts",
+    "image_mean",
+    "image_std",
+)
+"""What weights are trained for and their shapes do not show; window and image_scale may be others."""
 DECODER_CHANNELS = {"segformer": 256, "dpt": 128, "deeplabv3plus": 256, "semivl": 128}
 
 
@@ -124,9 +136,33 @@ def build_segmenter(
         segmenter.network.text_embeddings.copy_(embeddings)
         if pretrained:
             trained_in_clip(segmenter.network)
+    if arguments.start_from is not None:
+        _take_weights(segmenter, arguments.start_from)
     if not arguments.dropout:
         switch_off_dropout(segmenter)
     return segmenter
+
+
+def _take_weights(segmenter: SemanticSegmenter, folder: str) -> None:
+    """All of another segmenter's.
+
+    Raises:
+        UsageError: it does not load, or has other classes or parts.
+    """
+    try:
+        trained = SemanticSegmenter.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"start_from {folder}: is no trained segmenter ({_first_line(error)})") from None
+    for name in SAME_AT_A_START:
+        theirs, own = getattr(trained.config, name), getattr(segmenter.config, name)
+        if theirs != own:
+            raise UsageError(f"start_from {folder}: {name} is {theirs}; this run's is {own}")
+    # one at a time and in one line, where `load_state_dict` tells of all
+    shapes, own_shapes = ({k: list(v.shape) for k, v in one.state_dict().items()} for one in (trained, segmenter))
+    for name in sorted(shapes | own_shapes):
+        if (theirs := shapes.get(name, "none")) != (own := own_shapes.get(name, "none")):
+            raise UsageError(f"start_from {folder}: has other layers, {name} is {theirs}; this run's is {own}")
+    segmenter.load_state_dict(trained.state_dict())
 
 
 def frozen_clip(arguments: SegmenterArguments, segmenter: SemanticSegmenter) -> FrozenClip:

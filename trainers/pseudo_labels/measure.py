@@ -6,7 +6,8 @@
 Runs one after another, each of steps as in `trainers/run.py`: what is done is kept, what was interrupted goes on. The
 tables (mIoU on val and of the pseudo-labels, and the differences to a baseline with the same seed), and beside them the
 curve over the fractions (.png), are written anew after each run. `--only training` leaves pseudo-labels and their audit
-out, `--only table` runs nothing. `--segmenter.FIELD VALUE` goes to every training.
+out, `--only table` runs nothing. `--segmenter.FIELD VALUE` goes to every training. With `--first RECIPE` every run,
+supervised ones too, goes on from a supervised training by that recipe with the same fraction and seed.
 """
 
 from __future__ import annotations
@@ -37,12 +38,13 @@ from trainers.steps import Step, StepFolders
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: a method, a fraction, a seed, and its training, prediction and audit."""
+    """One run: a method, a fraction, a seed, its training, prediction and audit, and what it goes on from."""
 
     method: str
     fraction: str
     seed: int
     steps: tuple[Step, Step, Step]
+    first: tuple[Step, ...] = ()
 
 
 SCORES = ("mIoU on val", "mIoU of the pseudo-labels")
@@ -83,6 +85,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=["supervised", "unimatch_v2"], help=", ".join(METHODS))
     parser.add_argument("--baseline", default="supervised", help="method that the others are compared with")
+    parser.add_argument("--first", type=Path, help="recipe of a supervised training that every run goes on from")
     parser.add_argument("--runs", required=True, type=Path, help="folder of the runs")
     parser.add_argument("--table", required=True, type=Path, help="markdown file to write, and a .png")
     parser.add_argument(
@@ -106,21 +109,27 @@ def main(argv: list[str] | None = None) -> None:
             raise UsageError(f"unknown argument '--{name}'; --segmenter.FIELD goes to every training")
     fields = {name.partition(".")[2]: value for name, value in dotted.items()}
     cells = [
-        Cell(method, fraction, seed, _steps(arguments, fraction, {**fields, "method": method, "seed": seed}))
+        _cell(arguments, method, fraction, seed, fields)
         for seed in arguments.seeds
         for fraction in arguments.fractions
         for method in arguments.methods
     ]
     folders = StepFolders(arguments.runs)
     for cell in tqdm(cells if arguments.only != "table" else [], unit="run"):
-        folders.run(cell.steps[:1] if arguments.only == "training" else cell.steps)
+        folders.run([*cell.first, *(cell.steps[:1] if arguments.only == "training" else cell.steps)])
         write_results(arguments.table, cells, folders, arguments.baseline)
     print(write_results(arguments.table, cells, folders, arguments.baseline), end="")
 
 
-def _steps(arguments: argparse.Namespace, fraction: str, fields: dict[str, Any]) -> tuple[Step, Step, Step]:
+def _cell(arguments: argparse.Namespace, method: str, fraction: str, seed: int, fields: dict[str, Any]) -> Cell:
     data, split = arguments.data, arguments.splits / fraction
-    return pseudo_label_steps(data, data, fields, arguments.recipe, split)
+    fields, first = {**fields, "seed": seed}, ()
+    if arguments.first is not None:
+        supervised = {**fields, "method": "supervised"}
+        first = pseudo_label_steps(data, data, supervised, arguments.first, split)[:1]
+        fields["start_from"] = first[0]
+    steps = pseudo_label_steps(data, data, {**fields, "method": method}, arguments.recipe, split)
+    return Cell(method, fraction, seed, steps, first)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def build_method(
 
 
 def training_record(
-    trainer: SemiSupervisedSegmentationTrainer, scenes: TrainingScenes, method_arguments, data_arguments
+    trainer: SemiSupervisedSegmentationTrainer, scenes: TrainingScenes, method_arguments, data_arguments, start_from
 ) -> dict:
     """What `predict.py` and tables want to know of a training run."""
     config = trainer.model.config
@@ -85,6 +85,7 @@ def training_record(
         "architecture": config.architecture,
         "data": data_arguments.data,
         "split_lists": data_arguments.split_lists,
+        "start_from": start_from,
         "labelled_images": len(scenes.labelled),
         "unlabelled_images": len(scenes.unlabelled),
         "seed": trainer.args.seed,
@@ -156,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     if main_process:
         trained = method.trained(trainer.accelerator.unwrap_model(trainer.model))
         trained.save_pretrained(arguments.output_dir)
-        record = training_record(trainer, scenes, method_arguments, data_arguments)
+        record = training_record(trainer, scenes, method_arguments, data_arguments, segmenter_arguments.start_from)
         write_text(Path(arguments.output_dir) / RECORD, json.dumps(record, indent=1) + "\n")
     trainer.save_state()
 
