@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from .records import IGNORE_INDEX, DataError, Scene, SceneSet
+from .records import IGNORE_INDEX, DataError, Scene, SceneSet, SemanticClass
 
 NEIGHBOURS = np.ones((3, 3), bool)
 """Pixels that touch at a corner belong together."""
@@ -42,21 +43,33 @@ class ComponentMap:
 
     def open(self) -> Image.Image:
         labels, instances = self.scene_set.read_maps(self.scene)
-        planes = np.zeros((1, *labels.shape), np.int32) if instances is None else instances.reshape(-1, *labels.shape)
-        given = planes.max(0)
-        result = planes.copy()
-        last = int(given.max(initial=0))
-        counted = {c.id for c in self.scene_set.classes if c.noun}
-        for class_id in np.unique(labels).tolist():
-            own = labels == class_id
-            if class_id == IGNORE_INDEX or class_id in counted or given[own].any():
-                continue
-            components, count = patches(own)
-            result[0][own] = components[own] + last
-            last += count
-        if last > np.iinfo(np.uint16).max:
+        result = completed_instances(self.scene_set.classes, labels, instances)
+        if (last := result.max(initial=0)) > np.iinfo(np.uint16).max:
             raise DataError(f"{self}: {last} instances, more than an instance map can hold (65535)")
         return Image.fromarray(result.reshape(-1, labels.shape[1]).astype(np.uint16))
+
+
+def completed_instances(
+    classes: Sequence[SemanticClass], labels: np.ndarray, instances: np.ndarray | None = None
+) -> np.ndarray:
+    """int32 (P, H, W): the instances that are given, and the patches of each class that one cannot count; 0 = none.
+
+    Args:
+        labels: class ids (H, W).
+        instances: as from `SceneSet.read_maps`.
+    """
+    planes = np.zeros((1, *labels.shape), np.int32) if instances is None else instances.reshape(-1, *labels.shape)
+    given, result = planes.max(0), planes.copy()
+    last = int(given.max(initial=0))
+    counted = {c.id for c in classes if c.noun}
+    for class_id in np.unique(labels).tolist():
+        own = labels == class_id
+        if class_id == IGNORE_INDEX or class_id in counted or given[own].any():
+            continue
+        components, count = patches(own)
+        result[0][own] = components[own] + last
+        last += count
+    return result
 
 
 def with_components(scene_set: SceneSet) -> SceneSet:

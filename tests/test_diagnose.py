@@ -376,14 +376,16 @@ def test_lambda_asked_now_is_lambda_written_ahead(run, tmp_path):
     assert found[0] == found[1] and found[0]["images"] == 2
 
 
-def test_the_parts_are_those_of_the_loss_that_is_trained(run, tmp_path):
-    given = {"stage3": run["stage3"], "consistency_weights": run["weights"], "unlabelled_queries": 2}
+@pytest.mark.parametrize("asked", [{}, {"unlabelled_parts": True, "consistency": "online"}], ids=["classes", "parts"])
+def test_the_parts_are_those_of_the_loss_that_is_trained(run, tmp_path, asked):
+    given = {"stage3": run["stage3"], "consistency_weights": run["weights"], "unlabelled_queries": 2, **asked}
     trainer = prepare(arguments(run, tmp_path, **given)).trainer
     trainer.model.eval()
     for batch in trainer.get_train_dataloader():
         parts = trainer.parts(batch)
         loss = trainer.compute_loss(trainer.model, batch)
         assert parts.keys() == {"labelled", "pseudo", "contrast"}
+        assert (batch["rephrasings"] is not None) == bool(asked)
         expected = parts["labelled"] + 0.5 * (parts["pseudo"] + parts["contrast"])
         torch.testing.assert_close(loss, expected)
         parameters = [p for p in trainer.model.parameters() if p.requires_grad]

@@ -175,14 +175,16 @@ def test_held_out_training_images_are_not_carded_as_val(trained, run, hub, tmp_p
     (tmp_path / "lists/val.txt").write_text(f"{held_out}\n")
     lists = ["--split_lists", str(tmp_path / "lists")]
     build.main(["own", "--root", str(trained / "scenes"), "--out", str(tmp_path / "tables"), *lists])
-    for data, given in (("scenes", lists), ("tables", [])):
+    for data, given, mirror in (("scenes", lists, "true"), ("tables", [], "false")):
         folder = trained / "scenes" if data == "scenes" else tmp_path / "tables"
         out = str(run / "evaluation")
+        given = [*given, "--mirror", mirror]
         evaluate.main(["--model", str(run), "--data", str(folder), "--out", out, "--examples", "0", *given])
         push(run, f"org/{data}")
         text = hub.repositories["models", f"org/{data}"].content()["README.md"].decode()
         assert {result.dataset_split for result in ModelCard(text).data.eval_results} == {"train (held out)"}
         assert "split train (held out): 1 images" in text and "--split val" in text
+        assert ("--mirror true" in text) == (mirror == "true")
 
 
 def printed_by_the_snippet(card: str, hub: LocalHub, folder: Path) -> list[str]:

@@ -94,15 +94,21 @@ def test_accumulation_changes_nothing(street, tmp_path):
     assert largest_difference(tmp_path / "batch", tmp_path / "split") < 2e-4
 
 
-def test_two_processes_equal_one(street, tmp_path):
-    main(options(street, tmp_path / "one", queries_per_image=40))
-    # `accelerate launch --cpu --num_processes 2` starts one process without a word
+def on_two_processes(program, argv):
+    """Runs a training program as `accelerate launch` does for two processes without a GPU."""
+    # `--cpu --num_processes 2` would start one process without a word
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--main_process_port", "0"]
-    command += ["--num_cpu_threads_per_process", "1", "--dynamo_backend", "no", "trainers/stage1.py"]
-    command += options(street, tmp_path / "two", per_device_train_batch_size=1, queries_per_image=40)
+    command += ["--num_cpu_threads_per_process", "1", "--dynamo_backend", "no", program, *argv]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_two_processes_equal_one(street, tmp_path):
+    main(options(street, tmp_path / "one", queries_per_image=40))
+    on_two_processes(
+        "trainers/stage1.py", options(street, tmp_path / "two", per_device_train_batch_size=1, queries_per_image=40)
+    )
     for one, two in zip(history(tmp_path / "one")[:4], history(tmp_path / "two")[:4], strict=True):
         for name in ("loss", "lm_loss", "bce_loss", "dice_loss", "iou_loss"):
             assert two[name] == pytest.approx(one[name], rel=2e-3), name

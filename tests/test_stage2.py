@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -26,7 +24,7 @@ from trainers.loading import load_trained
 from trainers.stage1 import main as stage1
 from trainers.stage2 import main as stage2
 
-from .test_stage1 import ROOT, history, largest_difference, options
+from .test_stage1 import ROOT, history, largest_difference, on_two_processes, options
 
 RECIPE = str(ROOT / "trainers/recipes/demo_stage2.yaml")
 
@@ -80,14 +78,10 @@ def test_sharded_weights_take_one_line(street, first_stage, tmp_path, capsys, mo
 @pytest.mark.slow  # as stages 1 and 3, which are tested each time
 def test_two_processes_equal_one(street, first_stage, tmp_path):
     stage2(stage2_options(street, first_stage, tmp_path / "one", queries_per_image=20))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--main_process_port", "0"]
-    command += ["--num_cpu_threads_per_process", "1", "--dynamo_backend", "no", "trainers/stage2.py"]
-    command += stage2_options(
-        street, first_stage, tmp_path / "two", per_device_train_batch_size=1, queries_per_image=20
+    on_two_processes(
+        "trainers/stage2.py",
+        stage2_options(street, first_stage, tmp_path / "two", per_device_train_batch_size=1, queries_per_image=20),
     )
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
     for one, two in zip(history(tmp_path / "one")[:4], history(tmp_path / "two")[:4], strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=2e-3)
     assert largest_difference(tmp_path / "one", tmp_path / "two") < 2e-4

@@ -66,14 +66,18 @@ def test_a_built_set_is_true(street):
     assert check_scene(street, street.scenes[0], instructions) == [[] for _ in instructions]
 
 
+def random_set(folder, seed, known) -> tuple[SceneSet, list]:
+    """One random scene, with known colours or without, and every instruction that is built for it."""
+    labels, planes, pixels = random_scene(seed)
+    facts = {n: {"colour": "red" if n % 3 else "blue"} for n in range(1, 8)} if known else None
+    scene_set = with_components(SceneSet(SET, (write_scene(folder, labels, planes, pixels, facts=facts),)))
+    return scene_set, build_instructions(scene_set, scene_set.scenes, KINDS, seed)
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6), st.booleans())
 def test_no_false_alarm_on_random_scenes(tmp_path_factory, seed, known):
-    labels, planes, pixels = random_scene(seed)
-    facts = {n: {"colour": "red" if n % 3 else "blue"} for n in range(1, 8)} if known else None
-    scene = write_scene(tmp_path_factory.mktemp("scene"), labels, planes, pixels, facts=facts)
-    scene_set = with_components(SceneSet(SET, (scene,)))
-    instructions = build_instructions(scene_set, scene_set.scenes, KINDS, seed)
+    scene_set, instructions = random_set(tmp_path_factory.mktemp("scene"), seed, known)
     assert not any(check_scene(scene_set, scene_set.scenes[0], instructions))
 
 

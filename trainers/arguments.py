@@ -240,10 +240,16 @@ class UnlabelledArguments:
         default=128, metadata={"help": "Drawn with one positive (GLUS: 128); null: all negatives, all positives."}
     )
     unlabelled_per_labelled: int = field(default=1, metadata={"help": "Unlabelled images for each labelled one."})
-    unlabelled_queries: int = field(default=3, metadata={"help": "Classes asked of an unlabelled image, at most."})
+    unlabelled_queries: int = field(default=3, metadata={"help": "Branches behind an unlabelled image, at most."})
     unlabelled_kinds: list[str] = field(
         default_factory=lambda: ["semantic", "attribute"], metadata={"help": "Kinds of their queries."}
     )
+    unlabelled_parts: bool = field(
+        default=False,
+        metadata={"help": "Whether they are also asked about parts of classes, as labelled images are: places, and "
+                  "conditional queries with their anchors where `kinds` has them, made from the pseudo-labels. The "
+                  "paper asks about whole classes, from a database of queries. Not with `ahead`."},
+    )  # fmt: skip
 
     def __post_init__(self):
         for name, known in (
@@ -261,6 +267,10 @@ class UnlabelledArguments:
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name}: {getattr(self, name)} is not above 0")
         check_kinds("unlabelled_kinds", self.unlabelled_kinds, CLASS_KINDS)
+        if self.unlabelled_parts and self.consistency == "ahead":
+            raise UsageError(
+                "unlabelled_parts: consistency ahead has weights of whole classes alone; online or none would be right"
+            )
         if self.alignment_weight is not None and not self.alignment_weight >= 0:
             raise UsageError(f"alignment_weight: {self.alignment_weight} is less than 0")
         if not 0 <= self.pseudo_confidence <= 1:

@@ -29,7 +29,7 @@ from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import claim_folder, write_bytes
 from datasets_scripts.folder import read_data
 from datasets_scripts.instructions.build import class_queries
-from datasets_scripts.records import DataError, Scene, SceneSet, read_image
+from datasets_scripts.records import Scene, SceneSet, read_image
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.consistency import mask_variance
 from modeling_cora.segmentation import query_logits
@@ -114,9 +114,7 @@ def write_weights(arguments: ConsistencyArguments, caching: EmbeddingCacheArgume
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     scene_set, _ = read_data(arguments.data, arguments.split_lists)
     pseudo_labels = PseudoLabels(arguments.pseudo_labels)
-    scenes = [s for s in scene_set.split("train", labelled=False) if pseudo_labels.exists(s.image_id)]
-    if not scenes:
-        raise DataError(f"{arguments.pseudo_labels}/masks: has a map for no unlabelled image of {arguments.data}")
+    scenes = pseudo_labels.of_scenes(scene_set.split("train", labelled=False))
     model, processor = load_trained(arguments.model)
     model.to(accelerator.device)
     add_embedding_cache(model, caching)
@@ -130,7 +128,7 @@ def write_weights(arguments: ConsistencyArguments, caching: EmbeddingCacheArgume
         path = out / f"{scene.image_id}.safetensors"
         if path.exists():
             continue
-        labels = pseudo_labels.read(scene.image_id, known)
+        labels = pseudo_labels.read(scene, known)
         found = scene_variances(model, processor, scene, asked_of(scene_set, scene, labels, arguments), arguments)
         write_bytes(path, packed_variances(found))
     accelerator.wait_for_everyone()

@@ -53,8 +53,15 @@ from trainers.diagnosis.report import diagnosis_report
 from trainers.diagnosis.separation import Embeddings, agreement, ask_embeddings, projected, separation
 from trainers.embedding_cache import add_embedding_cache
 from trainers.instruction_dataset import InstructionDataset
+from trainers.pseudo_instructions import PseudoInstructionDataset
 from trainers.report import read_history
-from trainers.stage import ARGUMENTS, EVALUATED_AFTERWARDS, labelled_instructions, load_for_training
+from trainers.stage import (
+    ARGUMENTS,
+    EVALUATED_AFTERWARDS,
+    labelled_instructions,
+    load_for_training,
+    unlabelled_items,
+)
 from trainers.token_bank import BANK_FILE
 from trainers.unlabelled_dataset import PairedCollator, PairedDataset, UnlabelledDataset
 
@@ -132,7 +139,7 @@ class Diagnosed:
     name: str
     scene_set: SceneSet
     with_truth: SceneSet
-    labels: UnlabelledDataset
+    labels: UnlabelledDataset | PseudoInstructionDataset
     arguments: DiagnosisArguments
 
 
@@ -159,8 +166,8 @@ def prepare(argv: Sequence[str] | None = None) -> Diagnosed:
     batches = max(arguments.embedding_batches, arguments.gradient_batches)
     length = batches * training.train_batch_size
     labelled = InstructionDataset(scene_set, scenes, instructions, data, length, training.seed, anchors=True)
-    others, ratio = scene_set.split("train", labelled=False), unlabelled.unlabelled_per_labelled
-    labels = UnlabelledDataset(scene_set, others, unlabelled, data, length * ratio, training.seed)
+    ratio = unlabelled.unlabelled_per_labelled
+    labels = unlabelled_items(scene_set, unlabelled, data, length * ratio, training.seed)
     model, processor = load_for_training(of_model, parts, [], training.seed, anchors=True)
     training.output_dir = arguments.out
     add_embedding_cache(model, caching, training=True)

@@ -5,75 +5,105 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import zip_longest
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
-from datasets_scripts.instructions.mirror import can_be_mirrored, mirrored_text, sided_classes
-from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, read_image, region_mask
+from datasets_scripts.instructions.mirror import can_be_mirrored, mirrored_instruction, sided_classes
+from datasets_scripts.records import (
+    DataError,
+    Instruction,
+    Scene,
+    SceneSet,
+    SemanticClass,
+    read_image,
+    region_mask,
+)
 from modeling_cora import CoraProcessor
 
 from .arguments import DataArguments
 from .augmentation import View, jitter, shrink
 
 
-class InstructionDataset(torch.utils.data.Dataset):
+class AskedScene(NamedTuple):
+    """A scene with its maps no larger than the loss needs them, and what can be asked about it.
+
+    Attributes:
+        labels: class ids (H, W), 255 = ignored.
+        instances: instance ids (H, W) or (P, H, W), or None.
+    """
+
+    image: Image.Image
+    labels: np.ndarray
+    instances: np.ndarray | None
+    instructions: Sequence[Instruction]
+
+
+class AskedScenes(torch.utils.data.Dataset):
     """`length` items; item k depends on (seed, k) and on nothing else.
 
     So the order of the data is the same after a resume, with more workers, and with several processes; passes over the
-    scenes follow one another, each in its own order. Read it sequentially.
+    scenes follow one another, each in its own order. Read it sequentially. A scene about which nothing can be asked
+    gives its turn to the next.
 
     Items: {"image": PIL RGB, "queries": n str, "answers": n str, "masks": uint8 (n, H, W), "classes": n class ids},
     1 <= n <= `queries_per_image`; with `anchors`, "anchors": n lists of bool (H, W) of the image's size.
     """
 
+    streams = (0, 1, 5)
+    """Of random numbers: the scenes' order, an item's queries, its view."""
+
     def __init__(
         self,
-        scene_set: SceneSet,
+        classes: Sequence[SemanticClass],
         scenes: Sequence[Scene],
-        instructions: Sequence[Instruction],
         arguments: DataArguments,
         length: int,
         seed: int,
         anchors: bool = False,
     ):
-        by_image: dict[str, list[Instruction]] = {}
-        for instruction in instructions:
-            by_image.setdefault(instruction.image_id, []).append(instruction)
-        self.scenes = [scene for scene in scenes if scene.image_id in by_image]
-        if not self.scenes:
-            raise DataError("no labelled image has an instruction; are all label maps empty or of ignored pixels?")
-        self.scene_set, self.by_image, self.arguments = scene_set, by_image, arguments
+        self.scenes, self.arguments = scenes, arguments
         self.length, self.seed, self.anchors = length, seed, anchors
-        self.class_ids = {c.name: c.id for c in scene_set.classes}
-        self.sided = sided_classes(scene_set.classes)
-        self._read = lru_cache(maxsize=arguments.cache_scenes)(self._read_scene)
+        self.class_ids = {c.name: c.id for c in classes}
+        self.sided = sided_classes(classes)
+        self._read = lru_cache(maxsize=arguments.cache_scenes)(self.read_scene)
         self._order = lru_cache(maxsize=2)(self._shuffled)
+
+    def read_scene(self, index: int) -> AskedScene:
+        raise NotImplementedError
+
+    def nothing_to_ask(self) -> DataError:
+        """What is wrong where no scene at all can be asked about."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> dict:
-        epoch, place = divmod(index, len(self.scenes))
-        scene_index = self._order(epoch)[place]
-        rng = np.random.default_rng((self.seed, 1, index))
-        image, labels, instances = self._read(scene_index)
-        view = View(self.arguments, np.random.default_rng((self.seed, 5, index)))
-        every = self.by_image[self.scenes[scene_index].image_id]
+        return self.drawn(index)[0]
+
+    def drawn(self, index: int) -> tuple[dict, list[Instruction]]:
+        """An item and the instructions that it asks."""
+        _, of_queries, of_view = self.streams
+        rng = np.random.default_rng((self.seed, of_queries, index))
+        image, labels, instances, every = self._asked_scene(index)
+        view = View(self.arguments, np.random.default_rng((self.seed, of_view, index)))
         candidates = [i for i in every if self._is_true_in(view, i)]
         chosen = self._draw(candidates or every, rng)
         if candidates:
+            if view.flipped:
+                chosen = [mirrored_instruction(i, image.width) for i in chosen]
             maps = [labels] if instances is None else [labels, instances]
             image, (labels, *rest) = view.apply(image, maps)
             instances = rest[0] if rest else None
-        words = mirrored_text if candidates and view.flipped else str
         image = jitter(image, self.arguments.colour_jitter, rng)
         masks = [i.target_mask(self.class_ids[i.class_name], labels, instances) for i in chosen]
         item = {
             "image": image,
-            "queries": [words(rng.choice([i.query, *i.rephrasings]).item()) for i in chosen],
-            "answers": [words(i.answer) for i in chosen],
+            "queries": [rng.choice([i.query, *i.rephrasings]).item() for i in chosen],
+            "answers": [i.answer for i in chosen],
             "masks": np.stack(masks),
             "classes": [self.class_ids[i.class_name] for i in chosen],
         }
@@ -81,7 +111,16 @@ class InstructionDataset(torch.utils.data.Dataset):
             item["anchors"] = [anchor_masks(i, self.class_ids, labels, instances, image.size) for i in chosen]
             # of the item, not of the process that happens to train on it
             item["anchor_noise"] = rng.random((sum(map(len, item["anchors"])), 2), dtype=np.float32)
-        return item
+        return item, chosen
+
+    def _asked_scene(self, index: int) -> AskedScene:
+        epoch, place = divmod(index, len(self.scenes))
+        order = self._order(epoch)
+        for turn in range(len(order)):
+            scene = self._read(order[(place + turn) % len(order)])
+            if scene.instructions:
+                return scene
+        raise self.nothing_to_ask()
 
     def _is_true_in(self, view: View, instruction: Instruction) -> bool:
         """Sides are swapped with the picture; in a crop another thing may be the largest, or in the right half."""
@@ -108,14 +147,39 @@ class InstructionDataset(torch.utils.data.Dataset):
         return [instruction for _, instruction in chosen]
 
     def _shuffled(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.scenes))
+        return np.random.default_rng((self.seed, self.streams[0], epoch)).permutation(len(self.scenes))
 
-    def _read_scene(self, index: int) -> tuple[Image.Image, np.ndarray, np.ndarray | None]:
-        """The image, and its maps no larger than the loss needs them."""
-        scene = self.scenes[index]
+
+class InstructionDataset(AskedScenes):
+    """Labelled scenes and the instructions that there are about them."""
+
+    def __init__(
+        self,
+        scene_set: SceneSet,
+        scenes: Sequence[Scene],
+        instructions: Sequence[Instruction],
+        arguments: DataArguments,
+        length: int,
+        seed: int,
+        anchors: bool = False,
+    ):
+        by_image: dict[str, list[Instruction]] = {}
+        for instruction in instructions:
+            by_image.setdefault(instruction.image_id, []).append(instruction)
+        scenes = [scene for scene in scenes if scene.image_id in by_image]
+        super().__init__(scene_set.classes, scenes, arguments, length, seed, anchors)
+        self.scene_set, self.by_image = scene_set, by_image
+        if not scenes:
+            raise self.nothing_to_ask()
+
+    def nothing_to_ask(self) -> DataError:
+        return DataError("no labelled image has an instruction; are all label maps empty or of ignored pixels?")
+
+    def read_scene(self, index: int) -> AskedScene:
+        scene, size = self.scenes[index], self.arguments.max_label_size
         labels, instances = self.scene_set.read_maps(scene)
-        size = self.arguments.max_label_size
-        return read_image(scene.image), shrink(labels, size), None if instances is None else shrink(instances, size)
+        instances = None if instances is None else shrink(instances, size)
+        return AskedScene(read_image(scene.image), shrink(labels, size), instances, self.by_image[scene.image_id])
 
 
 def anchor_masks(

@@ -38,6 +38,7 @@ from .cora_trainer import CoraTrainer, refuse_sharded_anchors
 from .embedding_cache import add_embedding_cache, refuse_sharded_weights, warn_of_new_images
 from .instruction_dataset import InstructionCollator, InstructionDataset
 from .loading import load_trained
+from .pseudo_instructions import PseudoInstructionDataset
 from .query_pretraining import pretrain_queries
 from .trained_parts import parameter_table, select_trained_parts
 from .training_record import is_trained, write_training_record
@@ -251,6 +252,14 @@ def _check_base(base: str, config: CoraConfig, anchors: bool, arguments: CoraTra
         )
 
 
+def unlabelled_items(
+    scene_set: SceneSet, unlabelled: UnlabelledArguments, data: DataArguments, length: int, seed: int
+) -> UnlabelledDataset | PseudoInstructionDataset:
+    """What stage 3 asks about unlabelled images: whole classes, or parts of them too."""
+    kind = PseudoInstructionDataset if unlabelled.unlabelled_parts else UnlabelledDataset
+    return kind(scene_set, scene_set.split("train", labelled=False), unlabelled, data, length, seed)
+
+
 def _paired(
     labelled: InstructionDataset,
     scene_set: SceneSet,
@@ -261,9 +270,8 @@ def _paired(
     """Labelled items and the unlabelled ones that go with them; none, and none is read, for sigma = 0."""
     ratio, others = unlabelled.unlabelled_per_labelled, None
     if unlabelled.unlabelled_weight:
-        scenes = scene_set.split("train", labelled=False)
-        length = len(labelled) * ratio
-        others = UnlabelledDataset(scene_set, scenes, unlabelled, data_arguments, length, arguments.seed)
-        if others.without and arguments.process_index == 0:
-            print(f"{others.without} unlabelled images have no pseudo-label and are left out", flush=True)
+        others = unlabelled_items(scene_set, unlabelled, data_arguments, len(labelled) * ratio, arguments.seed)
+        without = len(scene_set.split("train", labelled=False)) - len(others.scenes)
+        if without and arguments.process_index == 0:
+            print(f"{without} unlabelled images have no pseudo-label and are left out", flush=True)
     return PairedDataset(labelled, others, ratio)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from datasets_scripts.instructions.build import MIN_CLASS_AREA, class_queries
 from datasets_scripts.instructions.mirror import sided_classes
 from datasets_scripts.instructions.semantic import ANSWERS
-from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet, read_image
+from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet, image_size, read_image
 from modeling_cora import CoraProcessor
 from modeling_cora.consistency import consistency_weight
 
@@ -39,16 +40,22 @@ class PseudoLabels:
     def exists(self, image_id: str) -> bool:
         return mask_path(self.folder, image_id).exists()
 
-    def read(self, image_id: str, known: frozenset[int]) -> np.ndarray:
+    def read(self, scene: Scene, known: frozenset[int]) -> np.ndarray:
         """uint8 (H, W).
 
         Args:
             known: class ids that may occur.
 
         Raises:
-            DataError: a file is missing or damaged, or holds an unknown class id.
+            DataError: a file is missing or damaged, holds an unknown class id, or is not of its image's size.
         """
+        image_id, (height, width) = scene.image_id, image_size(scene.image)
         labels, confidence = read_prediction(self.folder, image_id)
+        if labels.shape != (height, width):
+            raise DataError(
+                f"{mask_path(self.folder, image_id)}: size {labels.shape[1]}x{labels.shape[0]} differs from its "
+                f"image's {width}x{height}"
+            )
         if unknown := set(np.unique(labels).tolist()) - known - {IGNORE_INDEX}:
             raise DataError(f"{mask_path(self.folder, image_id)}: {min(unknown)} is not a class id of the data set")
         if self.min_confidence:
@@ -56,6 +63,23 @@ class PseudoLabels:
                 raise DataError(f"{self.folder}: has no confidence of {image_id}; pseudo_confidence 0 needs none")
             labels = np.where(confidence < 255 * self.min_confidence, IGNORE_INDEX, labels)
         return labels.astype(np.uint8)
+
+    def nothing_to_ask(self) -> DataError:
+        """What is wrong where no map shows anything that can be asked for."""
+        least = self.min_confidence
+        where = f" where the confidence is at least pseudo_confidence, {least}; 0 counts all pixels" if least else ""
+        return DataError(f"{self.folder}/masks: no map shows any class that is asked for{where}")
+
+    def of_scenes(self, scenes: Sequence[Scene]) -> list[Scene]:
+        """Those that have a pseudo-label.
+
+        Raises:
+            DataError: none has.
+        """
+        found = [scene for scene in scenes if self.exists(scene.image_id)]
+        if not found:
+            raise DataError(f"{self.folder}/masks: has a map for none of the {len(scenes)} unlabelled images")
+        return found
 
 
 def shown_classes(labels: np.ndarray, scene_set: SceneSet) -> list[int]:
@@ -82,12 +106,7 @@ class UnlabelledDataset(torch.utils.data.Dataset):
         seed: int,
     ):
         self.pseudo_labels = PseudoLabels(arguments.pseudo_labels, arguments.pseudo_confidence)
-        self.scenes = [scene for scene in scenes if self.pseudo_labels.exists(scene.image_id)]
-        self.without = len(scenes) - len(self.scenes)
-        if not self.scenes:
-            raise DataError(
-                f"{arguments.pseudo_labels}/masks: has a map for none of the {len(scenes)} unlabelled images"
-            )
+        self.scenes = self.pseudo_labels.of_scenes(scenes)
         self.consistency = ConsistencyMaps(arguments.consistency_weights) if arguments.consistency == "ahead" else None
         self.scene_set, self.arguments, self.data = scene_set, arguments, data
         self.known = frozenset(c.id for c in scene_set.classes)
@@ -109,11 +128,7 @@ class UnlabelledDataset(torch.utils.data.Dataset):
             if shown:
                 break
         else:
-            least = self.pseudo_labels.min_confidence
-            where = (
-                f" where the confidence is at least pseudo_confidence, {least}; 0 counts all pixels" if least else ""
-            )
-            raise DataError(f"{self.pseudo_labels.folder}/masks: no map shows any class that is asked for{where}")
+            raise self.pseudo_labels.nothing_to_ask()
         classes = [shown[i] for i in rng.permutation(len(shown))[: self.arguments.unlabelled_queries]]
         maps = [labels] if variances is None else [labels, *(variances[c] for c in classes)]
         view = View(self.data, rng)
@@ -141,7 +156,7 @@ class UnlabelledDataset(torch.utils.data.Dataset):
         queries = self._queries(class_id)
         order = [queries[i] for i in rng.permutation(len(queries))]
         others = order[1:] or order
-        return order[0], [others[i % len(others)] for i in range(self.arguments.rephrasings)]
+        return order[0], list(islice(cycle(others), self.arguments.rephrasings))
 
     def _queries(self, class_id: int) -> tuple[str, ...]:
         kinds = self.arguments.unlabelled_kinds
@@ -158,12 +173,7 @@ class UnlabelledDataset(torch.utils.data.Dataset):
     def _read_scene(self, index: int):
         scene = self.scenes[index]
         image = read_image(scene.image)
-        labels = self.pseudo_labels.read(scene.image_id, self.known)
-        if labels.shape != (image.height, image.width):
-            raise DataError(
-                f"{mask_path(self.pseudo_labels.folder, scene.image_id)}: size {labels.shape[1]}x{labels.shape[0]} "
-                f"differs from its image's {image.width}x{image.height}"
-            )
+        labels = self.pseudo_labels.read(scene, self.known)
         variances = self.consistency.read(scene.image_id) if self.consistency else None
         labels = shrink(labels, self.data.max_label_size)
         shown = [c for c in shown_classes(labels, self.scene_set) if self._queries(c)]
@@ -212,14 +222,24 @@ class PairedCollator:
             [item["answers"] for item in every],
             anchor_counts=[[len(masks) for masks in of_image] for of_image in anchors],
         )
-        inputs |= self.processor.anchor_inputs(images, anchors) | anchor_noise(labelled)
+        inputs |= self.processor.anchor_inputs(images, anchors) | anchor_noise(every)
         inputs["labels"][len(labelled) :] = -100
         weights = rephrasings = None
         if others and others[0]["weights"] is not None:
             weights = [torch.from_numpy(np.ascontiguousarray(item["weights"])) for item in others]
         if others and others[0]["rephrasings"] is not None:
             asked = [[text for group in item["rephrasings"] for text in group] for item in others]
-            rephrasings = self.processor.query_inputs(asked, texts[len(labelled) :])
+            # every rephrasing of a query points at what the query points at
+            pointed = [
+                [of_query for of_query, group in zip(of_image, item["rephrasings"], strict=True) for _ in group]
+                for of_image, item in zip(anchors[len(labelled) :], others, strict=True)
+            ]
+            rephrasings = self.processor.query_inputs(
+                asked,
+                texts[len(labelled) :],
+                anchor_counts=[[len(masks) for masks in of_image] for of_image in pointed],
+            )
+            rephrasings |= self.processor.anchor_inputs(images[len(labelled) :], pointed)
             del rephrasings["labels"]
         return {
             "inputs": inputs,

@@ -61,13 +61,19 @@ def build_instructions(
 
 def scene_instructions(scene_set: SceneSet, scene: Scene, kinds: Sequence[Kind], seed: int = 0) -> list[Instruction]:
     """The instructions of one labelled scene; see `build_instructions`."""
-    objects = SceneObjects.of_scene(scene_set, scene)
+    return object_instructions(scene.image_id, SceneObjects.of_scene(scene_set, scene), kinds, seed)
+
+
+def object_instructions(
+    image_id: str, objects: SceneObjects, kinds: Sequence[Kind], seed: int = 0
+) -> list[Instruction]:
+    """The instructions about what stands in one image; see `build_instructions`."""
     made: list[Instruction | None] = []
-    for semantic_class in scene_set.classes:
+    for semantic_class in objects.classes.values():
         shown = int((objects.labels == semantic_class.id).sum())
         if not semantic_class.asked or shown < max(1, MIN_CLASS_AREA * objects.labels.size):
             continue
-        new = partial(_instruction, scene.image_id, semantic_class, seed)
+        new = partial(_instruction, image_id, semantic_class, seed)
         if "semantic" in kinds:
             made.append(new("semantic", semantic_queries(semantic_class)))
         if "attribute" in kinds:
@@ -93,7 +99,7 @@ def scene_instructions(scene_set: SceneSet, scene: Scene, kinds: Sequence[Kind],
             semantic_class = objects.classes[found.targets[0].class_id]
             made.append(
                 _instruction(
-                    scene.image_id,
+                    image_id,
                     semantic_class,
                     seed,
                     "conditional",

@@ -208,7 +208,7 @@ def measure_reliability(
     truths = {scene.image_id: scene for scene in with_truth.split("train")}
     images_with_truth = 0
     for scene in tqdm(scenes, desc="lambda", unit="image"):
-        labels = pseudo_labels.read(scene.image_id, frozenset(number_of))
+        labels = pseudo_labels.read(scene, frozenset(number_of))
         _, confidence, truth = read_audited(with_truth, truths.get(scene.image_id, scene), Path(pseudo_labels.folder))
         images_with_truth += truth is not None
         of_classes = variances(scene, labels)
