@@ -14,7 +14,7 @@ from modeling_cora.segmentation import segment
 from trainers.baselines import part_counts
 from trainers.evaluate import main as evaluate
 from trainers.protocols import PROTOCOLS, ask
-from trainers.summary import summarise_records, told_apart
+from trainers.summary import class_found, summarise_records, told_apart
 
 from .conftest import noise_image
 from .test_pipeline import says
@@ -79,17 +79,20 @@ def test_parts_are_told_apart_by_found_and_marked_pixels_of_the_class_alone():
     everything, nothing = np.ones((4, 8), bool), np.zeros((4, 8), bool)
     right, opposite = target == 1, whole & (target == 0)
     missing = right & (np.arange(4) == 0)[:, None]  # one of its three rows
-    for mask, expected in (
-        (everything, 0), (nothing, 0), (whole, 0), (~whole, 0), (right, 1), (right | ~whole, 1), (opposite, -1),
-        (missing, 1 / 3), (missing | opposite, -2 / 3),
+    some = whole & (np.cumsum(whole).reshape(whole.shape) == 3)  # one of the 12 pixels that count
+    for mask, expected, found in (
+        (everything, 0, 1), (nothing, 0, 0), (whole, 0, 1), (~whole, 0, 0), (right, 1, 1), (right | ~whole, 1, 1),
+        (opposite, -1, 1), (missing, 1 / 3, 1), (missing | opposite, -2 / 3, 1), (some, -1 / 6, 0),
     ):  # fmt: skip
         one = {"inside": part_counts(mask, target, whole)}
         alone = {"inside": part_counts(mask, right.astype(np.uint8), right)}  # the part is all of the class
         assert told_apart([one, alone, {}]) == pytest.approx(expected)
+        assert class_found([one, alone, {}]) == found
+        assert class_found([one, {"inside": part_counts(right, target, whole)}, alone]) == (found + 1) / 2
         assert told_apart([one, {"inside": part_counts(right, target, whole)}]) == pytest.approx((expected + 1) / 2)
-    assert told_apart([alone, {}]) is None
+    assert told_apart([alone, {}]) is class_found([alone, {}]) is None
     assert summarise_records([record(1, 2)])["all"]["told apart"] is None
-    assert summarise_records([record(1, 2) | one])["by_kind"]["semantic, class"]["told apart"] == pytest.approx(-2 / 3)
+    assert summarise_records([record(1, 2) | one])["by_kind"]["semantic, class"]["told apart"] == pytest.approx(-1 / 6)
 
 
 def test_evaluation_by_name(saved, tmp_path, capsys):

@@ -254,7 +254,7 @@ def test_text_of_a_data_set_is_never_html_or_a_link(run, hub):
     assert not re.search(r"<script|<img|!\[x\]", ModelCard(text).text)
     assert "import os" not in re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
     row = next(line for line in text.splitlines() if "alert" in line)
-    assert len(re.findall(r"(?<!\\)\|", row)) == 9  # eight cells
+    assert len(re.findall(r"(?<!\\)\|", row)) == 10  # nine cells
 
 
 def test_an_evaluation_of_other_weights_is_not_published(run, hub, capsys):

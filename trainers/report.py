@@ -72,12 +72,13 @@ def write_report(path: Path, title: str, introduction: str, stages: Sequence[Sta
 <span style="background:#0072b2"></span>missed</p>
 {_picture(last)}{earlier}
 <h2>The same in numbers</h2>
-<p>cIoU: all intersections over all unions; gIoU: mean IoU of the queries; told apart, of queries about a part of a
-class: the share of the part that is found less the share of the class's other pixels that is marked, 1 where all are
-answered rightly, 0 for whoever answers with the whole class, another one, nothing or by chance. The last columns are
-answers that need no model: everything; the class's mean training mask (cut at the level that is best on the training
-images); and for queries about a part of a class its whole true mask: whoever knows classes perfectly, and nothing of
-places and relations, answers so.</p>
+<p>cIoU: all intersections over all unions; gIoU: mean IoU of the queries; class found and told apart are of queries
+about a part of a class. Class found: in how many of them a tenth of the class's pixels or more is marked, whichever.
+Told apart: the share of the part that is found less the share of the class's other pixels that is marked, 1 where all
+are answered rightly, 0 for whoever answers with the whole class, another one, nothing or by chance. The last columns
+are answers that need no model: everything; the class's mean training mask (cut at the level that is best on the
+training images); and for queries about a part of a class its whole true mask: whoever knows classes perfectly, and
+nothing of places and relations, answers so.</p>
 <div class="wide">{html_table(summary_table(last.summary))}</div>
 <h2>Training</h2>{curves}</html>
 """

@@ -13,6 +13,10 @@ from .baselines import MEAN_MASK, TRIVIAL, WHOLE_CLASS, WHOLE_IMAGE
 
 TOLD_APART = "told apart"
 """Column of `told_apart`."""
+CLASS_FOUND = "class found"
+"""Column of `class_found`."""
+FOUND_SHARE = 0.1
+"""Of a class's pixels in an image that an answer must mark to have found the class."""
 
 
 def told_apart(records: Iterable[dict]) -> float | None:
@@ -28,9 +32,22 @@ def told_apart(records: Iterable[dict]) -> float | None:
     return sum(each) / len(each) if each else None
 
 
+def class_found(records: Iterable[dict]) -> float | None:
+    """Share of the queries that `told_apart` counts whose answer marks `FOUND_SHARE` of their class's pixels or more.
+
+    The others have next to 0 in `told_apart`, so that divided by this is how well parts are told apart where the noun
+    was understood. None where there are no such queries.
+    """
+    counts = [r["inside"] for r in records if "inside" in r]
+    each = [
+        c["found"] + c["marked"] >= FOUND_SHARE * (c["part"] + c["rest"]) for c in counts if c["part"] and c["rest"]
+    ]
+    return sum(each) / len(each) if each else None
+
+
 def summarise_records(records: Sequence[dict], counting: str = "lisa") -> dict:
     """cIoU and gIoU in all, by kind, by claim ("left", "largest"), and by class (semantic queries for all of it), with
-    the cIoU of the trivial answers beside them, of those that all of these queries have, and `told_apart`.
+    `class_found`, `told_apart` and the cIoU of those trivial answers that all of these queries have beside them.
 
     Args:
         counting: protocol of `metrics/ciou`.
@@ -49,6 +66,7 @@ def summarise_records(records: Sequence[dict], counting: str = "lisa") -> dict:
             "ciou": summary["ciou"],
             "giou": summary["giou"],
             "queries": len(chosen),
+            CLASS_FOUND: class_found(chosen),
             TOLD_APART: told_apart(chosen),
             "trivial": trivial,
         }
@@ -70,7 +88,7 @@ def summarise_records(records: Sequence[dict], counting: str = "lisa") -> dict:
 
 
 TRIVIAL_COLUMNS = (WHOLE_IMAGE, MEAN_MASK, WHOLE_CLASS)
-COLUMNS = ("queries", "number", "cIoU", "gIoU", TOLD_APART, *TRIVIAL_COLUMNS)
+COLUMNS = ("queries", "number", "cIoU", "gIoU", CLASS_FOUND, TOLD_APART, *TRIVIAL_COLUMNS)
 
 
 def _rows(summary: dict) -> Iterator[tuple[str, ...]]:
@@ -78,7 +96,7 @@ def _rows(summary: dict) -> Iterator[tuple[str, ...]]:
 
     def row(name: str, scores: dict) -> tuple[str, ...]:
         trivial = [scores["trivial"].get(column) for column in TRIVIAL_COLUMNS]
-        numbers = (scores["ciou"], scores["giou"], scores.get(TOLD_APART), *trivial)
+        numbers = (scores["ciou"], scores["giou"], scores.get(CLASS_FOUND), scores.get(TOLD_APART), *trivial)
         return name, str(scores["queries"]), *map(_number, numbers)
 
     yield row("all", summary["all"])

@@ -147,7 +147,8 @@ def _results(run: Run, files: Iterable[str]) -> Iterator[str]:
             f"which `python trainers/evaluate.py --model DIR --data DIR {' '.join(options)}` wrote. It names the "
             "SHA-256 of the weights that were measured: "
             + ", ".join(f"`{name}` {digest[:16]}..." for name, digest in measured["weights"].items())
-            + ". *told apart* is about queries for a part of a class: the share of the part that is found less the "
+            + ". *class found* and *told apart* are about queries for a part of a class: in how many of them a tenth "
+            "of the class's pixels or more is marked, whichever; and the share of the part that is found less the "
             "share of the class's other pixels that is marked, 0 for whoever answers with the whole class or another. "
             "The last columns are answers that need no model, or a perfect one that knows classes alone: everything, "
             "the class's mean training mask, and the class's whole true mask."
@@ -160,6 +161,7 @@ def _results(run: Run, files: Iterable[str]) -> Iterator[str]:
 
 
 def _score_rows(metrics: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+    columns = ("ciou", "giou", "class found", "told apart")
     trivial = ("whole image", "mean training mask", "whole class")
     groups = [("all queries", metrics["all"])]
     groups += [(f"kind: {name}", scores) for name, scores in metrics["by_kind"].items()]
@@ -170,11 +172,12 @@ def _score_rows(metrics: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[Seq
         (
             name,
             s["queries"],
-            *(_number(v) for v in (s["ciou"], s["giou"], s.get("told apart"), *(s["trivial"].get(t) for t in trivial))),
+            *(_number(s.get(column)) for column in columns),
+            *(_number(s["trivial"].get(name)) for name in trivial),
         )
         for name, s in groups
     ]
-    return ("queries", "number", "cIoU", "gIoU", "told apart", *(f"cIoU of {name}" for name in trivial)), rows
+    return ("queries", "number", "cIoU", "gIoU", *columns[2:], *(f"cIoU of {name}" for name in trivial)), rows
 
 
 def _training(run: Run) -> Iterator[str]:
