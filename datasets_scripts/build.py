@@ -49,7 +49,7 @@ from .tables import (
     write_table,
 )
 
-RULES = 2
+RULES = 3
 """Raised whenever the same data would give other tables than before; folders of another number are not continued."""
 PROGRESS = ".progress"
 """Folder in DIR with a file for each finished shard; gone when all is done."""
@@ -184,6 +184,7 @@ def build(
     if not result["scenes"]:
         first = result["skipped"][0]["reason"] if result["skipped"] else "it has none"
         raise DataError(f"{name}: no scene could be read: {first}")
+    result["never shown"] = _never_shown(scene_set, done, name)
     _write_extras(out, scene_set, result, done, fractions, seed, name, licence)
     shutil.rmtree(out / PROGRESS)
     return result
@@ -220,7 +221,7 @@ def _digest(lines: Iterable[str]) -> str:
 
 def _source_files(scenes: Sequence[Scene]) -> Iterator[str]:
     """Names and sizes of the files that scenes are read from, a line for each scene; not their folders, so that data
-    may be moved."""
+    may be moved. What changes a file and not its size is not noticed: reading all of them may take hours."""
 
     @cache  # one file may hold the maps of all images
     def told(path: Path) -> str:
@@ -240,6 +241,24 @@ def _files_of(source: object) -> Iterator[Path]:
     elif isinstance(source, Scene) or (is_dataclass(source) and hasattr(source, "open")):
         for part in fields(source):
             yield from _files_of(getattr(source, part.name))
+
+
+def _never_shown(scene_set: SceneSet, done: Sequence[dict[str, Any]], name: str) -> list[str]:
+    """The classes that are asked for and that no labelled training image shows.
+
+    Raises:
+        DataError: these are all classes: nothing could be learned. Masks of 0 and 255 are the usual reason.
+    """
+    train = {scene.image_id for scene in scene_set.split("train", labelled=True)}
+    shown = {c for d in done for image_id, names in d["classes"].items() if image_id in train for c in names}
+    asked = [c.name for c in scene_set.classes if c.asked]
+    missing = [c for c in asked if c not in shown]
+    if train and missing == asked:
+        raise DataError(
+            f"{name}: no labelled training image shows {' or '.join(missing)}; in a label map 255 means ignored, so "
+            "masks of 0 and 255 say nothing: the class's id, or masks/CLASS/STEM.png, would be right"
+        )
+    return missing
 
 
 def _only(scene_set: SceneSet, shard: Shard) -> SceneSet:
@@ -268,14 +287,16 @@ def _write_extras(
     shown = {image_id: names for d in done for image_id, names in d["classes"].items()}
     train = {s.image_id: s for s in scene_set.split("train", labelled=True) if s.image_id in shown}
     groups = {image_id: scene.group or image_id for image_id, scene in train.items()}
+    left_out = {entry["image_id"] for entry in result["skipped"]}
+    without = [s.image_id for s in scene_set.split("train", labelled=False) if s.image_id not in left_out]
     for fraction in fractions:
-        lists = draw_split({i: shown[i] for i in train}, Fraction(fraction), seed, groups)
+        labelled, unlabelled = draw_split({i: shown[i] for i in train}, Fraction(fraction), seed, groups)
+        lists = labelled, sorted([*unlabelled, *without])
         lines = [[split_line(f"{image_id}.png", f"{image_id}_labelTrainIds.png") for image_id in ids] for ids in lists]
         write_split(out / "splits" / fraction.replace("/", "_"), *lines)
     if result["skipped"]:
         write_text(out / "skipped.jsonl", "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in result["skipped"]))
     write_text(out / "result.json", _json(result))
-    left_out = {entry["image_id"] for entry in result["skipped"]}
     held = replace(scene_set, scenes=tuple(s for s in scene_set.scenes if s.image_id not in left_out))
     write_card(out, name, held, result["scenes"], stored_instructions(out), licence)
 
@@ -322,8 +343,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UsageError(f"--fractions {fraction!r}: not a fraction above 0 and up to 1, such as 1/30")
     if given.seed < 0:
         raise UsageError(f"--seed {given.seed}: less than 0")
-    if given.shard_size < 1:
-        raise UsageError(f"--shard_size {given.shard_size}: less than 1")
+    for field in ("shard_size", "workers"):
+        if getattr(given, field) < 1:
+            raise UsageError(f"--{field} {getattr(given, field)}: less than 1")
     if given.private and not given.push_to_hub:
         raise UsageError("--private: goes with --push_to_hub")
     layout = given.name if given.name in READERS else None
@@ -349,6 +371,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         raise DataError(f"{error.filename or given.out}: cannot be written ({error.strerror or error})") from None
     print(f"{given.out}: {result['scenes']} scenes, {result['instructions']} instructions")
+    if result["never shown"]:
+        print(f"no labelled training image shows {', '.join(result['never shown'])}: nothing of it can be learned")
     for entry in result["skipped"]:
         print(f"skipped {entry['image_id'] or 'an entry'}: {entry['reason']}")
     if repo_id:

@@ -237,7 +237,8 @@ def read_cityscapes(root: str | Path) -> SceneSet:
 def _scenes_of_split(root: Path, split: str) -> list[Scene]:
     scenes: dict[str, Scene] = {}
     folder = root / "leftImg8bit" / split
-    for image in sorted(path for path in folder.glob("*/*_leftImg8bit.*") if path.suffix in (".png", ".jpg", ".jpeg")):
+    images = (path for path in folder.glob("*/*_leftImg8bit.*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    for image in sorted(images):
         image_id = image_id_of(image)
         if image_id in scenes:
             refuse(DataError(f"{image}: {scenes[image_id].image.name} has the same image id {image_id}"))

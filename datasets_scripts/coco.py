@@ -22,6 +22,9 @@ from .planes import MOST_INSTANCES, allotted, stacked
 from .polygons import coco_polygon
 from .records import IGNORE_INDEX, DataError, SemanticClass
 
+BACKGROUND = "background"
+"""Name of the class of pixels that are in no object; unless told otherwise nobody asks for it."""
+
 
 @dataclass(frozen=True)
 class CocoObject:
@@ -92,14 +95,15 @@ class CocoMap:
         return f"{self.path}: image {self.image.id} ({self.image.file_name})"
 
     def open(self) -> Image.Image:
-        size = (self.image.height, self.image.width)
-        masks = [object_mask(o, *size, place=str(self)) for o in self.image.objects]
+        size, objects = (self.image.height, self.image.width), self.image.objects
         if self.part == "instance map":
-            own = (mask for o, mask in zip(self.image.objects, masks, strict=True) if not o.crowd)
+            own = (object_mask(o, *size, place=str(self)) for o in objects if not o.crowd)
             return Image.fromarray(stacked(allotted(own, *size)))
         labels = np.full(size, self.background, np.uint8)
-        for index in sorted(range(len(masks)), key=lambda k: -int(masks[k].sum())):
-            labels[masks[index]] = self.class_ids[self.image.objects[index].category_id]
+        # pixels as indices: whole masks of a thousand objects would take gigabytes
+        pixels = [np.flatnonzero(object_mask(o, *size, place=str(self))) for o in objects]
+        for index in sorted(range(len(objects)), key=lambda k: -len(pixels[k])):
+            labels.flat[pixels[index]] = self.class_ids[objects[index].category_id]
         return Image.fromarray(labels)
 
 
@@ -226,9 +230,11 @@ def _add_object(coco: CocoFile, annotation: dict[str, Any]) -> None:
             table = "images" if name == "image_id" else "categories"
             raise DataError(f"{where}: {name} {excerpt(value)} is none of the {len(known)} {table}")
     segmentation = annotation.get("segmentation")
+    # a box alone (`"segmentation": []`) would become background
     if not (_are_polygons(segmentation) or _are_run_lengths(segmentation)):
         raise DataError(
-            f"{where}: segmentation {excerpt(segmentation)} is neither polygons [[x, y, ...]] nor size and counts"
+            f"{where}: segmentation {excerpt(segmentation)} is neither polygons [[x, y, ...]] of three points or more "
+            "nor size and counts"
         )
     image = coco.images[annotation["image_id"]]
     crowd = bool(annotation.get("iscrowd"))
@@ -238,9 +244,13 @@ def _add_object(coco: CocoFile, annotation: dict[str, Any]) -> None:
 
 
 def _are_polygons(segmentation: Any) -> bool:
-    return isinstance(segmentation, list) and all(
-        isinstance(polygon, list) and len(polygon) % 2 == 0 and all(is_number(x) and abs(x) < 1e6 for x in polygon)
-        for polygon in segmentation
+    if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
+        return False
+    numbers = [x for polygon in segmentation for x in polygon]
+    return (
+        all(len(polygon) % 2 == 0 for polygon in segmentation)
+        and any(len(polygon) >= 6 for polygon in segmentation)
+        and all(is_number(x) and abs(x) < 1e6 for x in numbers)
     )
 
 
@@ -260,16 +270,16 @@ def classes_with_background(classes: Sequence[SemanticClass], path: Path) -> tup
         DataError: no id is free.
     """
     for semantic_class in classes:
-        if semantic_class.name == "background":
+        if semantic_class.name == BACKGROUND:
             return tuple(classes), semantic_class.id
     free = set(range(IGNORE_INDEX)) - {c.id for c in classes}
     if not free:
         raise DataError(f"{path}: has {len(classes)} classes; {IGNORE_INDEX - 1} and the background would be right")
-    return (*classes, SemanticClass(min(free), "background", asked=False)), min(free)
+    return (*classes, SemanticClass(min(free), BACKGROUND, asked=False)), min(free)
 
 
 def category_classes(coco: CocoFile) -> tuple[SemanticClass, ...]:
-    """The categories as classes of the same ids.
+    """The categories as classes of the same ids; nobody asks for "background".
 
     Raises:
         DataError: an id is outside of 0..254.
@@ -277,4 +287,7 @@ def category_classes(coco: CocoFile) -> tuple[SemanticClass, ...]:
     for category_id, name in coco.categories.items():
         if not 0 <= category_id < IGNORE_INDEX:
             raise DataError(f"{coco.path}: categories: id {category_id} ({name}) is outside of 0..{IGNORE_INDEX - 1}")
-    return tuple(SemanticClass(category_id, name) for category_id, name in sorted(coco.categories.items()))
+    return tuple(
+        SemanticClass(category_id, name, asked=name != BACKGROUND)
+        for category_id, name in sorted(coco.categories.items())
+    )

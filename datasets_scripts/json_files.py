@@ -18,10 +18,8 @@ def read_json(path: Path, encodings: Sequence[str] = ("utf-8",)) -> Any:
     """
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        raise DataError(f"{path}: {os_reason(error)}") from None
     for encoding in encodings:
         try:
             return json.loads(content.decode(encoding))
@@ -30,6 +28,11 @@ def read_json(path: Path, encodings: Sequence[str] = ("utf-8",)) -> Any:
         except (json.JSONDecodeError, RecursionError) as error:
             raise DataError(f"{path}: not JSON ({error})") from None
     raise DataError(f"{path}: not JSON in {' or '.join(encodings)}")
+
+
+def os_reason(error: OSError) -> str:
+    """Why a file cannot be read, in words."""
+    return "no such file" if isinstance(error, FileNotFoundError | NotADirectoryError) else str(error.strerror)
 
 
 def excerpt(value: Any) -> str:

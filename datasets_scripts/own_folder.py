@@ -3,7 +3,7 @@
     DIR/classes.json            {"classes": [{"id": 0, "name": "car", "attributes": ["the vehicle with four wheels"],
                                 "noun": "vehicle with four wheels", "stands": true}, ...]}: the fields of
                                 `SemanticClass`, all but id and name may be left out; or, shorter, {"0": "road"}
-    DIR/images/STEM.jpg         labelled training images (any format that Pillow reads)
+    DIR/images/STEM.jpg         labelled training images (or .png .bmp .tif .webp)
     DIR/unlabelled/STEM.jpg     optional: images without masks (an image of images/ without a mask counts as one too)
     DIR/facts/STEM.json         optional: {"7": {"class": "car", "colour": "red"}}, by instance id; texts, and a "class"
                                 that is one of classes.json
@@ -19,11 +19,13 @@ Masks, in one of these forms:
 
 With the first three, `instances/STEM.png` may give instance ids (8 or 16 bits, 0 = none); COCO's objects are instances.
 Where binary masks overlap, the class that comes later in classes.json wins; where COCO's objects do, the smaller one.
-Pixels in no mask and no object are "background", a class that is added if need be and that nobody asks for.
+Pixels in no mask and no object are "background", a class that is added if need be. Nobody asks for a class of this
+name, unless its entry in classes.json says `"asked": true`.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +35,8 @@ import numpy as np
 from PIL import Image
 
 from .bad_items import refuse
-from .coco import CocoFile, CocoMap, category_classes, classes_with_background, read_coco
-from .json_files import excerpt, read_json
+from .coco import BACKGROUND, CocoFile, CocoMap, category_classes, classes_with_background, read_coco
+from .json_files import excerpt, is_whole, read_json
 from .records import IGNORE_INDEX, DataError, ImageSource, Scene, SceneSet, SemanticClass, Split, read_map
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
@@ -110,11 +112,10 @@ def _read_class(path: Path, index: int, entry: Any) -> SemanticClass:
     for field in entry:
         if field not in CLASS_FIELDS:
             raise DataError(f"{where}: {field!r} is no field of a class; those are {', '.join(CLASS_FIELDS)}")
-    try:
-        class_id = int(entry["id"])
-    except (TypeError, ValueError):
-        class_id = -1
-    if not 0 <= class_id < IGNORE_INDEX:
+    class_id = entry["id"]
+    if isinstance(class_id, str) and class_id.isascii() and class_id.isdecimal():
+        class_id = int(class_id)
+    if not is_whole(class_id) or not 0 <= class_id < IGNORE_INDEX:
         raise DataError(f"{where}: id {entry['id']!r} is not a whole number of 0..254 (255 means ignored)")
     name, attributes = entry["name"], entry.get("attributes", [])
     if not isinstance(name, str) or not name.strip():
@@ -124,7 +125,7 @@ def _read_class(path: Path, index: int, entry: Any) -> SemanticClass:
     noun = entry.get("noun", "")
     if not isinstance(noun, str):
         raise DataError(f"{where}: noun {noun!r} is no text")
-    flags = {field: entry[field] for field in FLAGS if field in entry}
+    flags = {"asked": name.strip() != BACKGROUND, **{field: entry[field] for field in FLAGS if field in entry}}
     for field, value in flags.items():
         if not isinstance(value, bool):
             raise DataError(f"{where}: {field} {excerpt(value)} is not true or false")
@@ -182,16 +183,16 @@ def _read_split(
         if stem not in images:
             refuse(DataError(f"{mask}: {folder / 'images'} has no image of this stem"))
     for path in sorted((folder / "facts").glob("*.json")):
-        if path.stem not in images:
+        if (stem := stem_of(path)) not in images:
             continue
         try:
             given = _read_facts(path, classes)
         except DataError as error:
             refuse(error)
-            del images[path.stem]  # with instances of the wrong class it would be worse than missing
+            del images[stem]  # with instances of the wrong class it would be worse than missing
             continue
-        known = facts.get(path.stem, {})
-        facts[path.stem] = {i: known.get(i, {}) | given.get(i, {}) for i in (*known, *given)}
+        known = facts.get(stem, {})
+        facts[stem] = {i: known.get(i, {}) | given.get(i, {}) for i in (*known, *given)}
     return [
         *(
             Scene(stem, image, labels.get(stem), instances.get(stem), split, facts.get(stem, {}))
@@ -204,18 +205,20 @@ def _read_split(
 def _binary_masks(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return [mask for inner in sorted(folder.iterdir()) if inner.is_dir() for mask in _images(inner)]
+    inner = (path for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != ".")
+    return [mask for path in inner for mask in _images(path)]
 
 
 def _class_masks(folder: Path, classes: tuple[SemanticClass, ...], background: int | None) -> dict[str, BinaryMasks]:
     """The binary masks of each image's stem. A folder that is called like a class holds masks of that class."""
-    order = {c.name: (index, c.id) for index, c in enumerate(classes)}
+    order = {unicodedata.normalize("NFC", c.name): (index, c.id) for index, c in enumerate(classes)}
     found: dict[str, dict[str, Path]] = {}
     for path in _lossless(_binary_masks(folder)):
-        stem, name = (path.stem, path.parent.name) if path.parent.name in order else (path.parent.name, path.stem)
+        own, above = stem_of(path), unicodedata.normalize("NFC", path.parent.name)
+        stem, name = (own, above) if above in order else (above, own)
         if name not in order:
             known = ", ".join(order)
-            refuse(DataError(f"{path}: neither {path.parent.name!r} nor {path.stem!r} is a class of {known}"))
+            refuse(DataError(f"{path}: neither {above!r} nor {own!r} is a class of {known}"))
             continue
         if name in found.setdefault(stem, {}):
             refuse(DataError(f"{path}: {found[stem][name]} is the same class of the same image"))
@@ -252,7 +255,7 @@ def _coco_maps(
     instances: dict[str, ImageSource] = {}
     facts = {}
     for image in coco.images.values():
-        stem = Path(image.file_name).stem
+        stem = stem_of(Path(image.file_name))
         if stem not in images:
             refuse(DataError(f"{coco.path}: images: id {image.id}: {folder / 'images'} has no {image.file_name}"))
             continue
@@ -265,19 +268,32 @@ def _coco_maps(
     return labels, instances, facts
 
 
+def stem_of(path: Path) -> str:
+    """A file's stem, the same for names that look the same: macOS writes an accent as a letter of its own."""
+    return unicodedata.normalize("NFC", path.stem)
+
+
 def _by_stem(paths: Iterable[Path]) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in paths:
-        if path.stem in files:
-            refuse(DataError(f"{path}: {files[path.stem].name} has the same stem"))
+        stem = stem_of(path)
+        if stem in files:
+            refuse(DataError(f"{path}: {files[stem].name} has the same stem"))
             continue
-        files[path.stem] = path
+        files[stem] = path
     return files
 
 
 def _images(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        yield from sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
+    if not folder.is_dir():
+        return
+    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."):
+        try:
+            path.name.encode()
+        except UnicodeEncodeError:
+            refuse(DataError(f"{folder}: the file name {path.name!a} is not UTF-8; one that is would be right"))
+            continue
+        yield path
 
 
 def _lossless(paths: Iterable[Path]) -> Iterator[Path]:

@@ -129,9 +129,17 @@ def coco_polygon(points: Points, height: int, width: int) -> np.ndarray:
     x = (np.minimum(u, u_before) + 0.5) / _COCO_SCALE - 0.5
     y = (np.minimum(v, v_before) + 0.5) / _COCO_SCALE - 0.5
     counted = (u != u_before) & (np.floor(x) == x) & (x >= 0) & (x <= width - 1)
-    turns = x[counted].astype(np.int64) * height + np.ceil(np.clip(y[counted], 0, height)).astype(np.int64)
-    inside = np.cumsum(np.bincount(turns, minlength=height * width + 1)[: height * width]) % 2 == 1
-    return inside.reshape(width, height).T
+    mask = np.zeros((height, width), bool)
+    columns = x[counted].astype(np.int64)
+    if not len(columns):
+        return mask
+    # no other column is touched: a closed outline changes sides an even number of times in each
+    first, last = columns.min(), columns.max() + 1
+    turns = (columns - first) * height + np.ceil(np.clip(y[counted], 0, height)).astype(np.int64)
+    pixels = (last - first) * height
+    inside = np.cumsum(np.bincount(turns, minlength=pixels + 1)[:pixels]) % 2 == 1
+    mask[:, first:last] = inside.reshape(-1, height).T
+    return mask
 
 
 def _dense(start: np.ndarray, end: np.ndarray) -> np.ndarray:

@@ -283,15 +283,20 @@ def read_image(source: ImageSource | str) -> Image.Image:
     """An RGB image from any file Pillow reads; 16-bit greyscale is scaled to 8 bits, EXIF orientation applied.
 
     Raises:
-        DataError: the file is missing, truncated or no image.
+        DataError: the file is missing, truncated, no image, or of floats or more than 16 bits.
     """
     try:
         with open_image(source) as file:
             file.load()
             image = ImageOps.exif_transpose(file)
+            if image.mode == "F":
+                raise DataError(f"{source}: pixels are floats of unknown range; 8 or 16 bits would be right")
             if image.mode.startswith("I"):
                 # Pillow clips 16-bit values at 255 instead of scaling them
-                image = Image.fromarray((np.asarray(image).astype(np.float32) / 257.0).round().astype(np.uint8))
+                values = np.asarray(image)
+                if not 0 <= values.min() <= values.max() < 2**16:
+                    raise DataError(f"{source}: pixels of {values.min()} to {values.max()}; 16 bits would be right")
+                image = Image.fromarray((values.astype(np.float32) / 257.0).round().astype(np.uint8))
             return image.convert("RGB")
     except _UNREADABLE as error:
         raise _not_readable(source, error) from None
@@ -315,7 +320,7 @@ def read_map(source: ImageSource | str) -> np.ndarray:
 
 
 def image_size(source: ImageSource) -> tuple[int, int]:
-    """(height, width) as `read_image` will give it, without decoding the pixels of a file.
+    """(height, width) as `read_image` will give it; of most formats, PNG not among them, no pixels are decoded.
 
     Raises:
         DataError: the file is missing or no image.

@@ -13,6 +13,7 @@ them must not pass for one on these: each says so in its facts, `facts[0][HELD_O
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -22,6 +23,7 @@ import numpy as np
 
 from .bad_items import refuse
 from .files import write_text
+from .json_files import os_reason
 from .records import DataError, Scene
 
 LISTS = ("labeled.txt", "unlabeled.txt")
@@ -32,7 +34,7 @@ HELD_OUT_FROM = "held_out_from"
 
 def image_id_of(path: str | Path) -> str:
     """`leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png` -> `aachen_000000_000019`."""
-    return Path(path).stem.removesuffix("_leftImg8bit")
+    return unicodedata.normalize("NFC", Path(path).stem).removesuffix("_leftImg8bit")
 
 
 def read_split(folder: str | Path) -> dict[str, list[tuple[str, str]]]:
@@ -50,9 +52,9 @@ def read_split(folder: str | Path) -> dict[str, list[tuple[str, str]]]:
         if name == VAL_LIST and not path.exists():
             continue
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (FileNotFoundError, NotADirectoryError):
-            raise DataError(f"{path}: no such file; a split is a folder with {' and '.join(LISTS)}") from None
+            lines = path.read_text(encoding="utf-8-sig").splitlines()  # editors of Windows begin a file with a mark
+        except OSError as error:
+            raise DataError(f"{path}: {os_reason(error)}; a split is a folder with {' and '.join(LISTS)}") from None
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: not UTF-8 ({error})") from None
         lists[name] = []
@@ -89,7 +91,8 @@ def apply_split(scenes: Sequence[Scene], folder: str | Path) -> list[Scene]:
             where it needs one; a group of overlapping images is on both sides of `val.txt`.
     """
     lists = read_split(folder)
-    train = {scene.image_id: scene for scene in scenes if scene.split == "train"}
+    # a folder of one's own may have files that are called as Cityscapes' are
+    train = {image_id_of(scene.image_id): scene for scene in scenes if scene.split == "train"}
     chosen: list[Scene] = []
     for name, entries in lists.items():
         for image_id, place in entries:

@@ -177,10 +177,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(summary(instructions, reasons))
     false = sum(map(bool, reasons))
     try:
-        if given.drop and false:
-            instructions, reasons = drop(given.directory, instructions, reasons), []
+        if given.drop:
+            if false:
+                instructions, reasons = drop(given.directory, instructions, reasons), []
             if (given.directory / "result.json").exists():
-                renew_card(given.directory, scene_set, instructions)
+                renew_card(given.directory, scene_set, instructions)  # also after a drop that was killed
         preview = given.directory / "preview.html"
         title = f"Instructions of {given.directory.resolve().name}"
         write_preview(preview, scene_set, instructions, reasons, given.shown, given.seed, title)

@@ -81,7 +81,7 @@ class SlowScene:
         own = [t for t in self.things if t.kind is kind]
         loose = 0
         for y, x in zip(*np.nonzero(self.labels == kind.id), strict=True):
-            loose += not any(plane[y, x] for plane in self.planes)
+            loose += not any(thing.mask[y, x] for thing in own)
         return [] if loose > MAX_LOOSE * self.labels.size else own
 
     def visible(self, thing: Thing) -> bool:

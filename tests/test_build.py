@@ -31,6 +31,8 @@ from datasets_scripts.splits import draw_split, read_split
 from datasets_scripts.tables import INSTRUCTION_FEATURES, read_tables, write_table
 from datasets_scripts.verify import main as verify
 
+from .conftest import noise_image
+
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
@@ -204,6 +206,48 @@ def test_what_the_reader_refuses_is_skipped_and_listed(tmp_path, capsys):
     assert [s.image_id for s in scene_set.split("train")] == [second.stem]
 
 
+def masks_of(folder, values):
+    """Three labelled images, an unlabelled one; what is tumour has the last of the values."""
+    for name in ("images", "masks", "unlabelled"):
+        (folder / name).mkdir(parents=True)
+    for stem in "abc":
+        noise_image(24, 16).save(folder / f"images/{stem}.png")
+        labels = np.full((16, 24), values[0], np.uint8)
+        labels[4:12, 6:18] = values[1]
+        Image.fromarray(labels).save(folder / f"masks/{stem}.png")
+    noise_image(24, 16).save(folder / "unlabelled/d.png")
+    (folder / "classes.json").write_text('{"0": "background", "1": "tumour", "2": "lymphocytes"}')
+
+
+def test_masks_of_0_and_255_are_told_of(tmp_path, capsys):
+    """255 means ignored, so they say nothing of any class that is asked for."""
+    masks_of(tmp_path / "wrong", (0, 255))
+    with pytest.raises(SystemExit) as stopped:
+        main(["own", "--root", str(tmp_path / "wrong"), "--out", str(tmp_path / "out"), "--workers", "1"])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and "no labelled training image shows tumour or lymphocytes" in line
+    assert "masks/CLASS/STEM.png" in line and not (tmp_path / "out/README.md").exists()
+
+
+def test_classes_that_no_labelled_image_shows_are_named(tmp_path, capsys):
+    masks_of(tmp_path / "data", (0, 1))
+    main(["own", "--root", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--workers", "1"])
+    assert "no labelled training image shows lymphocytes: nothing of it can be learned" in capsys.readouterr().out
+    assert {
+        row["class_name"] for row in datasets.load_dataset(str(tmp_path / "out"), "instructions", split="train")
+    } == {"tumour"}
+
+
+def test_drawn_splits_keep_the_unlabelled_images(tmp_path):
+    masks_of(tmp_path / "data", (0, 1))
+    main(["own", "--root", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--workers", "1",
+          "--fractions", "1/3"])  # fmt: skip
+    for read in (read_folder(tmp_path / "data", tmp_path / "out/splits/1_3"),
+                 read_data(tmp_path / "out", tmp_path / "out/splits/1_3")[0]):  # fmt: skip
+        assert sorted(s.image_id for s in read.split("train")) == ["a", "b", "c", "d"]
+        assert len(read.split("train", labelled=True)) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -211,6 +255,7 @@ def test_what_the_reader_refuses_is_skipped_and_listed(tmp_path, capsys):
         (["--fractions", "1/0"], "--fractions '1/0'"),
         (["--fractions", "2"], "--fractions '2'"),
         (["--shard_size", "0"], "--shard_size 0"),
+        (["--workers", "-3"], "--workers -3"),
         (["--seed", "-1"], "--seed -1: less than 0"),
         (["--out", "FULL/mine.txt"], "mine.txt: is a file; a new or empty folder would be right"),
         (["--out", "FULL/mine.txt/out", "--workers", "1"], "mine.txt/out: cannot be written (Not a directory)"),

@@ -15,7 +15,7 @@ from datasets_scripts.folder import READERS, read_data, read_folder
 from datasets_scripts.instructions.build import build_instructions
 from datasets_scripts.instructions.objects import SceneObjects
 from datasets_scripts.records import DataError
-from datasets_scripts.splits import draw_split, read_split, split_line, write_split
+from datasets_scripts.splits import read_split, write_split
 
 from .conftest import SHARED, noise_image
 
@@ -85,6 +85,8 @@ def test_short_classes_json(folder):
         ('{"0": "road", "1": "road"}', "name 'road' stands for two"),
         ('{"255": "road"}', "'255' is not a whole number of 0..254"),
         ('{"x": "road"}', "'x' is not"),
+        ('{"classes": [{"id": 1.9, "name": "road"}]}', r"id 1\.9 is not a whole number of 0\.\.254"),
+        ('{"classes": [{"id": 1e999, "name": "road"}]}', "id inf is not a whole number"),
         ('{"0": ""}', "name '' is no text"),
         ('{"classes": [{"id": 0}]}', "no id and name"),
         ('{"classes": [{"id": 0, "name": "a", "attributes": "b"}]}', "not a list of texts"),
@@ -107,6 +109,26 @@ def test_what_classes_are_good_for_is_read(folder):
     road, car = read_folder(folder).classes
     assert (road.ground, road.stands, road.asked) == (True, False, True)
     assert (car.ground, car.stands, car.asked) == (False, True, False)
+
+
+def test_nobody_asks_for_the_background_unless_told_so(folder):
+    for content, asked in (
+        ('{"0": "background", "3": "tumour"}', False),
+        ('[{"id": 0, "name": "background", "asked": true}, {"id": 3, "name": "tumour"}]', True),
+    ):
+        (folder / "classes.json").write_text(content)
+        assert [c.asked for c in read_folder(folder).classes] == [asked, True]
+
+
+def test_file_names_that_are_not_utf8_are_refused(folder):
+    name = b"t\xe9.png".decode("utf-8", "surrogateescape")
+    try:
+        shutil.copy(folder / "images/b.png", folder / "images" / name)
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    with pytest.raises(DataError, match=r"the file name 't\\udce9\.png' is not UTF-8") as error:
+        read_folder(folder)
+    str(error.value).encode()
 
 
 def test_missing_and_empty_folders(folder, tmp_path):
@@ -267,6 +289,10 @@ def test_coco_json_beside_the_images(coco):
             {"annotations": [{"id": 1, "image_id": 0, "category_id": 7}]},
             r"annotations: id 1: category_id 7 is none of the 2 categories",
         ),
+        *(
+            ({"annotations": [{"id": 1, "image_id": 0, "category_id": 5, "segmentation": s}]}, "three points or more")
+            for s in ([], [[]], [[1, 1, 2, 2]], None)
+        ),
         ({"images": [{"id": 0, "file_name": "q.jpg", "height": 8, "width": 12}]}, r"images: id 0: .* has no q\.jpg"),
         (
             {"images": [{"id": k, "file_name": "a.jpg", "height": 8, "width": 12} for k in (0, 1)]},
@@ -378,34 +404,6 @@ def test_readers_by_name(folder):
         read_data(folder, name="camvid")
 
 
-def test_split_lists_choose_among_the_images_of_any_layout(folder):
-    write_split(folder / "lists", ["images/b.png masks/b.png"], ["images/a.jpg"])
-    train = read_folder(folder, folder / "lists").split("train")
-    assert [(s.image_id, s.labelled) for s in train] == [("b", True), ("a", False)]
-
-
-def test_names_with_spaces_in_split_lists(folder):
-    shutil.move(folder / "images/b.png", folder / "images/b 2.png")
-    shutil.move(folder / "masks/b.png", folder / "masks/b 2.png")
-    lines = [split_line("b 2.png", "b 2_labelTrainIds.png")], [split_line("a.png", "a_labelTrainIds.png")]
-    assert lines == (["b 2.png\tb 2_labelTrainIds.png"], ["a.png a_labelTrainIds.png"])
-    write_split(folder / "lists", *lines)
-    train = read_folder(folder, folder / "lists").split("train")
-    assert [(s.image_id, s.labelled) for s in train] == [("b 2", True), ("a", False)]
-
-
-def test_split_lists_that_cannot_be_read(folder):
-    write_split(folder / "lists", ["b.png b.png"], [])
-    for place in (folder / "lists/labeled.txt", folder / "nowhere"):
-        with pytest.raises(DataError, match=r"labeled\.txt: no such file; a split is a folder with") as error:
-            read_folder(folder, place)
-        assert one_line(error)
-    (folder / "lists/unlabeled.txt").write_bytes("caf\u00e9.png x\n".encode("cp1252"))
-    with pytest.raises(DataError, match=r"unlabeled\.txt: not UTF-8") as error:
-        read_folder(folder, folder / "lists")
-    assert one_line(error)
-
-
 def make_cityscapes(root, label=7, names=("aachen_000000_000019", "aachen_000001_000019")):
     for image_id in names:
         image = root / "leftImg8bit/train/aachen" / f"{image_id}_leftImg8bit.png"
@@ -452,31 +450,3 @@ def test_split_lists_choose_the_labelled_images(tmp_path):
     write_split(lists, [], ["x"])
     with pytest.raises(DataError, match="names no image"):
         read_split(lists)
-
-
-def test_drawn_splits_cover_every_class_and_follow_the_seed():
-    rng = np.random.default_rng(0)
-    classes = {f"i{k}": set(rng.choice(5, 2).tolist()) for k in range(60)}
-    classes["rare"] = {9}
-    for fraction, size in ((1 / 30, 3), (1 / 8, 8), (1.0, 61)):
-        labelled, unlabelled = draw_split(classes, fraction, seed=1)
-        assert len(labelled) >= size and set(labelled) | set(unlabelled) == set(classes)
-        assert not set(labelled) & set(unlabelled)
-        assert set().union(*(classes[i] for i in labelled)) == {0, 1, 2, 3, 4, 9}
-        assert (labelled, unlabelled) == draw_split(dict(reversed(classes.items())), fraction, seed=1)
-    assert draw_split(classes, 0.5, seed=1) != draw_split(classes, 0.5, seed=2)
-    with pytest.raises(DataError, match="fraction"):
-        draw_split(classes, 0, seed=0)
-
-
-@needs_camvid
-def test_camvid_partitions():
-    everything = read_folder(CAMVID)
-    assert len(everything.split("train", labelled=True)) == 367 and len(everything.split("val")) == 101
-    scene_set = read_folder(CAMVID, CAMVID / "splits/camvid/1_30")
-    labelled = scene_set.split("train", labelled=True)
-    assert len(labelled) == 13 and len(scene_set.split("train", labelled=False)) == 354
-    seen = set()
-    for scene in labelled:
-        seen |= set(np.unique(scene_set.read_maps(scene)[0]).tolist())
-    assert len(seen - {255}) == 11

@@ -44,6 +44,19 @@ def scene_set(tmp_path):
     return SceneSet((ROAD, CAR), (scene,))
 
 
+def test_a_car_most_of_which_is_ignored_is_still_a_car():
+    """Two are seen, so that nothing can be called "the car"."""
+    labels, instances = np.zeros((40, 60), np.uint8), np.zeros((40, 60), np.int32)
+    for number, left in ((1, 5), (2, 35)):
+        labels[10:30, left : left + 20], instances[10:30, left : left + 20] = CAR.id, number
+    both = SceneObjects((ROAD, CAR), labels, instances)
+    assert [o.id for o in both.of_class(CAR.id)] == [1, 2]
+    labels[10:24, 35:55] = 255
+    assert SceneObjects((ROAD, CAR), labels, instances).of_class(CAR.id) == ()
+    labels[10:30, 35:55] = 255
+    assert [o.id for o in SceneObjects((ROAD, CAR), labels, instances).of_class(CAR.id)] == [1]
+
+
 def test_every_kind_is_built_and_targets_are_right(scene_set):
     instructions = build_instructions(scene_set, scene_set.scenes)
     labels, instances = scene_set.read_maps(scene_set.scenes[0])
@@ -96,6 +109,7 @@ def test_cityscapes_attributes_are_many_and_name_no_class(semantic_class):
 
 def test_the_class_name_is_found_in_any_number_but_not_inside_words():
     assert names_class("two red cars", "car") and names_class("the buses", "bus") and names_class("a city", "cities")
+    assert not names_class("the dark rim of it", "border of the tumour") and names_class("a border", "border of a lump")
     assert not names_class("the carpet", "car") and not names_class("the sunlight", "traffic light")
 
 

@@ -26,6 +26,21 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path):
     assert np.asarray(read_image(tmp_path / "a.png"))[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array([[0, 0.5, 1]], np.float32), "pixels are floats of unknown range"),
+        (np.array([[0, 245720]], np.int32), "pixels of 0 to 245720; 16 bits would be right"),
+        (np.array([[-1, 0]], np.int32), "pixels of -1 to 0"),
+    ],
+)
+def test_pixels_that_no_image_has_are_refused(tmp_path, values, message):
+    """Pillow would make them black, or wrap."""
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=message):
+        read_image(tmp_path / "a.tif")
+
+
 def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -161,12 +161,16 @@ def phrasings(phrases: Iterable[str]) -> tuple[str, ...]:
     )
 
 
+FUNCTION_WORDS = frozenset(["a", "an", "and", "at", "for", "from", "in", "of", "on", "or", "the", "to", "with"])
+
+
 def names_class(phrase: str, class_name: str) -> bool:
-    """Whether a phrase contains a word of the class name, in the singular or plural."""
+    """Whether a phrase contains a word of the class name, in the singular or plural; "of" and its like do not count."""
     words = set(re.findall(r"[a-z]+", phrase.lower()))
     return any(
         form in words
         for word in re.findall(r"[a-z]+", class_name.lower())
+        if word not in FUNCTION_WORDS
         for form in (
             word,
             word + "s",

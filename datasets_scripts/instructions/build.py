@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..files import write_text
+from ..json_files import os_reason
 from ..records import DataError, Instruction, Kind, Scene, SceneSet, SemanticClass
 from .attribute import attribute_claims, attribute_queries, instance_queries
 from .claims import single_out
@@ -159,8 +160,8 @@ def read_instructions(path: str | Path) -> list[Instruction]:
                     instructions.append(Instruction.from_dict(json.loads(line)))
                 except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
                     raise DataError(f"{path}:{number}: not an instruction ({error})") from None
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: {os_reason(error)}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error})") from None
     return instructions

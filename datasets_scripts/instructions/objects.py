@@ -159,12 +159,12 @@ class SceneObjects:
         return None if class_id == IGNORE_INDEX else class_id
 
     def of_class(self, class_id: int) -> tuple[SceneObject, ...]:
-        """The instances of a class, by id; none where some of its pixels belong to no instance, since then nobody knows
-        how many there are."""
+        """The instances of a class, by id; none where some of its pixels belong to none of them, since then nobody
+        knows how many there are: a crowd, or what is left of a car most of which is ignored."""
         objects = self._by_class.get(class_id, ())
         if not objects:
             return ()
-        loose = (self.labels == class_id) & ~(self.instances > 0).any(0)
+        loose = (self.labels == class_id) & ~np.isin(self.instances, [o.id for o in objects]).any(0)
         return () if loose.sum() > MAX_LOOSE * self.labels.size else objects
 
     def whole(self, class_id: int) -> SceneObject | None:

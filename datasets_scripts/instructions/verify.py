@@ -125,7 +125,9 @@ def wrong_type(instruction: Instruction) -> str:
     for name in ("image_id", "kind", "class_name", "query", "answer", "claim", "source"):
         if not isinstance(getattr(instruction, name), str):
             return name
-    if not all(isinstance(text, str) for text in instruction.rephrasings):
+    if not isinstance(instruction.rephrasings, list | tuple) or not all(
+        isinstance(text, str) for text in instruction.rephrasings
+    ):
         return "rephrasings"
     for name, ids in (
         ("instance_ids", instruction.instance_ids),
