@@ -52,7 +52,7 @@ class AnchorEncoder(nn.Module):
         Returns:
             (A, 2, d).
         """
-        tokens = torch.stack([appearances, self.box(boxes.to(self.box.weight.dtype)).to(appearances)], dim=1)
+        tokens = torch.stack([appearances, self.box(boxes.to(self.box.bias.dtype)).to(appearances)], dim=1)
         keep = 1.0 - self.dropout
         if self.training and self.dropout:
             noise = torch.rand(tokens.shape[:2], device=tokens.device) if noise is None else noise
@@ -103,7 +103,7 @@ def _bounds(mask: np.ndarray, image: Image.Image | None = None) -> tuple[int, in
 
 
 @contextmanager
-def added_to_placeholders(embeddings: nn.Module, token_id: int, tokens: torch.Tensor | None) -> Iterator[None]:
+def added_to_placeholders(embeddings: nn.Module, token_id: int, tokens: torch.Tensor, beams: int = 1) -> Iterator[None]:
     """Adds anchor tokens to the embeddings of their placeholders while the block runs.
 
     A hook and not `inputs_embeds`: with those, each VLM family finds its image tokens in another way.
@@ -111,19 +111,21 @@ def added_to_placeholders(embeddings: nn.Module, token_id: int, tokens: torch.Te
     Args:
         embeddings: the input embedding table.
         token_id: of `[ANCHOR]`.
-        tokens: (n, d) in reading order of the placeholders; None = there are none.
+        tokens: (n, d) in reading order of the placeholders.
+        beams: how often each row may be there, one after another.
     """
-    if tokens is None:
-        yield
-        return
 
     def add(_module: nn.Module, arguments: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
         places = (arguments[0] == token_id).nonzero(as_tuple=True)
         if not len(places[0]):  # a later step of generation
             return output
-        if len(places[0]) != len(tokens):
+        given = tokens
+        if beams > 1 and len(places[0]) == beams * len(tokens):
+            of_rows = (arguments[0] == token_id).sum(1)[::beams].tolist()
+            given = torch.cat([row.repeat(beams, 1) for row in tokens.split(of_rows)])
+        if len(places[0]) != len(given):
             raise ValueError(f"anchors: {len(tokens)} tokens for {len(places[0])} placeholders")
-        return output.index_put(places, tokens.to(output), accumulate=True)
+        return output.index_put(places, given.to(output), accumulate=True)
 
     hook = embeddings.register_forward_hook(add)
     try:

@@ -144,8 +144,6 @@ def _language_model(options: argparse.Namespace) -> tuple[LlamaConfig, Any, dict
             raise ConversionError(f"{folder}: has no {'.'.join(name.split('.')[-2:])}; is it a whole LLaMA?")
     config.num_hidden_layers = layers
     tokenizer = load_tokenizer(folder)
-    if tokenizer.eos_token is None:
-        raise ConversionError(f"{folder}: its tokenizer has no eos_token, with which answers end")
     return config, tokenizer, tensors
 
 

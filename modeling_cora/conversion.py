@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 from huggingface_hub import snapshot_download
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaTokenizer
 
 from .checkpoint_keys import Rules, is_droppable, rename
 from .checkpoint_shards import ConversionError, StoredTensor, read_json, write_shards
@@ -103,12 +103,24 @@ def parse_config(config_class: Any, values: Mapping[str, Any], where: str) -> An
 def load_tokenizer(path: Path) -> Any:
     """
     Raises:
-        ConversionError: the folder holds none.
+        ConversionError: the folder holds none, or one without an end of answers.
     """
+    sentencepiece_alone = (path / "tokenizer.model").is_file() and not (path / "tokenizer.json").is_file()
     try:
-        return AutoTokenizer.from_pretrained(path)
+        if sentencepiece_alone:
+            # for a model of type llava AutoTokenizer takes a class that drops the space before a text; a folder that
+            # does not say `legacy` is older than the word
+            legacy = read_json(path / "tokenizer_config.json").get("legacy")
+            tokenizer = LlamaTokenizer.from_pretrained(path, legacy=True if legacy is None else legacy)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # whatever the tokenizers' library raises
-        raise ConversionError(f"{path}: no tokenizer can be loaded from it ({str(error).splitlines()[0]})") from None
+        reason = str(error).strip().splitlines()[0]
+        needed = "; sentencepiece and protobuf are needed: pip install -e '.[convert]'" if sentencepiece_alone else ""
+        raise ConversionError(f"{path}: no tokenizer can be loaded from it ({reason}){needed}") from None
+    if tokenizer.eos_token is None:
+        raise ConversionError(f"{path}: its tokenizer has no eos_token, with which answers end")
+    return tokenizer
 
 
 def normalisation(folder: Path) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from .conversion import (
 )
 from .image_processors import clip_image_processor, sam_image_processor
 from .modeling_cora import CoraForReasoningSegmentation, CoraSegProjector
-from .processing_cora import CoraProcessor
+from .processing_cora import VICUNA_CHAT_TEMPLATE, CoraProcessor
 from .sam_checkpoint import encoder_of, read_sam
 
 
@@ -79,6 +79,7 @@ def convert(arguments: Sequence[str] | None = None) -> None:
         sam_image_processor=sam_image_processor(sam_config.vision_config.image_size),
         tokenizer=tokenizer,
         num_image_tokens=_image_tokens(vlm_config),
+        chat_template=VICUNA_CHAT_TEMPLATE.replace("</s>", tokenizer.eos_token),
     )
     write_model_folder(
         options, config, tensors | sam_tensors, processor, lambda model: _new_projection(model, options.seed)

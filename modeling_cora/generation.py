@@ -57,7 +57,7 @@ class MaskGenerationMixin(GenerationMixin):
         config, generate_kwargs = self._generation_config(generate_kwargs)
         vision = self._vision_inputs(pixel_values, pixel_attention_mask, image_grid_thw)
         types = self._image_token_types(input_ids) if image_grid_thw is not None else {}
-        with self._anchored(anchor_pixel_values, anchor_boxes):
+        with self._anchored(anchor_pixel_values, anchor_boxes, beams=config.num_beams or 1):
             with self._record_states() as steps:
                 sequences = self.vlm.generate(
                     input_ids=input_ids,
@@ -71,7 +71,8 @@ class MaskGenerationMixin(GenerationMixin):
             fed = sequences.shape[0], sequences.shape[1] - 1
             owner = nn.functional.pad(branch_ids, (0, sequences.shape[1] - branch_ids.shape[1]), value=1)
             states = torch.cat(steps, 1) if all(len(step) == fed[0] for step in steps) else None
-            if states is None or states.shape[:2] != fed:  # beams, or no cache: steps are not the answer's tokens
+            if states is None or states.shape[:2] != fed:
+                # beams, no cache, a stop that is seen late: steps are not the answer's tokens
                 states = self._hidden_states(sequences[:, :-1], owner[:, :-1], vision)
         if self.config.seg_state == "at":
             sequences_with_state, owner = sequences[:, :-1], owner[:, :-1]
@@ -88,7 +89,9 @@ class MaskGenerationMixin(GenerationMixin):
         # A language model's folder may say `use_cache: false`, which is for its training. Checkpointing drops the cache
         # without a word, and the next step would see one token alone.
         cached = given.get("use_cache", True) and not (self.training and self.vlm.is_activation_checkpointing)
-        rest = config.update(**{**given, "use_cache": cached, "return_dict_in_generate": False})
+        # compiled steps would give states in memory that the next step writes to (CUDA graphs of a static cache)
+        decided = {"use_cache": cached, "return_dict_in_generate": False, "disable_compile": True}
+        rest = config.update(**{**given, **decided})
         if suppressed := self._never_said():
             config.suppress_tokens = [*(config.suppress_tokens or []), *suppressed]
         if (count := config.num_return_sequences or 1) != 1:

@@ -40,10 +40,10 @@ class CoraOutput(ModelOutput):
     Output of [`CoraForReasoningSegmentation`]. N is the number of `[SEG]` tokens of the batch, in reading order.
 
     Args:
-        loss (`torch.FloatTensor` of shape `(1,)`, returned with `labels` or `mask_labels`): eq. 5, the weighted sum.
-        lm_loss (`torch.FloatTensor` of shape `(1,)`): next-token cross-entropy, the mean over answer tokens.
-        bce_loss, dice_loss (`torch.FloatTensor` of shape `(1,)`): eq. 4, the means over masks.
-        iou_loss (`torch.FloatTensor` of shape `(1,)`): squared error of `iou_scores`.
+        loss (`torch.FloatTensor` of shape `()`, returned with `labels` or `mask_labels`): eq. 5, the weighted sum.
+        lm_loss (`torch.FloatTensor` of shape `()`): next-token cross-entropy, the mean over answer tokens.
+        bce_loss, dice_loss (`torch.FloatTensor` of shape `()`): eq. 4, the means over masks.
+        iou_loss (`torch.FloatTensor` of shape `()`): squared error of `iou_scores`.
         pred_masks (`torch.FloatTensor` of shape `(N, 4h, 4w)`): low-resolution logits; h, w of SAM's pooled embedding.
         iou_scores (`torch.FloatTensor` of shape `(N,)`): SAM's estimate of each mask's IoU.
         seg_embeddings (`torch.FloatTensor` of shape `(N, C)`): projected `[SEG]` states, C = SAM's prompt width.
@@ -161,16 +161,14 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
     def get_image_embeddings(self, sam_pixel_values: torch.Tensor) -> torch.Tensor:
         """SAM's encoder: (B, 3, S, S) -> (B, C, h, w).
 
-        A frozen encoder has no graph. In training, as with a cache, it sees images one by one: kernels choose their
-        order of summation by the batch's size, so an image's last bits would depend on which others share its batch.
+        A frozen encoder has no graph and sees images one by one: each of its layers takes half a gigabyte an image
+        (ViT-H, bf16), and kernels choose their order of summation by the batch's size, so that an image's last bits
+        would depend on which others share its batch.
         """
         pixels = sam_pixel_values.to(self.sam.dtype)
-        training = torch.is_grad_enabled()
-        if training and any(p.requires_grad for p in self.sam.vision_encoder.parameters()):
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self.sam.vision_encoder.parameters()):
             return self.sam.vision_encoder(pixels)[0]
         with torch.no_grad():
-            if self.embedding_cache is None and not training:
-                return self.sam.vision_encoder(pixels)[0].contiguous()
             look_up = self.embedding_cache or (lambda image, encode: encode(image))
             return torch.stack([look_up(image, self._image_embedding) for image in pixels])
 
@@ -239,16 +237,21 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
 
     @contextmanager
     def _anchored(
-        self, pixel_values: torch.Tensor | None, boxes: torch.Tensor | None, noise: torch.Tensor | None = None
+        self,
+        pixel_values: torch.Tensor | None,
+        boxes: torch.Tensor | None,
+        noise: torch.Tensor | None = None,
+        beams: int = 1,
     ) -> Iterator[None]:
-        """Puts the anchors' tokens where their placeholders are."""
+        """Puts the anchors' tokens where their placeholders are; with beams `generate` repeats each row so often."""
         if pixel_values is None or boxes is None or not len(boxes):
             yield
             return
         if self.config.anchor_token_id is None:
             raise ValueError("anchors: this model has no anchor encoder; see add_anchors (stage 2)")
         tokens = self.anchor_encoder(self.anchor_appearances(pixel_values), boxes, noise)
-        with added_to_placeholders(self.get_input_embeddings(), self.config.anchor_token_id, tokens.flatten(0, 1)):
+        table = self.get_input_embeddings()
+        with added_to_placeholders(table, self.config.anchor_token_id, tokens.flatten(0, 1), beams):
             yield
 
     def anchor_appearances(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -353,7 +356,7 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
         sam_image_embeddings: torch.Tensor | None,
     ) -> CoraOutput:
         """The masks of `[SEG]` states: project them, encode the image where that is not done yet, decode."""
-        seg_embeddings = self.seg_projector(states[seg.batch_index, seg.state_position])
+        seg_embeddings = self.seg_projector(states[seg.batch_index.to(states.device), seg.state_position])
         output = CoraOutput(
             seg_embeddings=seg_embeddings,
             seg_batch_index=seg.batch_index,
@@ -379,7 +382,15 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
 
         Returns:
             logits (N, 4h / k, 4w / k) with k = `config.embedding_pooling`, and IoU estimates (N,).
+
+        Raises:
+            ValueError: SAM was offloaded (`device_map`).
         """
+        if self.sam.prompt_encoder.no_mask_embed.weight.is_meta:
+            raise ValueError(
+                "device_map: SAM's decoder reads tables past the hooks that would load them, so it cannot be "
+                "offloaded; a device for 'sam' would be right"
+            )
         sam_image_embeddings = sam_image_embeddings.to(self.sam.dtype)  # of a cache, perhaps
         position = pool_squares(self.sam.get_image_wide_positional_embeddings(), self.config.embedding_pooling)
         sam_image_embeddings = pool_squares(sam_image_embeddings, self.config.embedding_pooling)
@@ -388,7 +399,7 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
             return seg_embeddings.new_zeros(0, 4 * height, 4 * width), seg_embeddings.new_zeros(0)
         dense = self.sam.prompt_encoder.no_mask_embed.weight[:, :, None, None].expand(-1, -1, height, width)
         masks, iou_scores = self.sam.mask_decoder(
-            image_embeddings=sam_image_embeddings[batch_index],
+            image_embeddings=sam_image_embeddings[batch_index.to(sam_image_embeddings.device)],
             image_positional_embeddings=position.expand(len(seg_embeddings), -1, -1, -1),
             sparse_prompt_embeddings=seg_embeddings[:, None, None].to(self.sam.dtype),
             dense_prompt_embeddings=dense,

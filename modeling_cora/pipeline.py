@@ -75,7 +75,8 @@ class ReasoningSegmentationPipeline(Pipeline):
                 list of texts}` (other keys are left alone); or a list, an iterator or a data set of such.
             queries: text or texts, asked about every image that does not bring its own.
             threshold (`float`, *optional*, defaults to 0.0): of the mask logits.
-            queries_per_pass (`int`, *optional*, defaults to 32): queries of an image that share a forward pass.
+            queries_per_pass (`int`, *optional*, defaults to 32): queries of an image that share a forward pass; with
+                `generate` rows that each repeat their image, and 8 by default.
             generate (`bool`, *optional*, defaults to `False`): let the model answer in its own words. By default the
                 answer is "It is [SEG]." and all queries of an image share one forward pass.
             max_new_tokens (`int`, *optional*, defaults to 64): with `generate`.
@@ -156,7 +157,7 @@ class ReasoningSegmentationPipeline(Pipeline):
         self,
         inputs: dict[str, Any],
         threshold: float = 0.0,
-        queries_per_pass: int = 32,
+        queries_per_pass: int | None = None,
         generate: bool = False,
         max_new_tokens: int = 64,
         generate_kwargs: Mapping[str, Any] | None = None,
@@ -172,9 +173,11 @@ class ReasoningSegmentationPipeline(Pipeline):
                 "pad_token_id": self.processor.tokenizer.pad_token_id,
                 **(generate_kwargs or {}),
             }
-            answers = answer_batch(self.model, self.processor, images, queries, threshold, queries_per_pass, **options)
+            answers = answer_batch(
+                self.model, self.processor, images, queries, threshold, queries_per_pass or 8, **options
+            )
         else:
-            found = segment_batch(self.model, self.processor, images, queries, threshold, queries_per_pass)
+            found = segment_batch(self.model, self.processor, images, queries, threshold, queries_per_pass or 32)
             answers = [
                 [
                     Segmentation(s.masks[k : k + 1], s.scores[k : k + 1], text=DEFAULT_ANSWER)

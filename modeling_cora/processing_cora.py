@@ -248,7 +248,7 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
             threshold: of the logit; None returns the logits themselves.
 
         Returns:
-            B tensors (n, H, W), bool (or fp32 for `threshold=None`).
+            B tensors (n, H, W), bool, or fp32 for `threshold=None`.
         """
         input_size = self.sam_image_processor.pad_size["height"]
         result = []
@@ -256,7 +256,7 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
             zip(original_sizes.tolist(), reshaped_input_sizes.tolist(), strict=True)
         ):
             # one mask at a time: at image size, logits take four times the room of masks
-            dtype = torch.bool if threshold is not None else pred_masks.dtype
+            dtype = torch.bool if threshold is not None else torch.float32
             masks = [torch.zeros(0, *original, device=pred_masks.device, dtype=dtype)]
             for low_res in pred_masks[seg_batch_index == index]:
                 logits = resize_mask_logits(low_res[None], input_size, reshaped, original)

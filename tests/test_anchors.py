@@ -173,6 +173,54 @@ def test_saved_and_loaded_and_generated_with_anchors(anchored, tmp_path, appeara
     assert tokens not in sequences[0, asked["input_ids"].shape[1] :].tolist()
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generated_masks_with_anchors_are_those_of_a_forward_pass(anchored, beams):
+    """Rows with one anchor, none and two; beams repeat each row."""
+    model, processor = anchored
+    model.vlm.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    image, mask = noise_image(90, 60), box_mask(5, 10, 30, 40)
+    queries, anchors = [["left of this"], ["the road"], ["between these"]], [[[mask]], [[]], [[mask, ~mask]]]
+    asked = processor([image] * 3, queries, anchors=anchors, generate=True)
+    length = asked["input_ids"].shape[1]
+    wanted = [30, model.config.seg_token_id, 40]
+    out = model.generate(
+        **asked,
+        max_new_tokens=3,
+        num_beams=beams,
+        do_sample=False,
+        prefix_allowed_tokens_fn=lambda _, ids: [wanted[ids.shape[-1] - length]],
+    )
+    inputs = {name: tensor for name, tensor in asked.items() if "sizes" not in name}
+    branches = torch.nn.functional.pad(asked["branch_ids"], (0, 3), value=1)
+    with torch.no_grad():
+        expected = model(**{**inputs, "input_ids": out.sequences, "branch_ids": branches}).pred_masks
+        others = model(**{**inputs, "input_ids": out.sequences, "branch_ids": branches,
+                          "anchor_boxes": asked["anchor_boxes"].flip(0)}).pred_masks  # fmt: skip
+    assert len(out.pred_masks) == 3 and out.seg_batch_index.tolist() == [0, 1, 2]
+    torch.testing.assert_close(out.pred_masks, expected, atol=1e-3, rtol=1e-4)
+    assert (expected[0] - others[0]).abs().max() > 1e-2 and torch.equal(expected[1], others[1])
+
+
+def test_boxes_keep_their_numbers_where_weights_are_quantised(anchored):
+    """bitsandbytes keeps bytes as the weight of a Linear."""
+    model, _ = anchored
+    encoder, boxes = model.anchor_encoder, torch.tensor([[0.2, 0.3, 0.8, 1.0]])
+    appearances = torch.zeros(1, encoder.box.out_features)
+    expected = encoder(appearances, boxes)
+
+    class Quantised(torch.nn.Module):
+        def __init__(self, linear):
+            super().__init__()
+            self.kept, self.bias = [linear], linear.bias
+            self.weight = torch.nn.Parameter(torch.zeros(3, dtype=torch.uint8), requires_grad=False)
+
+        def forward(self, given):
+            return self.kept[0](given)
+
+    encoder.box = Quantised(encoder.box)
+    assert torch.equal(encoder(appearances, boxes), expected)
+
+
 def test_segment_takes_anchors_in_any_number_of_passes(anchored):
     model, processor = anchored
     image, mask = noise_image(90, 60), box_mask(5, 10, 30, 40)

@@ -184,6 +184,7 @@ def test_stats_equal_masks(metric, stats):
         lambda mask: mask.astype(np.float32),
         torch.from_numpy,
         lambda mask: torch.from_numpy(mask.astype(np.float32)).requires_grad_(),
+        lambda mask: torch.from_numpy(mask.astype(np.float32)).bfloat16(),
     ],
 )
 def test_lists_arrays_and_tensors_are_one(metric, cast):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -10,10 +11,13 @@ import shutil
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor, conversion
+from modeling_cora.conversion import load_tokenizer
 from modeling_cora.convert_llava_sam import convert
 from modeling_cora.tiny_vit import TinyVitEncoder
 
@@ -157,6 +161,43 @@ def test_seg_gets_a_row_only_where_there_is_none(tmp_path, parts):
     assert model.config.seg_token_id == 260
     assert torch.equal(model.state_dict()[LM_HEAD], padded.lm_head.weight)
     assert torch.equal(model.state_dict()[EMBEDDING], padded.get_input_embeddings().weight)
+
+
+def test_answers_end_with_the_tokenizers_own_token(tmp_path, parts):
+    root = tmp_path / "other"
+    shutil.copytree(parts[0], root)
+    other = AutoTokenizer.from_pretrained(root / "vlm")
+    other.eos_token = "<unk>"
+    other.save_pretrained(root / "vlm")
+    converted(root, tmp_path / "out")
+    processor = CoraProcessor.from_pretrained(tmp_path / "out")
+    ids = processor(noise_image(30, 20), "the road")["labels"]
+    learned = ids[ids != -100].tolist()
+    assert learned[-1] == processor.tokenizer.eos_token_id == other.convert_tokens_to_ids("<unk>")
+    assert "</s>" not in processor.tokenizer.decode(learned)
+
+
+def test_a_tokenizer_of_sentencepiece_is_read(tmp_path, parts):
+    """LISA's and older LLaVA's folders have no other file of it."""
+    root = tmp_path / "old"
+    shutil.copytree(parts[0], root)
+    (root / "vlm/tokenizer.json").unlink()
+    texts = iter(["the road is grey", "a car on the road", "the tree left of the car"] * 20)
+    stored = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=texts, model_writer=stored, vocab_size=300, model_type="bpe", byte_fallback=True,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    (root / "vlm/tokenizer.model").write_bytes(stored.getvalue())
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=stored.getvalue())
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (root / "vlm/tokenizer_config.json").write_text(json.dumps(settings))
+    read = load_tokenizer(root / "vlm")
+    expected = [*pieces.encode("a car"), pieces.piece_to_id("</s>"), *pieces.encode("on the road")]
+    assert read.encode("a car</s>on the road", add_special_tokens=False) == expected
+    read.save_pretrained(root / "vlm")
+    again = AutoTokenizer.from_pretrained(root / "vlm")  # as a processor's is
+    assert again.encode("a car</s>on the road", add_special_tokens=False) == expected
 
 
 def test_only_the_projection_is_new_and_it_follows_the_seed(tmp_path, parts):

@@ -63,6 +63,13 @@ def test_masks_without_a_cache_of_the_folder_or_of_training(tiny):
     assert_as_forward(model, inputs, model.generate(**inputs, **saying(model, inputs)))
 
 
+def test_steps_are_not_compiled(tiny):
+    """On a GPU a static cache would have them compiled, and their states overwritten."""
+    model, _ = tiny
+    config, rest = model._generation_config({"cache_implementation": "static"})
+    assert config.disable_compile and config.cache_implementation == "static" and not rest
+
+
 def test_the_models_own_generation_config_counts(tiny):
     model, processor = tiny
     inputs = inputs_of(processor)

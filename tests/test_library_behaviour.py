@@ -61,6 +61,17 @@ def test_device_map(tiny, tmp_path, device_map):
         assert torch.equal(loaded(**inputs).pred_masks, model(**inputs).pred_masks)
 
 
+def test_an_offloaded_sam_is_refused(tiny, tmp_path):
+    model, processor = tiny
+    model.save_pretrained(tmp_path / "model")
+    places = {"vlm": "cpu", "sam": "disk", "seg_projector": "cpu"}
+    loaded = CoraForReasoningSegmentation.from_pretrained(
+        tmp_path / "model", device_map=places, offload_folder=str(tmp_path / "offload")
+    )
+    with pytest.raises(ValueError, match=r"device_map: .* a device for 'sam' would be right"), torch.no_grad():
+        loaded(**without_labels(processor(IMAGES, QUERIES)))
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.25), (torch.float16, 0.03)])
 def test_half_precision_is_finite_and_near(tiny, tmp_path, dtype, tolerance):
     model, processor = tiny

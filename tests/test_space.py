@@ -14,6 +14,7 @@ import zlib
 from dataclasses import replace
 from pathlib import Path
 
+import gradio as gr
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,7 @@ from PIL import Image
 from cora_space import downloads, drawing
 from cora_space.answering import Answer, Answering
 from cora_space.inputs import VisitorError, anchors_of, read_anchor, read_file, read_picture, read_queries
+from cora_space.page import Page
 from cora_space.settings import Settings
 from datasets_scripts.coco import run_length_mask, text_run_lengths
 from modeling_cora.pictures import palette
@@ -204,6 +206,36 @@ def test_what_the_model_refuses_is_told(answering):
     encoded = it.prepare(file_of(IMAGE), decode)
     with pytest.raises(VisitorError, match=r"The model cannot take this: query of .* tokens"):
         it.ask(encoded, ["z" * 3000], False, None)
+
+
+def test_what_the_model_refuses_is_told_from_a_lent_gpu(anchored):
+    """Of an error in its process `spaces` tells the class alone."""
+
+    def elsewhere(function):
+        def lent(*arguments):
+            try:
+                return pickle.loads(pickle.dumps(function(*arguments)))
+            except Exception as error:
+                raise gr.Error(type(error).__name__) from None
+
+        return lent
+
+    it = Answering(*anchored, on_gpu=elsewhere)
+    with pytest.raises(VisitorError, match="crop it"):
+        it.prepare(file_of(noise_image(1, 3000)), decode)
+    encoded = it.prepare(file_of(IMAGE), decode)
+    with pytest.raises(VisitorError, match=r"The model cannot take this: query of .* tokens"):
+        it.ask(encoded, ["z" * 3000], False, None)
+
+
+def test_a_visitor_without_quota_is_told_so(answering):
+    it, _ = answering
+    page = Page(it, Settings())
+
+    def refused(*_):
+        raise gr.Error("You have exceeded your GPU quota")
+
+    assert "exceeded your GPU quota" in str(page._told(refused)()[page.status])
 
 
 def test_text_of_visitors_is_no_token(answering):

@@ -150,6 +150,7 @@ def _as_array(mask: Any) -> np.ndarray:
     """An array of the mask, without importing torch: a tensor on a GPU or in a graph says so by its methods."""
     if hasattr(mask, "detach"):
         mask = mask.detach().cpu()
+        mask = mask.float() if mask.is_floating_point() else mask  # numpy has no bfloat16
     try:
         return np.asarray(mask)
     except ValueError:

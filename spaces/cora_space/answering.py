@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
 from collections import OrderedDict
@@ -94,7 +95,7 @@ class Answering:
             answer = query_logits(model, processor, image, queries, uncertainty=uncertainty, anchors=anchors)
             return answer.to("cpu", torch.float16)
 
-        self._encode, self._answer = on_gpu(encoded), on_gpu(answered)
+        self._encode, self._answer = on_gpu(_refusing(encoded)), on_gpu(_refusing(answered))
 
     @classmethod
     def load(cls, settings: Settings, **kwargs: Any) -> Answering:
@@ -145,9 +146,32 @@ class Answering:
             return _told(self._answer, encoded, queries, uncertainty, anchors)
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """What the processor says against an input, in one line and without paths."""
+
+    reason: str
+
+
+def _refusing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which gives a refusal back: of an error in a lent GPU's process nothing arrives but its class."""
+
+    @functools.wraps(function)
+    def wrapped(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except ValueError as error:
+            return Refusal(str(error))
+
+    return wrapped
+
+
 def _told(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the processor refuses, it tells in one line and without paths."""
-    try:
-        return function(*arguments)
-    except ValueError as error:
-        raise VisitorError(f"The model cannot take this: {error}.") from None
+    """
+    Raises:
+        VisitorError: with what a refusal says.
+    """
+    result = function(*arguments)
+    if isinstance(result, Refusal):
+        raise VisitorError(f"The model cannot take this: {result.reason}.")
+    return result

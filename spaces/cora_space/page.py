@@ -254,6 +254,8 @@ class Page:
                 return {self.status: "", **handler(*arguments)}
             except VisitorError as error:
                 message = str(error)
+            except gr.Error as error:  # of a lent GPU: its queue, a visitor's quota
+                message = error.message
             except Exception:
                 logger.exception("%s failed", handler.__name__)
                 message = BROKEN
