@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 from datasets_scripts.folder import read_folder
 from datasets_scripts.instructions.build import build_instructions
@@ -45,6 +47,18 @@ def test_an_item_depends_on_seed_and_number_alone(street):
     last_to_first = {k: backwards[k] for k in reversed(range(12))}
     assert all(same(forwards[k], last_to_first[k]) for k in range(12))
     assert not all(same(forwards[k], dataset(street, seed=1, **augmented)[k]) for k in range(12))
+
+
+def test_workers_that_are_not_forked_give_the_same_items(street):
+    """As on macOS and Windows, and everywhere from Python 3.14 on: the data set is pickled."""
+    here = dataset(street, flip=0.5)
+    loader = DataLoader(here, batch_size=None, num_workers=1, multiprocessing_context="spawn", collate_fn=identity)
+    there = list(islice(loader, 5))
+    assert all(same(here[k], there[k]) for k in range(5))
+
+
+def identity(item):
+    return item
 
 
 def test_every_pass_takes_every_scene_once(street):

@@ -69,12 +69,25 @@ def planned_with(tmp_path: Path, method: str, *more: str, recipe: str = RECIPE) 
         ("cora", "--stage1.data_name=X", "stage1.data_name: 'X', but the run decides data; --data_name"),
         ("cora", "--stage1.output_dir=X", "stage1.output_dir: 'X', but steps lie in --steps; --out or --steps would"),
         ("cora", "--evaluation.out=X", "evaluation.out: 'X', but steps lie in --steps"),
+        ("cora", "--evaluation.model=X", "evaluation.model: 'X', but the run decides the folder of the step stage3"),
+        ("cora", "--evaluation.data=X", "evaluation.data: 'X', but the run decides"),
+        ("cora", "--consistency.model=X", "consistency.model: 'X', but the run decides the folder of the step stage2"),
     ],
 )  # fmt: skip
 def test_what_is_decided_elsewhere_is_refused_in_a_section(tmp_path, method, option, message):
     with pytest.raises(UsageError, match=r"^[^\n]+$") as raised:
         planned_with(tmp_path, method, option)
     assert message in str(raised.value)
+
+
+def test_no_stage_sees_the_draws_of_another_again(tmp_path):
+    """Each program draws by its `data_seed`; with one seed for all, a later stage would begin with the same images."""
+    for method in ("lisa", "cora"):
+        stages = planned_with(tmp_path, method, "--seed=7").stages.values()
+        assert [stage.fields["seed"] for stage in stages] == [7] * 3
+        assert len({stage.fields["data_seed"] for stage in stages}) == 3
+    own = planned_with(tmp_path, "cora", "--stage2.data_seed=5").stages["stage2"]
+    assert own.fields["data_seed"] == 5
 
 
 def test_a_section_may_say_what_is_decided_and_what_other_methods_need(tmp_path):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from transformers import Trainer
 
@@ -114,6 +115,31 @@ def test_only_a_checkpoint_of_the_method_is_gone_on_from(street, backbones, tmp_
     argv = options(street, backbones, tmp_path / "three", resume_from_checkpoint=tmp_path / "one")
     assert f"resume_from_checkpoint: {tmp_path / 'one'} is no whole checkpoint" in error_line(argv, capsys)
     assert not (tmp_path / "three").exists()
+
+
+@pytest.mark.parametrize("method", ["unimatch", "unimatch_v2"])
+def test_pseudo_labels_have_the_precision_of_what_learns_from_them(street, backbones, tmp_path, method, monkeypatch):
+    """accelerate's autocast reaches `forward`; the mixed image and the teacher are asked beside it."""
+    seen, inside = [], []
+    decoded, compute_loss = SemanticSegmenter._decoded, SemiSupervisedSegmentationTrainer.compute_loss
+
+    def seen_decoded(self, *given):
+        result = decoded(self, *given)
+        if inside:
+            seen.append(result.dtype)
+        return result
+
+    def inside_compute_loss(self, *arguments, **more):
+        inside.append(True)
+        try:
+            return compute_loss(self, *arguments, **more)
+        finally:
+            inside.clear()
+
+    monkeypatch.setattr(SemanticSegmenter, "_decoded", seen_decoded)
+    monkeypatch.setattr(SemiSupervisedSegmentationTrainer, "compute_loss", inside_compute_loss)
+    main(options(street, backbones, tmp_path, method=method, max_steps=1, bf16=True))
+    assert seen == [torch.bfloat16] * 3
 
 
 def test_items_are_read_once_and_in_order(street, backbones, tmp_path, monkeypatch):
@@ -286,6 +312,7 @@ def test_bad_input_gets_one_line_and_leaves_nothing(street, backbones, tmp_path,
         (options(street, backbones, out, cutmix_area_min=0.6), "is no range"),
         (options(street, backbones, out, method="supervised", **one_image), "1 is too few"),
         (options(street, backbones, out, burn_in=0.5, **one_image), "1 is too few"),
+        (options(street, backbones, out, batch_norm_statistics="clean", **one_image), "1 is too few"),
         (options(street, backbones, out, burn_in=2), "burn_in: 2.0 is outside of [0, 1]"),
         (options(street, backbones, out, ema_ratio=99), "ema_ratio: 99.0 is outside of [0, 1]"),
         (options(street, backbones, out, output_stride=8), "output_stride: 8 is not one of 16, 32"),

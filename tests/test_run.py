@@ -439,11 +439,14 @@ def test_a_checkpoint_that_was_cut_short_does_not_count(tmp_path):
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
-def test_two_processes_make_other_folders_of_what_they_share(program, tmp_path):
+def test_processes_and_precision_make_other_folders_of_what_they_share(program, tmp_path):
     one = Step("one", program, {"field": 1}, launched=False)
     two = Step("two", program, {"before": one})
     alone, both = StepFolders(tmp_path), StepFolders(tmp_path, CPU_2)
     assert alone.folder(one) == both.folder(one) and alone.folder(two) != both.folder(two)
+    (tmp_path / "half.yaml").write_text("{num_processes: 2, mixed_precision: bf16}")
+    half = StepFolders(tmp_path, str(tmp_path / "half.yaml"))
+    assert half.folder(one) == both.folder(one) and half.folder(two) != both.folder(two)
     with pytest.raises(UsageError, match="accelerate_config: nothing"):
         StepFolders(tmp_path, "nothing.yaml").folder(one)
 

@@ -150,7 +150,10 @@ class DataArguments:
     colour_jitter: float = field(
         default=0.0, metadata={"help": "Half-width of brightness, contrast and saturation factors around 1, in [0, 1)."}
     )
-    cache_scenes: int = field(default=512, metadata={"help": "Decoded scenes kept in memory by each process."})
+    cache_scenes: int = field(
+        default=512,
+        metadata={"help": "Decoded scenes kept in memory by each process and each dataloader worker."},
+    )
 
     def __post_init__(self):
         check_kinds("kinds", self.kinds, get_args(Kind))

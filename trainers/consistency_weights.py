@@ -22,7 +22,6 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from datasets_scripts.command_line import UsageError, one_line_errors
@@ -36,7 +35,7 @@ from modeling_cora.segmentation import query_logits
 from trainers.arguments import CLASS_KINDS, EmbeddingCacheArguments, check_kinds, parse_recipe
 from trainers.consistency_maps import packed_variances
 from trainers.embedding_cache import add_embedding_cache, weights_hash
-from trainers.loading import load_trained
+from trainers.loading import inference_accelerator, load_trained
 from trainers.unlabelled_dataset import PseudoLabels, shown_classes
 
 
@@ -111,7 +110,7 @@ def write_weights(arguments: ConsistencyArguments, caching: EmbeddingCacheArgume
     """Writes what is missing; returns the number of images that have weights now."""
     if not arguments.out:
         raise UsageError("--out: not given; a folder for the weights")
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = inference_accelerator()
     scene_set, _ = read_data(arguments.data, arguments.split_lists)
     pseudo_labels = PseudoLabels(arguments.pseudo_labels)
     scenes = pseudo_labels.of_scenes(scene_set.split("train", labelled=False))

@@ -58,6 +58,7 @@ from trainers.report import read_history
 from trainers.stage import (
     ARGUMENTS,
     EVALUATED_AFTERWARDS,
+    drawing_seed,
     labelled_instructions,
     load_for_training,
     unlabelled_items,
@@ -165,9 +166,9 @@ def prepare(argv: Sequence[str] | None = None) -> Diagnosed:
     instructions = [i for i in every_kind if i.kind in data.kinds]
     batches = max(arguments.embedding_batches, arguments.gradient_batches)
     length = batches * training.train_batch_size
-    labelled = InstructionDataset(scene_set, scenes, instructions, data, length, training.seed, anchors=True)
+    labelled = InstructionDataset(scene_set, scenes, instructions, data, length, drawing_seed(training), anchors=True)
     ratio = unlabelled.unlabelled_per_labelled
-    labels = unlabelled_items(scene_set, unlabelled, data, length * ratio, training.seed)
+    labels = unlabelled_items(scene_set, unlabelled, data, length * ratio, labelled.seed)
     model, processor = load_for_training(of_model, parts, [], training.seed, anchors=True)
     training.output_dir = arguments.out
     add_embedding_cache(model, caching, training=True)

@@ -47,7 +47,7 @@ from trainers.arguments import EmbeddingCacheArguments, check_kinds, parse_recip
 from trainers.baselines import MeanMask, part_counts, trivial_counts
 from trainers.embedding_cache import add_embedding_cache
 from trainers.instruction_dataset import anchor_masks
-from trainers.loading import load_trained
+from trainers.loading import inference_accelerator, load_trained
 from trainers.protocols import PROTOCOLS, Protocol, ask, protocol_named
 from trainers.stage import labelled_instructions
 from trainers.summary import markdown, summarise_records, summary_table
@@ -275,7 +275,7 @@ def _some_of_each(instructions: Sequence[Instruction], most: int) -> list[Instru
 def run_evaluation(arguments: EvaluationArguments, caching: EmbeddingCacheArguments | None = None) -> dict:
     """Evaluates and writes the results; returns the summary."""
     protocol = protocol_named(arguments.protocol)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = inference_accelerator()
     scene_set, built = read_data(arguments.data, arguments.split_lists, components=True)
     scenes = scene_set.split(arguments.split, labelled=True)[: arguments.limit]
     if not scenes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -25,6 +24,7 @@ from modeling_cora import CoraProcessor
 
 from .arguments import DataArguments
 from .augmentation import View, jitter, shrink
+from .picklable_cache import PicklableCache
 
 
 class AskedScene(NamedTuple):
@@ -68,8 +68,8 @@ class AskedScenes(torch.utils.data.Dataset):
         self.length, self.seed, self.anchors = length, seed, anchors
         self.class_ids = {c.name: c.id for c in classes}
         self.sided = sided_classes(classes)
-        self._read = lru_cache(maxsize=arguments.cache_scenes)(self.read_scene)
-        self._order = lru_cache(maxsize=2)(self._shuffled)
+        self._read = PicklableCache(self.read_scene, arguments.cache_scenes)
+        self._order = PicklableCache(self._shuffled, 2)
 
     def read_scene(self, index: int) -> AskedScene:
         raise NotImplementedError

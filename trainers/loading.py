@@ -1,11 +1,24 @@
-"""`--model` of a command."""
+"""What commands begin with: their `--model`, their processes."""
 
 from __future__ import annotations
+
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from datasets_scripts.command_line import UsageError
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor, loading
 
 from .adapters import check_record
+
+
+def inference_accelerator() -> Accelerator:
+    """For programs that share images out and meet at the end: one that is done waits for the others a day, and not the
+    ten minutes after which NCCL stops all of them."""
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
 
 
 def load_trained(model: str) -> tuple[CoraForReasoningSegmentation, CoraProcessor]:

@@ -202,13 +202,15 @@ def plan(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> 
     caching = {"embedding_cache": arguments.embedding_cache} if arguments.embedding_cache else {}
     # tables that the run builds are made with the lists; those that are there have all images
     lists = {"split_lists": Path(arguments.split_lists)} if arguments.split_lists and not preparation else {}
+    # each stage draws other images, views and queries, or a later one would see those of an earlier one again
+    draws = [{"data_seed": arguments.seed + 1000 * k} for k in range(3)]
     named = {"data": data, **lists, "data_name": arguments.data_name or Path(arguments.data).resolve().name, **caching}
-    stage1 = _stage("stage1", sections, {**named, "seed": arguments.seed})
+    stage1 = _stage("stage1", sections, {**named, "seed": arguments.seed}, defaults=draws[0])
     _refuse_overridden("stage2", sections["stage2"], method.stage2(), f"method {arguments.method}")
     stage2 = _stage(
         # without conditional queries the second stage goes on as the first
         "stage2", sections, {"model": stage1, **named, "seed": arguments.seed}, method.stage2(),
-        module="trainers.stage2" if "cvi" in method.components else "trainers.stage1",
+        module="trainers.stage2" if "cvi" in method.components else "trainers.stage1", defaults=draws[1],
     )  # fmt: skip
     _refuse_overridden("stage3", sections["stage3"], method.stage3(), f"method {arguments.method}")
     types = (*STAGE_ARGUMENTS, UnlabelledArguments)
@@ -219,10 +221,12 @@ def plan(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> 
         preparation += steps
         third["pseudo_labels"] = labels
         if "ocpl" in method.components and _given(sections["stage3"], types).get("consistency", "ahead") == "ahead":
+            decided = {"model": stage2, "data": data, **lists, "pseudo_labels": labels, **caching}
+            _refuse_overridden("consistency", sections["consistency"], decided, "the run")
             weights = Step(
                 "consistency",
                 "trainers.consistency_weights",
-                {"model": stage2, "data": data, **lists, "pseudo_labels": labels, **caching, **sections["consistency"]},
+                {**decided, **sections["consistency"]},
                 arguments=(ConsistencyArguments, EmbeddingCacheArguments),
             )
             third["consistency_weights"] = weights
@@ -232,9 +236,10 @@ def plan(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> 
         third,
         method.stage3(),
         types=types,
-        defaults={"pseudo_confidence": LISA_CONFIDENCE},
+        defaults={"pseudo_confidence": LISA_CONFIDENCE, **draws[2]},
     )
     stages = {"stage1": stage1, "stage2": stage2, "stage3": stage3}
+    _refuse_overridden("evaluation", sections["evaluation"], {"model": stage3, **named}, "the run")
     evaluations = {
         name: Step(
             f"evaluation_{name}",

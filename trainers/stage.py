@@ -174,7 +174,7 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
         instructions,
         data_arguments,
         length=arguments.max_steps * batch,
-        seed=arguments.seed,
+        seed=drawing_seed(arguments),
         anchors=anchors,
     )
     collator, more = InstructionCollator(processor), {}
@@ -196,9 +196,7 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
         refuse_sharded_weights(trainer)
     if trainer.is_world_process_zero():
         stage, others = trainer_class.__name__.removesuffix("Trainer").lower(), [parts, pretraining, caching, *rest]
-        write_training_record(
-            stage, model, base, scene_set, instructions, arguments, model_arguments, data_arguments, others
-        )
+        write_training_record(stage, trainer, base, scene_set, instructions, model_arguments, data_arguments, others)
     if pretraining.query_pretraining_steps and checkpoint is None:
         main_process, autocast = trainer.is_world_process_zero(), trainer.accelerator.autocast
         pretrain_queries(
@@ -252,6 +250,11 @@ def _check_base(base: str, config: CoraConfig, anchors: bool, arguments: CoraTra
         )
 
 
+def drawing_seed(arguments: CoraTrainingArguments) -> int:
+    """Of images, their views and their queries."""
+    return arguments.seed if arguments.data_seed is None else arguments.data_seed
+
+
 def unlabelled_items(
     scene_set: SceneSet, unlabelled: UnlabelledArguments, data: DataArguments, length: int, seed: int
 ) -> UnlabelledDataset | PseudoInstructionDataset:
@@ -270,7 +273,7 @@ def _paired(
     """Labelled items and the unlabelled ones that go with them; none, and none is read, for sigma = 0."""
     ratio, others = unlabelled.unlabelled_per_labelled, None
     if unlabelled.unlabelled_weight:
-        others = unlabelled_items(scene_set, unlabelled, data_arguments, len(labelled) * ratio, arguments.seed)
+        others = unlabelled_items(scene_set, unlabelled, data_arguments, len(labelled) * ratio, labelled.seed)
         without = len(scene_set.split("train", labelled=False)) - len(others.scenes)
         if without and arguments.process_index == 0:
             print(f"{without} unlabelled images have no pseudo-label and are left out", flush=True)

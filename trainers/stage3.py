@@ -59,6 +59,14 @@ class Stage3Trainer(CoraTrainer):
             "unlabelled": sum(masks[inputs["labelled"] :]),
         }
 
+    def _prepare_inputs(self, inputs: dict) -> dict:
+        """Weights stay fp32: DeepSpeed casts what floats to the model's type, and bf16 knows nothing between .996 and
+        1, where most of them are."""
+        prepared = super()._prepare_inputs({**inputs, "weights": None})
+        if inputs["weights"] is not None:
+            prepared["weights"] = [weights.to(self.args.device) for weights in inputs["weights"]]
+        return prepared
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         own, counts = self.accelerator.unwrap_model(model), self.counts(inputs)
         output = model(**inputs["inputs"])

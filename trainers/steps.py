@@ -18,8 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from datasets_scripts.command_line import UsageError
@@ -42,6 +43,18 @@ PACKAGES = ("modeling_cora", "trainers", "datasets_scripts", "metrics")
 LOCK = ".{name}.{rank}.lock"
 """Held by the run that does the step NAME-KEY, on the machine RANK. The system frees it when that run ends, however it
 ends."""
+
+
+class Launch(NamedTuple):
+    """What `accelerate launch` decides and the content of a step depends on.
+
+    Attributes:
+        processes: that share the work of a step, all machines together; with their number grows the batch.
+        precision: no, bf16, fp16.
+    """
+
+    processes: int = 1
+    precision: str = "no"
 
 
 @dataclass(frozen=True)
@@ -71,22 +84,19 @@ class Step:
     launched: bool = True
     resumes: tuple[str, ...] = ()
 
-    def key(self, files: FileHashes, processes: int = 1) -> str:
+    def key(self, files: FileHashes, launch: Launch) -> str:
         """Hash of everything that the content of the folder depends on, but for the code.
-
-        Args:
-            processes: that share the work; with their number grows the batch.
 
         Raises:
             UsageError: a file or folder that is missing.
         """
         recipe = read_recipe(self.recipe, self.arguments) if self.recipe else {}
         given = {
-            name: _content(name, value, files, processes)
+            name: _content(name, value, files, launch)
             for name, value in {**recipe, **self.fields}.items()
             if name not in WITHOUT_EFFECT
         }
-        text = json.dumps([self.module, self.words, given, processes if self.launched else 1], sort_keys=True)
+        text = json.dumps([self.module, self.words, given, *(launch if self.launched else Launch())], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
@@ -99,10 +109,10 @@ def code_digest(root: Path = ROOT) -> str:
     return found.hexdigest()[:10]
 
 
-def _content(name: str, value: Any, files: FileHashes, processes: int) -> Any:
+def _content(name: str, value: Any, files: FileHashes, launch: Launch) -> Any:
     """What a value stands for: a step's key, or what a file or folder holds, wherever it lies."""
     if isinstance(value, Step):
-        return value.key(files, processes)
+        return value.key(files, launch)
     if isinstance(value, Path):
         return files.content(value)
     if name in MODELS and isinstance(value, str) and Path(value).exists():
@@ -127,7 +137,7 @@ class StepFolders:
     def folder(self, step: Step) -> Path:
         if id(step) not in self._keys:
             # once for each step: a key looks at all files of a data set; the step stays, so that no other gets its id
-            self._keys[id(step)] = step, step.key(self.files, self.processes)
+            self._keys[id(step)] = step, step.key(self.files, self.launch)
         return self.root / f"{step.name}-{self._keys[id(step)][1]}"
 
     @cached_property
@@ -136,9 +146,10 @@ class StepFolders:
         return FileHashes(self.root / ".files.json")
 
     @property
-    def processes(self) -> int:
-        """How many share the work of a step, all machines together."""
-        return int(self._config.get("num_processes", 1))
+    def launch(self) -> Launch:
+        """How steps are started."""
+        precision = self._config.get("mixed_precision") or "no"
+        return Launch(int(self._config.get("num_processes", 1)), str(precision))
 
     @property
     def sharded(self) -> bool:
@@ -235,4 +246,5 @@ class StepFolders:
             if finished.returncode:
                 raise SystemExit(finished.returncode)
         else:
+            torch.set_float32_matmul_precision("high")  # as where the program is called by itself
             importlib.import_module(step.module).main(command)

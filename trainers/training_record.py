@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
+from transformers import Trainer
 from transformers.utils import cached_file
 
 from datasets_scripts.files import write_text
@@ -18,7 +18,7 @@ from datasets_scripts.records import Instruction, SceneSet
 from modeling_cora.hub.run_folder import TRAINING, base_models
 from modeling_cora.named_models import resolve_name
 
-from .arguments import CoraTrainingArguments, DataArguments, ModelArguments, UnlabelledArguments
+from .arguments import DataArguments, ModelArguments, UnlabelledArguments
 from .trained_parts import parameter_counts
 
 LEFT_OUT = {
@@ -29,7 +29,7 @@ LEFT_OUT = {
 OF_THE_TRAINER = (
     "seed", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
     "sam_learning_rate", "projector_learning_rate", "warmup_steps", "lr_scheduler_type", "weight_decay", "adam_beta1",
-    "adam_beta2", "max_grad_norm", "bf16", "fp16",
+    "adam_beta2", "max_grad_norm", "data_seed",
 )  # fmt: skip
 PACKAGES = ("torch", "transformers", "peft", "accelerate")
 
@@ -42,11 +42,10 @@ def is_trained(model: str) -> bool:
 
 def write_training_record(
     stage: str,
-    model: torch.nn.Module,
+    trainer: Trainer,
     base: str,
     scene_set: SceneSet,
     instructions: Sequence[Instruction],
-    arguments: CoraTrainingArguments,
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     others: Sequence[Any],
@@ -55,11 +54,12 @@ def write_training_record(
 
     Args:
         stage: its name.
-        model: as it is trained.
+        trainer: with the model as it is trained. Its precision is accelerate's, whoever told that to accelerate.
         base: of an adapter that is trained further; else the model that the training starts from.
         instructions: what it is trained on.
         others: further dataclasses of hyper-parameters.
     """
+    model, arguments = trainer.model, trainer.args
     train, start = scene_set.split("train"), _name_of(model_arguments.model)
     labelled = sum(scene.labelled for scene in train)
     unlabelled = any(isinstance(group, UnlabelledArguments) and group.unlabelled_weight for group in others)
@@ -84,7 +84,11 @@ def write_training_record(
             "classes": [c.name for c in scene_set.classes if c.asked],
         },
         "images_per_step": (arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size),
-        "settings": {**settings, **{name: getattr(arguments, name) for name in OF_THE_TRAINER}},
+        "settings": {
+            **settings,
+            **{name: getattr(arguments, name) for name in OF_THE_TRAINER},
+            "mixed_precision": trainer.accelerator.mixed_precision,
+        },
         "parameters": {part: row[:2] for part, row in parameter_counts(model).items()},
         "versions": {package: version(package) for package in PACKAGES},
     }

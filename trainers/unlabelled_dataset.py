@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from .arguments import DataArguments, UnlabelledArguments
 from .augmentation import View, jitter, shrink
 from .consistency_maps import ConsistencyMaps, at_size
 from .instruction_dataset import anchor_noise
+from .picklable_cache import PicklableCache
 from .pseudo_labels.predictions import mask_path, read_prediction
 
 
@@ -113,8 +113,8 @@ class UnlabelledDataset(torch.utils.data.Dataset):
         self.by_id = {c.id: c for c in scene_set.classes}
         self.sided = sided_classes(scene_set.classes)
         self.length, self.seed = length, seed
-        self._read = lru_cache(maxsize=data.cache_scenes)(self._read_scene)
-        self._order = lru_cache(maxsize=2)(self._shuffled)
+        self._read = PicklableCache(self._read_scene, data.cache_scenes)
+        self._order = PicklableCache(self._shuffled, 2)
 
     def __len__(self) -> int:
         return self.length

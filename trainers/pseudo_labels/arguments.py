@@ -122,7 +122,10 @@ class SegmentationDataArguments:
         "An image that is smaller than the crop before any resize: error = stop, pad = fill it up with ignored pixels "
         "(the public codes, without a word).",
     )
-    cache_scenes: int = field(default=512, metadata={"help": "Decoded images kept in memory by each process."})
+    cache_scenes: int = field(
+        default=512,
+        metadata={"help": "Decoded images kept in memory by each process and each dataloader worker."},
+    )
 
 
 @dataclass

@@ -42,9 +42,13 @@ def kept_statistics(model: nn.Module, kept: bool = True) -> Iterator[None]:
             norm.momentum = momentum
 
 
-def synchronise_batch_norm(model: nn.Module) -> nn.Module:
-    """The model, whose BatchNorms see all processes from now on; same parameters, same names."""
-    if torch.cuda.is_available():
+def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model, whose BatchNorms see all processes from now on; same parameters, same names.
+
+    Args:
+        device: that it is trained on, which may be a CPU beside a GPU.
+    """
+    if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:

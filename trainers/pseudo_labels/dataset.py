@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
 from PIL import Image
 
 from datasets_scripts.records import read_image
+from trainers.picklable_cache import PicklableCache
 
 from .arguments import SegmentationDataArguments, StrongViewArguments
 from .augmentation import pixels, random_crop, scaled, strong_view
@@ -60,8 +60,8 @@ class SemiSupervisedDataset(torch.utils.data.Dataset):
         self.labelled_alone = labelled_alone
         self.data_arguments, self.strong_arguments = data_arguments, strong_arguments
         self._index_of = class_index_lookup(scenes.classes)
-        self._read = lru_cache(maxsize=data_arguments.cache_scenes)(self._read_scene)
-        self._order = lru_cache(maxsize=6)(self._shuffled)
+        self._read = PicklableCache(self._read_scene, data_arguments.cache_scenes)
+        self._order = PicklableCache(self._shuffled, 6)
 
     def __len__(self) -> int:
         return self.length

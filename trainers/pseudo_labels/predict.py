@@ -30,6 +30,7 @@ from datasets_scripts.files import claim_folder
 from datasets_scripts.folder import read_folder
 from datasets_scripts.records import DataError, Scene
 from trainers.arguments import parse_recipe
+from trainers.loading import inference_accelerator
 from trainers.pseudo_labels.evaluation import predict_scene
 from trainers.pseudo_labels.predictions import (
     META,
@@ -85,7 +86,7 @@ def run_prediction(arguments: PredictionArguments) -> dict:
         raise UsageError("--out: not given; a folder for the pseudo-labels")
     if not 0 < arguments.window_stride <= 1:
         raise UsageError(f"--window_stride {arguments.window_stride}: is outside of (0, 1]")
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = inference_accelerator()
     segmenter, record = load_segmenter(arguments.model)
     scene_set = read_folder(arguments.data, arguments.split_lists)
     scenes = scene_set.split("train", labelled=False)

@@ -115,10 +115,12 @@ def main(argv: list[str] | None = None) -> None:
     check_arguments(segmenter_arguments, method_arguments, data_arguments, strong_arguments, arguments)
     check_steps(arguments)
     checkpoint = checkpoint_to_resume(arguments.resume_from_checkpoint, arguments.output_dir)
-    labelled_alone = method_arguments.method == "supervised" or method_arguments.burn_in > 0
+    # UniMatch's perturbed features may be decoded apart from all others
+    apart = method_arguments.method == "unimatch" and method_arguments.batch_norm_statistics == "clean"
+    alone = method_arguments.method == "supervised" or method_arguments.burn_in > 0 or apart
     if (
         segmenter_arguments.architecture == "deeplabv3plus"
-        and labelled_alone
+        and alone
         and arguments.train_batch_size * arguments.world_size == 1
     ):
         raise UsageError(

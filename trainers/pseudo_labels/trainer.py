@@ -45,7 +45,7 @@ class SemiSupervisedSegmentationTrainer(BaseTrainer):
         val: Sequence[Scene] = (),
     ):
         if args.world_size > 1:
-            segmenter = synchronise_batch_norm(segmenter)
+            segmenter = synchronise_batch_norm(segmenter, args.device)
         super().__init__(
             model=segmenter,
             args=args,
@@ -66,7 +66,10 @@ class SemiSupervisedSegmentationTrainer(BaseTrainer):
         step = Step(model, segmenter, inputs, self.accelerator.gather if processes > 1 else None, processes)
         # in the burn-in the data set gives labelled images alone
         method = self.burn_in if self.method.views.unlabelled and "weak" not in inputs else self.method
-        terms, values = self.global_means(method.terms(step))
+        # accelerate's own reaches `forward` alone, not the passes whose answers are pseudo-labels
+        with self.accelerator.autocast():
+            terms = method.terms(step)
+        terms, values = self.global_means(terms)
         self._stop_at_nan(values)
         self.record_terms(values)
         loss = weighted_sum(terms, method.weights(self.state.global_step / self.state.max_steps))
