@@ -133,6 +133,25 @@ def test_small_steps_are_not_lost_on_weights_stored_in_bfloat16(tmp_path, rank, 
     torch.testing.assert_close(moved[touched].abs(), torch.full_like(moved[touched], 2e-5), rtol=1e-2, atol=0)
 
 
+def test_the_next_stage_goes_on_from_every_bit_of_weights_beside_bfloat16(tmp_path):
+    """Without LoRA a folder holds fp32 for what was trained and bfloat16 for the rest."""
+    write_scenes(tmp_path / "scenes", labelled=2, unlabelled=0, val=1, size=(48, 64), progress=False)
+    model, processor = cora_tiny(TEXTS, clip_image_size=28, sam_image_size=128)
+    for part in (model.to(torch.bfloat16), processor):
+        part.save_pretrained(tmp_path / "base")
+    for start, out, rate in (("base", "first", 1e-3), ("first", "second", 0)):
+        options = {"model": tmp_path / start, "data": tmp_path / "scenes", "output_dir": tmp_path / out, "lora_r": 0}
+        options |= {"max_steps": 1, "warmup_steps": 0, "learning_rate": rate, "use_cpu": "true", "disable_tqdm": "true"}
+        options |= {"bf16": "true"}  # in fp32 the rest would be fp32 too
+        stage1.main([*(f"--{k}={v}" for k, v in options.items()), "--trained_parts", "seg_projector", "mask_decoder"])
+    base, was, now = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "first", "second"))
+    assert {tensor.dtype for tensor in was.values()} == {torch.float32, torch.bfloat16}
+    for name, tensor in was.items():
+        assert now[name].dtype == tensor.dtype and torch.equal(now[name], tensor), name
+        assert tensor.dtype == torch.float32 or torch.equal(tensor, base[name]), name
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in was.values())
+
+
 def test_adapter_trains_resumes_loads_and_merges(tmp_path, monkeypatch):
     """Through the programs that a user runs: base folder -> stage 1 with LoRA -> adapter -> merged folder."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

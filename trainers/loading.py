@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+from safetensors import safe_open
 
 from datasets_scripts.command_line import UsageError
-from modeling_cora import CoraForReasoningSegmentation, CoraProcessor, loading
+from modeling_cora import CoraConfig, CoraForReasoningSegmentation, CoraProcessor, loading
+from modeling_cora.named_models import resolve_name
 
 from .adapters import check_record
+
+HALF = (torch.bfloat16, torch.float16)
 
 
 def inference_accelerator() -> Accelerator:
@@ -21,8 +27,25 @@ def inference_accelerator() -> Accelerator:
     return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
 
 
-def load_trained(model: str) -> tuple[CoraForReasoningSegmentation, CoraProcessor]:
+def half_with_trained_parts(model: str) -> torch.dtype | None:
+    """The type of a folder's frozen parts, where that is a half one and others are fp32, as after a training without
+    LoRA; else None."""
+    folder = Path(resolve_name(model))
+    if not folder.is_dir():
+        return None
+    types = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            types |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    dtype = CoraConfig.from_pretrained(folder).dtype if "F32" in types and types & {"BF16", "F16"} else None
+    return dtype if dtype in HALF else None
+
+
+def load_trained(model: str, **kwargs: Any) -> tuple[CoraForReasoningSegmentation, CoraProcessor]:
     """Model (in eval mode) and processor of a folder or Hub id.
+
+    Args:
+        kwargs: go to the model's `from_pretrained`.
 
     Raises:
         UsageError: none is named, or see `modeling_cora.loading`, or `check_record` for an adapter.
@@ -30,7 +53,7 @@ def load_trained(model: str) -> tuple[CoraForReasoningSegmentation, CoraProcesso
     if not model:
         raise UsageError("--model: not given; a folder or Hub id with a CORA model, such as runs/demo/model")
     try:
-        loaded, processor = loading.load_trained(model)
+        loaded, processor = loading.load_trained(model, **kwargs)
     except loading.ModelLoadError as error:
         raise UsageError(str(error)) from None
     if getattr(loaded, "_hf_peft_config_loaded", False):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from peft import PeftModel
 from transformers.trainer_utils import set_seed
@@ -37,10 +38,10 @@ from .base_trainer import check_steps, checkpoint_to_resume, refuse_evaluation
 from .cora_trainer import CoraTrainer, refuse_sharded_anchors
 from .embedding_cache import add_embedding_cache, refuse_sharded_weights, warn_of_new_images
 from .instruction_dataset import InstructionCollator, InstructionDataset
-from .loading import load_trained
+from .loading import half_with_trained_parts, load_trained
 from .pseudo_instructions import PseudoInstructionDataset
 from .query_pretraining import pretrain_queries
-from .trained_parts import parameter_table, select_trained_parts
+from .trained_parts import frozen_in, parameter_table, select_trained_parts
 from .training_record import is_trained, write_training_record
 from .unlabelled_dataset import PairedCollator, PairedDataset, UnlabelledDataset
 
@@ -77,6 +78,9 @@ def load_model(
     if arguments.model == "cora-tiny":
         texts = [text for i in instructions for text in (i.query, *i.rephrasings, i.answer)]
         model, processor = cora_tiny(texts, seed, arguments.clip_image_size, arguments.sam_image_size)
+    elif half_with_trained_parts(arguments.model) is not None:
+        # in its own type, what an earlier stage has trained would be rounded
+        model, processor = load_trained(arguments.model, dtype=torch.float32)
     else:
         model, processor = load_trained(arguments.model)
     override_config(model.config, arguments)
@@ -105,6 +109,8 @@ def load_for_training(
             raise UsageError(anchors_needed(arguments.model))
         model.add_anchors(processor.add_anchor_token())
     model = select_trained_parts(model, parts, random_start=arguments.model == "cora-tiny")
+    if (dtype := half_with_trained_parts(base)) is not None:
+        frozen_in(model, dtype)
     if further:
         if not isinstance(model, PeftModel):
             raise UsageError(

@@ -105,6 +105,13 @@ def _trained_in_fp32(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
+def frozen_in(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Frozen parameters in a type, in place; trained ones stay as they are."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
 def _row_of(model: CoraForReasoningSegmentation, name: str) -> str:
     if "lora_" in name:
         return "LoRA"
