@@ -161,14 +161,17 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
     def get_image_embeddings(self, sam_pixel_values: torch.Tensor) -> torch.Tensor:
         """SAM's encoder: (B, 3, S, S) -> (B, C, h, w).
 
-        A frozen encoder has no graph and sees images one by one: each of its layers takes half a gigabyte an image
-        (ViT-H, bf16), and kernels choose their order of summation by the batch's size, so that an image's last bits
-        would depend on which others share its batch.
+        A frozen encoder has no graph. In training, as with a cache, it sees images one by one: kernels choose their
+        order of summation by the batch's size, so an image's last bits would depend on which others share its batch.
+        Else a batch is one pass, in which each layer takes half a gigabyte an image (ViT-H, bf16).
         """
         pixels = sam_pixel_values.to(self.sam.dtype)
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self.sam.vision_encoder.parameters()):
+        training = torch.is_grad_enabled()
+        if training and any(p.requires_grad for p in self.sam.vision_encoder.parameters()):
             return self.sam.vision_encoder(pixels)[0]
         with torch.no_grad():
+            if self.embedding_cache is None and not training:
+                return self.sam.vision_encoder(pixels)[0].contiguous()
             look_up = self.embedding_cache or (lambda image, encode: encode(image))
             return torch.stack([look_up(image, self._image_embedding) for image in pixels])
 
