@@ -184,7 +184,7 @@ def build(
     if not result["scenes"]:
         first = result["skipped"][0]["reason"] if result["skipped"] else "it has none"
         raise DataError(f"{name}: no scene could be read: {first}")
-    result["never shown"] = _never_shown(scene_set, done, name)
+    result["never_shown"] = _never_shown(scene_set, done, name)
     _write_extras(out, scene_set, result, done, fractions, seed, name, licence)
     shutil.rmtree(out / PROGRESS)
     return result
@@ -371,8 +371,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         raise DataError(f"{error.filename or given.out}: cannot be written ({error.strerror or error})") from None
     print(f"{given.out}: {result['scenes']} scenes, {result['instructions']} instructions")
-    if result["never shown"]:
-        print(f"no labelled training image shows {', '.join(result['never shown'])}: nothing of it can be learned")
+    if result["never_shown"]:
+        print(f"no labelled training image shows {', '.join(result['never_shown'])}: nothing of it can be learned")
     for entry in result["skipped"]:
         print(f"skipped {entry['image_id'] or 'an entry'}: {entry['reason']}")
     if repo_id:

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from datasets_scripts.command_line import UsageError
 from modeling_cora import CoraConfig, CoraForReasoningSegmentation, CoraProcessor, loading
-from modeling_cora.named_models import resolve_name
 
 from .adapters import check_record
 
@@ -30,14 +29,14 @@ def inference_accelerator() -> Accelerator:
 def half_with_trained_parts(model: str) -> torch.dtype | None:
     """The type of a folder's frozen parts, where that is a half one and others are fp32, as after a training without
     LoRA; else None."""
-    folder = Path(resolve_name(model))
-    if not folder.is_dir():
-        return None
     types = set()
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            types |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-    dtype = CoraConfig.from_pretrained(folder).dtype if "F32" in types and types & {"BF16", "F16"} else None
+    for path in Path(model).glob("*.safetensors"):
+        try:
+            with safe_open(path, "pt") as file:
+                types |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        except SafetensorError:
+            return None  # whoever loads it says so
+    dtype = CoraConfig.from_pretrained(model).dtype if "F32" in types and types & {"BF16", "F16"} else None
     return dtype if dtype in HALF else None
 
 
