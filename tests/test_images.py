@@ -116,7 +116,7 @@ def test_a_download_ends_at_the_timeout_however_steadily_it_drips(web):
     start = time.monotonic()
     with pytest.raises(ImageError, match=r"not complete after 0\.3 seconds"):
         load_image(web + "/slow", timeout=0.3)
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 8  # it would drip for 10
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "RGB"])
