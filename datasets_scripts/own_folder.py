@@ -25,7 +25,6 @@ name, unless its entry in classes.json says `"asked": true`.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +37,7 @@ from .bad_items import refuse
 from .coco import BACKGROUND, CocoFile, CocoMap, category_classes, classes_with_background, read_coco
 from .json_files import excerpt, is_whole, read_json
 from .records import IGNORE_INDEX, DataError, ImageSource, Scene, SceneSet, SemanticClass, Split, read_map
+from .splits import composed
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
@@ -183,7 +183,7 @@ def _read_split(
         if stem not in images:
             refuse(DataError(f"{mask}: {folder / 'images'} has no image of this stem"))
     for path in sorted((folder / "facts").glob("*.json")):
-        if (stem := stem_of(path)) not in images:
+        if (stem := composed(path.stem)) not in images:
             continue
         try:
             given = _read_facts(path, classes)
@@ -211,10 +211,10 @@ def _binary_masks(folder: Path) -> list[Path]:
 
 def _class_masks(folder: Path, classes: tuple[SemanticClass, ...], background: int | None) -> dict[str, BinaryMasks]:
     """The binary masks of each image's stem. A folder that is called like a class holds masks of that class."""
-    order = {unicodedata.normalize("NFC", c.name): (index, c.id) for index, c in enumerate(classes)}
+    order = {composed(c.name): (index, c.id) for index, c in enumerate(classes)}
     found: dict[str, dict[str, Path]] = {}
     for path in _lossless(_binary_masks(folder)):
-        own, above = stem_of(path), unicodedata.normalize("NFC", path.parent.name)
+        own, above = composed(path.stem), composed(path.parent.name)
         stem, name = (own, above) if above in order else (above, own)
         if name not in order:
             known = ", ".join(order)
@@ -255,7 +255,7 @@ def _coco_maps(
     instances: dict[str, ImageSource] = {}
     facts = {}
     for image in coco.images.values():
-        stem = stem_of(Path(image.file_name))
+        stem = composed(Path(image.file_name).stem)
         if stem not in images:
             refuse(DataError(f"{coco.path}: images: id {image.id}: {folder / 'images'} has no {image.file_name}"))
             continue
@@ -268,15 +268,10 @@ def _coco_maps(
     return labels, instances, facts
 
 
-def stem_of(path: Path) -> str:
-    """A file's stem, the same for names that look the same: macOS writes an accent as a letter of its own."""
-    return unicodedata.normalize("NFC", path.stem)
-
-
 def _by_stem(paths: Iterable[Path]) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in paths:
-        stem = stem_of(path)
+        stem = composed(path.stem)
         if stem in files:
             refuse(DataError(f"{path}: {files[stem].name} has the same stem"))
             continue

@@ -34,7 +34,12 @@ HELD_OUT_FROM = "held_out_from"
 
 def image_id_of(path: str | Path) -> str:
     """`leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png` -> `aachen_000000_000019`."""
-    return unicodedata.normalize("NFC", Path(path).stem).removesuffix("_leftImg8bit")
+    return composed(Path(path).stem).removesuffix("_leftImg8bit")
+
+
+def composed(name: str) -> str:
+    """The same for names that look the same: macOS writes an accent as a letter of its own."""
+    return unicodedata.normalize("NFC", name)
 
 
 def read_split(folder: str | Path) -> dict[str, list[tuple[str, str]]]:

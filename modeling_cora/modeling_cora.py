@@ -359,7 +359,9 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
         sam_image_embeddings: torch.Tensor | None,
     ) -> CoraOutput:
         """The masks of `[SEG]` states: project them, encode the image where that is not done yet, decode."""
-        seg_embeddings = self.seg_projector(states[seg.batch_index.to(states.device), seg.state_position])
+        # places in the sequence are known where the ids lie; with a `device_map` the states may lie elsewhere
+        places = [index.to(states.device) for index in (seg.batch_index, seg.state_position)]
+        seg_embeddings = self.seg_projector(states[places[0], places[1]])
         output = CoraOutput(
             seg_embeddings=seg_embeddings,
             seg_batch_index=seg.batch_index,

@@ -165,6 +165,7 @@ class ReasoningSegmentationPipeline(Pipeline):
         """Of one image, or of a batch, whose queries are a list of tuples; the results are then a list too."""
         batched = isinstance(inputs["queries"], list)
         images, queries = (inputs[name] if batched else [inputs[name]] for name in ("image", "queries"))
+        passes = {} if queries_per_pass is None else {"queries_per_pass": queries_per_pass}
         if generate:
             options = {
                 "max_new_tokens": max_new_tokens,
@@ -173,11 +174,9 @@ class ReasoningSegmentationPipeline(Pipeline):
                 "pad_token_id": self.processor.tokenizer.pad_token_id,
                 **(generate_kwargs or {}),
             }
-            answers = answer_batch(
-                self.model, self.processor, images, queries, threshold, queries_per_pass or 8, **options
-            )
+            answers = answer_batch(self.model, self.processor, images, queries, threshold, **passes, **options)
         else:
-            found = segment_batch(self.model, self.processor, images, queries, threshold, queries_per_pass or 32)
+            found = segment_batch(self.model, self.processor, images, queries, threshold, **passes)
             answers = [
                 [
                     Segmentation(s.masks[k : k + 1], s.scores[k : k + 1], text=DEFAULT_ANSWER)

@@ -199,28 +199,21 @@ def test_encoded_pictures_have_a_bound(answering):
     assert len(it.cache) == 1
 
 
-def test_what_the_model_refuses_is_told(answering):
-    it, _ = answering
-    with pytest.raises(VisitorError, match="crop it"):
-        it.prepare(file_of(noise_image(1, 3000)), decode)
-    encoded = it.prepare(file_of(IMAGE), decode)
-    with pytest.raises(VisitorError, match=r"The model cannot take this: query of .* tokens"):
-        it.ask(encoded, ["z" * 3000], False, None)
+def lent(function):
+    """As `spaces.GPU` runs a function: in another process, of whose errors it tells the class alone."""
+
+    def elsewhere(*arguments):
+        try:
+            return pickle.loads(pickle.dumps(function(*pickle.loads(pickle.dumps(arguments)))))
+        except Exception as error:
+            raise gr.Error(type(error).__name__) from None
+
+    return elsewhere
 
 
-def test_what_the_model_refuses_is_told_from_a_lent_gpu(anchored):
-    """Of an error in its process `spaces` tells the class alone."""
-
-    def elsewhere(function):
-        def lent(*arguments):
-            try:
-                return pickle.loads(pickle.dumps(function(*arguments)))
-            except Exception as error:
-                raise gr.Error(type(error).__name__) from None
-
-        return lent
-
-    it = Answering(*anchored, on_gpu=elsewhere)
+@pytest.mark.parametrize("on_gpu", [lambda function: function, lent], ids=["here", "lent"])
+def test_what_the_model_refuses_is_told(anchored, on_gpu):
+    it = Answering(*anchored, on_gpu=on_gpu)
     with pytest.raises(VisitorError, match="crop it"):
         it.prepare(file_of(noise_image(1, 3000)), decode)
     encoded = it.prepare(file_of(IMAGE), decode)
@@ -246,12 +239,7 @@ def test_text_of_visitors_is_no_token(answering):
 
 
 def test_what_a_lent_gpu_takes_and_gives_can_be_pickled(anchored, answer):
-    """`spaces.GPU` runs functions in another process."""
-
-    def elsewhere(function):
-        return lambda *arguments: pickle.loads(pickle.dumps(function(*pickle.loads(pickle.dumps(arguments)))))
-
-    it = Answering(*anchored, on_gpu=elsewhere)
+    it = Answering(*anchored, on_gpu=lent)
     logits = it.ask(it.prepare(file_of(IMAGE), decode), QUERIES, True, answer.anchor)
     assert torch.equal(logits.logits, answer.logits.logits) and len(logits.rephrased) == 3
 

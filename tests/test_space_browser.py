@@ -210,15 +210,18 @@ def test_waiting_is_shown(visit, server, tmp_path):
     upload(page, SCENE, tmp_path)
     page.fill("#cora-queries textarea", "the road")
     server.open.clear()
+    answered = server.runs["answered"]
     try:
         page.click("#cora-ask")
         earlier = page.wait_for_selector(CLOCK).inner_text()
         until(page, lambda: page.inner_text(CLOCK) != earlier)  # it runs
+        assert page.locator(CLOCK).is_visible() and server.runs["answered"] == answered
         page.screenshot(path=tmp_path / "waiting.png")
     finally:
         server.open.set()
     legend_says(page, ["the road"])
     page.wait_for_selector(CLOCK, state="hidden")
+    assert server.runs["answered"] == answered + 1
 
 
 def test_uncertainty_is_shown_where_it_is_asked_for(visit, server, tmp_path):

@@ -12,11 +12,12 @@ from accelerate.utils import InitProcessGroupKwargs
 from safetensors import SafetensorError, safe_open
 
 from datasets_scripts.command_line import UsageError
-from modeling_cora import CoraConfig, CoraForReasoningSegmentation, CoraProcessor, loading
+from modeling_cora import CoraForReasoningSegmentation, CoraProcessor, loading
 
 from .adapters import check_record
 
-HALF = (torch.bfloat16, torch.float16)
+HALF = {"BF16": torch.bfloat16, "F16": torch.float16}
+"""By their names in safetensors."""
 
 
 def inference_accelerator() -> Accelerator:
@@ -27,17 +28,15 @@ def inference_accelerator() -> Accelerator:
 
 
 def half_with_trained_parts(model: str) -> torch.dtype | None:
-    """The type of a folder's frozen parts, where that is a half one and others are fp32, as after a training without
-    LoRA; else None."""
+    """The half type of a folder's frozen parts, where others are fp32, as after a training without LoRA; else None."""
     types = set()
     for path in Path(model).glob("*.safetensors"):
         try:
-            with safe_open(path, "pt") as file:
+            with safe_open(path, "pt") as file:  # its head alone
                 types |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
         except SafetensorError:
             return None  # whoever loads it says so
-    dtype = CoraConfig.from_pretrained(model).dtype if "F32" in types and types & {"BF16", "F16"} else None
-    return dtype if dtype in HALF else None
+    return next((dtype for name, dtype in HALF.items() if {"F32", name} <= types), None)
 
 
 def load_trained(model: str, **kwargs: Any) -> tuple[CoraForReasoningSegmentation, CoraProcessor]:

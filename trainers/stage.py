@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
@@ -68,9 +69,12 @@ def labelled_instructions(
 
 
 def load_model(
-    arguments: ModelArguments, instructions: list[Instruction], seed: int
+    arguments: ModelArguments, instructions: list[Instruction], seed: int, **loading: Any
 ) -> tuple[CoraForReasoningSegmentation, CoraProcessor]:
     """The model to start from, which is no adapter; options that the recipe leaves open stay as the model has them.
+
+    Args:
+        loading: goes to the model's `from_pretrained`.
 
     Raises:
         UsageError: it cannot be loaded.
@@ -78,11 +82,8 @@ def load_model(
     if arguments.model == "cora-tiny":
         texts = [text for i in instructions for text in (i.query, *i.rephrasings, i.answer)]
         model, processor = cora_tiny(texts, seed, arguments.clip_image_size, arguments.sam_image_size)
-    elif half_with_trained_parts(arguments.model) is not None:
-        # in its own type, what an earlier stage has trained would be rounded
-        model, processor = load_trained(arguments.model, dtype=torch.float32)
     else:
-        model, processor = load_trained(arguments.model)
+        model, processor = load_trained(arguments.model, **loading)
     override_config(model.config, arguments)
     return model, processor
 
@@ -100,7 +101,10 @@ def load_for_training(
     """
     base = base_of(arguments.model)
     further = base != arguments.model
-    model, processor = load_model(replace(arguments, model=base), instructions, seed)
+    # in the folder's own type, what an earlier stage has trained would be rounded
+    half = half_with_trained_parts(base)
+    loading = {} if half is None else {"dtype": torch.float32}
+    model, processor = load_model(replace(arguments, model=base), instructions, seed, **loading)
     if further:
         check_record(arguments.model, CoraConfig.from_pretrained(base))
         processor = CoraProcessor.from_pretrained(arguments.model)
@@ -109,8 +113,8 @@ def load_for_training(
             raise UsageError(anchors_needed(arguments.model))
         model.add_anchors(processor.add_anchor_token())
     model = select_trained_parts(model, parts, random_start=arguments.model == "cora-tiny")
-    if (dtype := half_with_trained_parts(base)) is not None:
-        frozen_in(model, dtype)
+    if half is not None:
+        frozen_in(model, half)
     if further:
         if not isinstance(model, PeftModel):
             raise UsageError(

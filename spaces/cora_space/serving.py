@@ -14,8 +14,8 @@ from .page import Page
 from .settings import Settings, SettingsError
 
 SESSIONS = 100
-"""Visitors whose answers are kept, those in use last; an answer is 10 MB at most, with an anchor of a
-large photo 26."""
+"""Visitors whose answers are kept, those in use last; an answer is 10 MB at most, 26 with an anchor in a large photo.
+"""
 
 # the reader's own; those of Gradio's themes come from another server
 FONTS, MONOSPACED = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
