@@ -93,6 +93,14 @@ def test_any_shape_of_image_gets_masks_of_its_own_size(tiny, size):
     assert masks.shape == (2, size[1], size[0]) and masks.dtype == torch.bool
 
 
+def test_logits_at_image_size_are_fp32_also_where_there_are_none(tiny):
+    _, processor = tiny
+    logits = torch.zeros(1, 32, 32, dtype=torch.bfloat16)
+    sizes = torch.tensor([[30, 40], [30, 40]]), torch.tensor([[96, 128], [96, 128]])
+    one, none = processor.post_process_masks(logits, torch.tensor([0]), *sizes, threshold=None)
+    assert one.shape == (1, 30, 40) and none.shape == (0, 30, 40) and one.dtype == none.dtype == torch.float32
+
+
 def test_an_image_too_narrow_for_sam_is_refused(tiny):
     _, processor = tiny
     with pytest.raises(ValueError, match="1x2000 pixels"):

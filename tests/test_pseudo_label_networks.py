@@ -16,6 +16,7 @@ from datasets_scripts.command_line import UsageError
 from datasets_scripts.records import DataError, Scene, SceneSet, SemanticClass
 from trainers.pseudo_labels.arguments import SegmenterArguments
 from trainers.pseudo_labels.backbones import build_segmenter, random_start
+from trainers.pseudo_labels.batch_norm import CrossProcessBatchNorm2d, synchronise_batch_norm
 from trainers.pseudo_labels.evaluation import (
     confusion_matrix,
     evaluate_scenes,
@@ -192,6 +193,14 @@ def batch_norms(segmenter) -> dict[str, torch.Tensor]:
     found = {n: b.clone() for n, b in segmenter.named_buffers() if n.endswith(("running_mean", "running_var"))}
     assert found
     return found
+
+
+def test_processes_on_cpus_beside_a_gpu_share_their_statistics_on_cpus(monkeypatch):
+    """torch's own kind refuses what lies on a CPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for device, kind in (("cpu", CrossProcessBatchNorm2d), ("cuda", torch.nn.SyncBatchNorm)):
+        model = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
+        assert type(synchronise_batch_norm(model, torch.device(device))[0]) is kind
 
 
 @pytest.mark.parametrize("architecture", ["segformer", "deeplabv3plus"])

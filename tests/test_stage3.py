@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from transformers import Trainer
 
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.folder import read_folder
+from datasets_scripts.records import image_size
 from datasets_scripts.scenes import write_scenes
 from modeling_cora.losses import bce_per_mask, dice_per_mask, token_contrast
 from trainers.arguments import DataArguments, UnlabelledArguments
@@ -350,10 +352,24 @@ def test_a_class_of_one_side_is_not_mirrored(street, pseudo):
     assert np.array_equal(kept["image"], plain["image"]) and np.array_equal(kept["masks"], plain["masks"])
 
 
+def test_deepspeed_casts_what_floats_but_not_the_weights():
+    """In bfloat16 the weights of 1 - 4 var for variances of 1e-4 would all be 1."""
+    trainer = Stage3Trainer.__new__(Stage3Trainer)
+    trainer.args = SimpleNamespace(device=torch.device("cpu"))
+    configuration = SimpleNamespace(dtype=lambda: torch.bfloat16)
+    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(hf_ds_config=configuration))
+    trainer.accelerator, trainer.is_deepspeed_enabled = SimpleNamespace(state=state), True
+    weights = [torch.tensor([0.9996, 1.0])]
+    prepared = trainer._prepare_inputs({"inputs": {"pixel_values": torch.ones(2)}, "weights": weights})
+    assert prepared["inputs"]["pixel_values"].dtype == torch.bfloat16
+    assert prepared["weights"][0].dtype == torch.float32 and torch.equal(prepared["weights"][0], weights[0])
+    assert trainer._prepare_inputs({"inputs": {}, "weights": None})["weights"] is None
+
+
 def test_low_confidence_is_ignored(pseudo, street):
     scene = read_folder(street).split("train", labelled=False)[0]
-    labels = PseudoLabels(pseudo).read(scene, frozenset(range(20)))
-    confident = PseudoLabels(pseudo, 0.5).read(scene, frozenset(range(20)))
+    labels = PseudoLabels(pseudo).read(scene.image_id, frozenset(range(20)), image_size(scene.image))
+    confident = PseudoLabels(pseudo, 0.5).read(scene.image_id, frozenset(range(20)), image_size(scene.image))
     assert (confident[:23] == 255).all() and np.array_equal(confident[25:], labels[25:])
 
 

@@ -28,7 +28,7 @@ from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import claim_folder, write_bytes
 from datasets_scripts.folder import read_data
 from datasets_scripts.instructions.build import class_queries
-from datasets_scripts.records import Scene, SceneSet, read_image
+from datasets_scripts.records import Scene, SceneSet, image_size, read_image
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.consistency import mask_variance
 from modeling_cora.segmentation import query_logits
@@ -127,7 +127,7 @@ def write_weights(arguments: ConsistencyArguments, caching: EmbeddingCacheArgume
         path = out / f"{scene.image_id}.safetensors"
         if path.exists():
             continue
-        labels = pseudo_labels.read(scene, known)
+        labels = pseudo_labels.read(scene.image_id, known, image_size(scene.image))
         found = scene_variances(model, processor, scene, asked_of(scene_set, scene, labels, arguments), arguments)
         write_bytes(path, packed_variances(found))
     accelerator.wait_for_everyone()

@@ -24,7 +24,7 @@ from modeling_cora import CoraProcessor
 
 from .arguments import DataArguments
 from .augmentation import View, jitter, shrink
-from .picklable_cache import PicklableCache
+from .scene_turns import SceneTurns
 
 
 class AskedScene(NamedTuple):
@@ -41,19 +41,14 @@ class AskedScene(NamedTuple):
     instructions: Sequence[Instruction]
 
 
-class AskedScenes(torch.utils.data.Dataset):
-    """`length` items; item k depends on (seed, k) and on nothing else.
-
-    So the order of the data is the same after a resume, with more workers, and with several processes; passes over the
-    scenes follow one another, each in its own order. Read it sequentially. A scene about which nothing can be asked
-    gives its turn to the next.
+class AskedScenes(SceneTurns):
+    """Scenes and instructions about them, in random views.
 
     Items: {"image": PIL RGB, "queries": n str, "answers": n str, "masks": uint8 (n, H, W), "classes": n class ids},
     1 <= n <= `queries_per_image`; with `anchors`, "anchors": n lists of bool (H, W) of the image's size.
     """
 
-    streams = (0, 1, 5)
-    """Of random numbers: the scenes' order, an item's queries, its view."""
+    order_stream, query_stream, view_stream = 0, 1, 5
 
     def __init__(
         self,
@@ -64,32 +59,19 @@ class AskedScenes(torch.utils.data.Dataset):
         seed: int,
         anchors: bool = False,
     ):
-        self.scenes, self.arguments = scenes, arguments
-        self.length, self.seed, self.anchors = length, seed, anchors
+        super().__init__(scenes, arguments.cache_scenes, length, seed)
+        self.arguments, self.anchors = arguments, anchors
         self.class_ids = {c.name: c.id for c in classes}
         self.sided = sided_classes(classes)
-        self._read = PicklableCache(self.read_scene, arguments.cache_scenes)
-        self._order = PicklableCache(self._shuffled, 2)
-
-    def read_scene(self, index: int) -> AskedScene:
-        raise NotImplementedError
-
-    def nothing_to_ask(self) -> DataError:
-        """What is wrong where no scene at all can be asked about."""
-        raise NotImplementedError
-
-    def __len__(self) -> int:
-        return self.length
 
     def __getitem__(self, index: int) -> dict:
         return self.drawn(index)[0]
 
     def drawn(self, index: int) -> tuple[dict, list[Instruction]]:
         """An item and the instructions that it asks."""
-        _, of_queries, of_view = self.streams
-        rng = np.random.default_rng((self.seed, of_queries, index))
-        image, labels, instances, every = self._asked_scene(index)
-        view = View(self.arguments, np.random.default_rng((self.seed, of_view, index)))
+        rng = np.random.default_rng((self.seed, self.query_stream, index))
+        image, labels, instances, every = self.scene_of(index)
+        view = View(self.arguments, np.random.default_rng((self.seed, self.view_stream, index)))
         candidates = [i for i in every if self._is_true_in(view, i)]
         chosen = self._draw(candidates or every, rng)
         if candidates:
@@ -112,15 +94,6 @@ class AskedScenes(torch.utils.data.Dataset):
             # of the item, not of the process that happens to train on it
             item["anchor_noise"] = rng.random((sum(map(len, item["anchors"])), 2), dtype=np.float32)
         return item, chosen
-
-    def _asked_scene(self, index: int) -> AskedScene:
-        epoch, place = divmod(index, len(self.scenes))
-        order = self._order(epoch)
-        for turn in range(len(order)):
-            scene = self._read(order[(place + turn) % len(order)])
-            if scene.instructions:
-                return scene
-        raise self.nothing_to_ask()
 
     def _is_true_in(self, view: View, instruction: Instruction) -> bool:
         """Sides are swapped with the picture; in a crop another thing may be the largest, or in the right half."""
@@ -145,9 +118,6 @@ class AskedScenes(torch.utils.data.Dataset):
             turns += enumerate(mixed)
         chosen = sorted(turns, key=lambda turn: turn[0])[: self.arguments.queries_per_image]
         return [instruction for _, instruction in chosen]
-
-    def _shuffled(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, self.streams[0], epoch)).permutation(len(self.scenes))
 
 
 class InstructionDataset(AskedScenes):

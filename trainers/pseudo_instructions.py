@@ -33,8 +33,7 @@ class PseudoInstructionDataset(AskedScenes):
     pseudo-label does not tell one car from the next, so nothing is said of single things that can be counted.
     """
 
-    streams = (3, 4, 6)
-    stream_of_rephrasings = 7
+    order_stream, query_stream, view_stream, rephrasing_stream = 3, 4, 6, 7
 
     def __init__(
         self,
@@ -57,7 +56,7 @@ class PseudoInstructionDataset(AskedScenes):
         item, asked = self.drawn(index)
         rephrasings = None
         if self.unlabelled.consistency == "online":
-            rng = np.random.default_rng((self.seed, self.stream_of_rephrasings, index))
+            rng = np.random.default_rng((self.seed, self.rephrasing_stream, index))
             rephrasings = [self._others(i, query, rng) for i, query in zip(asked, item["queries"], strict=True)]
         return {**item, "weights": None, "rephrasings": rephrasings, "number": index}
 
@@ -66,16 +65,15 @@ class PseudoInstructionDataset(AskedScenes):
 
     def read_scene(self, index: int) -> AskedScene:
         scene = self.scenes[index]
-        labels = self.pseudo_labels.read(scene, frozenset(self.class_ids.values()))
+        image = read_image(scene.image)
+        labels = self.pseudo_labels.read(
+            scene.image_id, frozenset(self.class_ids.values()), (image.height, image.width)
+        )
         labels = shrink(labels, self.arguments.max_label_size)
         instances = completed_instances(self.classes, labels)
         objects = SceneObjects(self.classes, labels, instances)
-        return AskedScene(
-            read_image(scene.image),
-            labels,
-            instances,
-            object_instructions(scene.image_id, objects, self.kinds, self.seed),
-        )
+        instructions = object_instructions(scene.image_id, objects, self.kinds, self.seed)
+        return AskedScene(image, labels, instances, instructions)
 
     def _others(self, instruction: Instruction, query: str, rng: np.random.Generator) -> list[str]:
         """k - 1 queries that mean the same (again from the start where there are fewer)."""

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from datasets_scripts.instructions.build import MIN_CLASS_AREA, class_queries
 from datasets_scripts.instructions.mirror import sided_classes
 from datasets_scripts.instructions.semantic import ANSWERS
-from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet, image_size, read_image
+from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet, read_image
 from modeling_cora import CoraProcessor
 from modeling_cora.consistency import consistency_weight
 
@@ -20,8 +21,8 @@ from .arguments import DataArguments, UnlabelledArguments
 from .augmentation import View, jitter, shrink
 from .consistency_maps import ConsistencyMaps, at_size
 from .instruction_dataset import anchor_noise
-from .picklable_cache import PicklableCache
 from .pseudo_labels.predictions import mask_path, read_prediction
+from .scene_turns import SceneTurns
 
 
 class PseudoLabels:
@@ -40,21 +41,21 @@ class PseudoLabels:
     def exists(self, image_id: str) -> bool:
         return mask_path(self.folder, image_id).exists()
 
-    def read(self, scene: Scene, known: frozenset[int]) -> np.ndarray:
+    def read(self, image_id: str, known: frozenset[int], size: tuple[int, int]) -> np.ndarray:
         """uint8 (H, W).
 
         Args:
             known: class ids that may occur.
+            size: (height, width) of the image.
 
         Raises:
             DataError: a file is missing or damaged, holds an unknown class id, or is not of its image's size.
         """
-        image_id, (height, width) = scene.image_id, image_size(scene.image)
         labels, confidence = read_prediction(self.folder, image_id)
-        if labels.shape != (height, width):
+        if labels.shape != size:
             raise DataError(
                 f"{mask_path(self.folder, image_id)}: size {labels.shape[1]}x{labels.shape[0]} differs from its "
-                f"image's {width}x{height}"
+                f"image's {size[1]}x{size[0]}"
             )
         if unknown := set(np.unique(labels).tolist()) - known - {IGNORE_INDEX}:
             raise DataError(f"{mask_path(self.folder, image_id)}: {min(unknown)} is not a class id of the data set")
@@ -88,13 +89,15 @@ def shown_classes(labels: np.ndarray, scene_set: SceneSet) -> list[int]:
     return [c.id for c in scene_set.classes if c.asked and (labels == c.id).sum() >= least]
 
 
-class UnlabelledDataset(torch.utils.data.Dataset):
-    """Item k is a function of (seed, k) alone, as in `InstructionDataset`.
+class UnlabelledDataset(SceneTurns):
+    """Unlabelled scenes that are asked about whole classes of their pseudo-labels, in random views.
 
     Items: {"image": PIL RGB, "queries": n str, "answers": n str, "masks": uint8 (n, H, W) from the pseudo-label,
     "weights": fp32 (n, H, W) lambda or None, "classes": n class ids, "rephrasings": n lists of k - 1 str or None,
-    "number": k}, n >= 1: an image whose pseudo-label shows no class gives its turn to the next.
+    "number": k}, n >= 1.
     """
+
+    order_stream, item_stream = 3, 4
 
     def __init__(
         self,
@@ -106,29 +109,19 @@ class UnlabelledDataset(torch.utils.data.Dataset):
         seed: int,
     ):
         self.pseudo_labels = PseudoLabels(arguments.pseudo_labels, arguments.pseudo_confidence)
-        self.scenes = self.pseudo_labels.of_scenes(scenes)
+        super().__init__(self.pseudo_labels.of_scenes(scenes), data.cache_scenes, length, seed)
         self.consistency = ConsistencyMaps(arguments.consistency_weights) if arguments.consistency == "ahead" else None
         self.scene_set, self.arguments, self.data = scene_set, arguments, data
         self.known = frozenset(c.id for c in scene_set.classes)
         self.by_id = {c.id: c for c in scene_set.classes}
         self.sided = sided_classes(scene_set.classes)
-        self.length, self.seed = length, seed
-        self._read = PicklableCache(self._read_scene, data.cache_scenes)
-        self._order = PicklableCache(self._shuffled, 2)
 
-    def __len__(self) -> int:
-        return self.length
+    def nothing_to_ask(self) -> DataError:
+        return self.pseudo_labels.nothing_to_ask()
 
     def __getitem__(self, index: int) -> dict:
-        epoch, place = divmod(index, len(self.scenes))
-        rng = np.random.default_rng((self.seed, 4, index))
-        for turn in range(len(self.scenes)):
-            scene_index = self._order(epoch)[(place + turn) % len(self.scenes)]
-            image, labels, variances, shown = self._read(scene_index)
-            if shown:
-                break
-        else:
-            raise self.pseudo_labels.nothing_to_ask()
+        rng = np.random.default_rng((self.seed, self.item_stream, index))
+        image, labels, variances, shown = self.scene_of(index)
         classes = [shown[i] for i in rng.permutation(len(shown))[: self.arguments.unlabelled_queries]]
         maps = [labels] if variances is None else [labels, *(variances[c] for c in classes)]
         view = View(self.data, rng)
@@ -167,13 +160,11 @@ class UnlabelledDataset(torch.utils.data.Dataset):
         resized = torch.from_numpy(at_size(variance, shape))
         return consistency_weight(resized, self.arguments.weight_kind, self.arguments.weight_temperature).numpy()
 
-    def _shuffled(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, 3, epoch)).permutation(len(self.scenes))
-
-    def _read_scene(self, index: int):
+    def read_scene(self, index: int) -> tuple[Image.Image, np.ndarray, dict[int, np.ndarray] | None, list[int]]:
+        """Image, pseudo-label, variances by class, and the classes that can be asked for."""
         scene = self.scenes[index]
         image = read_image(scene.image)
-        labels = self.pseudo_labels.read(scene, self.known)
+        labels = self.pseudo_labels.read(scene.image_id, self.known, (image.height, image.width))
         variances = self.consistency.read(scene.image_id) if self.consistency else None
         labels = shrink(labels, self.data.max_label_size)
         shown = [c for c in shown_classes(labels, self.scene_set) if self._queries(c)]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from datasets_scripts.records import IGNORE_INDEX, Scene, SceneSet
+from datasets_scripts.records import IGNORE_INDEX, Scene, SceneSet, image_size
 from modeling_cora.consistency import WeightKind, consistency_weight
 from trainers.consistency_maps import LEVELS, at_size, of_levels, to_levels
 from trainers.pseudo_labels.audit import CONFIDENCES, deciles, read_audited
@@ -208,7 +208,7 @@ def measure_reliability(
     truths = {scene.image_id: scene for scene in with_truth.split("train")}
     images_with_truth = 0
     for scene in tqdm(scenes, desc="lambda", unit="image"):
-        labels = pseudo_labels.read(scene, frozenset(number_of))
+        labels = pseudo_labels.read(scene.image_id, frozenset(number_of), image_size(scene.image))
         _, confidence, truth = read_audited(with_truth, truths.get(scene.image_id, scene), Path(pseudo_labels.folder))
         images_with_truth += truth is not None
         of_classes = variances(scene, labels)
