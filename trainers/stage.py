@@ -41,9 +41,9 @@ from .embedding_cache import add_embedding_cache, refuse_sharded_weights, warn_o
 from .instruction_dataset import InstructionCollator, InstructionDataset
 from .loading import half_with_trained_parts, load_trained
 from .pseudo_instructions import PseudoInstructionDataset
-from .query_pretraining import pretrain_queries
+from .query_pretraining import pretrain_conditional_queries, pretrain_queries
 from .trained_parts import frozen_in, parameter_table, select_trained_parts
-from .training_record import is_trained, write_training_record
+from .training_record import trained_by, write_training_record
 from .unlabelled_dataset import PairedCollator, PairedDataset, UnlabelledDataset
 
 CONFIG_FIELDS = (
@@ -168,7 +168,10 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     # the words of later stages, too, belong to a vocabulary that is made now
     anchors = trainer_class.uses_anchors
     model, processor = load_for_training(model_arguments, parts, every_kind, arguments.seed, anchors)
-    pretraining = _for_new_models(pretraining, model_arguments.model, arguments)
+    before = trained_by(model_arguments.model)
+    first_conditional = anchors and before == "stage1" and "conditional" in data_arguments.kinds
+    if before is not None and not first_conditional:
+        pretraining = _without_steps(pretraining, model_arguments.model, arguments)
     base = base_of(model_arguments.model)
     if isinstance(model, PeftModel):
         _check_base(base, model.config, anchors, arguments)
@@ -208,10 +211,12 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
         stage, others = trainer_class.__name__.removesuffix("Trainer").lower(), [parts, pretraining, caching, *rest]
         write_training_record(stage, trainer, base, scene_set, instructions, model_arguments, data_arguments, others)
     if pretraining.query_pretraining_steps and checkpoint is None:
-        main_process, autocast = trainer.is_world_process_zero(), trainer.accelerator.autocast
-        pretrain_queries(
-            model, processor, scenes, instructions, pretraining, arguments.seed, main_process, autocast=autocast
-        )
+        how = {"progress": trainer.is_world_process_zero(), "autocast": trainer.accelerator.autocast}
+        if first_conditional:
+            known = (scene_set, scenes, every_kind, data_arguments)
+            pretrain_conditional_queries(model, processor, *known, pretraining, drawing_seed(arguments), **how)
+        else:
+            pretrain_queries(model, processor, scenes, instructions, pretraining, arguments.seed, **how)
     trainer.train(resume_from_checkpoint=checkpoint)
     if cache is not None and trainer.is_world_process_zero():
         print(cache.summary(), flush=True)
@@ -221,14 +226,12 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     trainer.save_model()  # with push_to_hub the upload as well, which may fail
 
 
-def _for_new_models(
+def _without_steps(
     pretraining: QueryPretrainingArguments, model: str, arguments: CoraTrainingArguments
 ) -> QueryPretrainingArguments:
-    """Without steps for a model that a stage has trained: it would forget what it has learned, and later stages take
-    the recipe of the first one too."""
-    if not (pretraining.query_pretraining_steps and is_trained(model)):
-        return pretraining
-    if arguments.process_index == 0:
+    """For a model that a stage has trained: it would forget what it has learned, and later stages take the recipe of
+    the first one too."""
+    if pretraining.query_pretraining_steps and arguments.process_index == 0:
         print(f"query_pretraining_steps: left out, a stage has trained {model}", flush=True)
     return replace(pretraining, query_pretraining_steps=0)
 
