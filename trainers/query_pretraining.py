@@ -7,9 +7,9 @@ for every query of that class: seconds, since SAM is not run. Only texts and cla
 are used, no masks.
 
 When such a model meets its first conditional queries, in stage 2, it takes the wrong one of the two nouns in half of
-them ("the sidewalk right of the rider" for a rider), and masks teach it slowly which one is meant. So it first learns
-to say of them what it says of their target's class (`pretrain_conditional_queries`); of other queries it goes on to say
-what it said. results/camvid_small.md has what that brings.
+them ("the sidewalk right of the rider" for a rider), and masks teach it slowly which one is meant. With
+`conditional_pretraining_steps` it first learns to say of them what it says of their target's class, while of other
+queries it goes on to say what it said. results/camvid_small.md has what that brings and costs.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def pretrain_conditional_queries(
         scenes,
         known,
         replace(data, queries_per_image=arguments.query_pretraining_queries, flip=0.0, crop=0.0, colour_jitter=0.0),
-        length=arguments.query_pretraining_steps,
+        length=arguments.conditional_pretraining_steps,
         # other images and queries than those that the stage begins with
         seed=int(np.random.default_rng((seed, 6)).integers(2**31)),
         anchors=True,
@@ -153,7 +153,7 @@ def pretrain_conditional_queries(
     return _regress(
         model,
         batches(),
-        arguments.query_pretraining_steps,
+        arguments.conditional_pretraining_steps,
         arguments.conditional_pretraining_learning_rate,
         progress,
         autocast,

@@ -34,14 +34,10 @@ OF_THE_TRAINER = (
 PACKAGES = ("torch", "transformers", "peft", "accelerate")
 
 
-def trained_by(model: str) -> str | None:
-    """The stage that has trained a model last, by the `training.json` of its folder or Hub id, which can be loaded;
-    None where none has."""
-    if model == "cora-tiny":
-        return None
+def is_trained(model: str) -> bool:
+    """Whether a stage has trained a model: a folder or Hub id, which can be loaded, with a `training.json`."""
     missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    record = cached_file(resolve_name(model), TRAINING, **missing)
-    return None if record is None else json.loads(Path(record).read_text(encoding="utf-8")).get("stage", "")
+    return model != "cora-tiny" and cached_file(resolve_name(model), TRAINING, **missing) is not None
 
 
 def write_training_record(
@@ -72,7 +68,8 @@ def write_training_record(
     unused = [
         *(["lora_"] if not isinstance(model, PeftModel) else []),
         *(["clip_image_size", "sam_image_size"] if model_arguments.model != "cora-tiny" else []),
-        *(["query_pretraining_", "conditional_pretraining_"] if not settings["query_pretraining_steps"] else []),
+        *(["query_pretraining_"] if not settings["query_pretraining_steps"] else []),
+        *(["conditional_pretraining_"] if not settings["conditional_pretraining_steps"] else []),
         *(["embedding_cache_"] if not any(getattr(group, "embedding_cache", None) for group in others) else []),
     ]
     settings = {name: value for name, value in settings.items() if not name.startswith(tuple(unused))}
