@@ -9,9 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from datasets_scripts.records import read_image
 from datasets_scripts.scenes import write_scenes
+from modeling_cora import CoraForReasoningSegmentation
+from trainers.loading import load_trained
 from trainers.stage1 import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,6 +127,41 @@ distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank
 def test_a_program_leaves_its_process_group(tmp_path):
     result = subprocess.run([sys.executable, "-c", LEAVES, str(tmp_path / "group")], cwd=ROOT, capture_output=True)
     assert (result.returncode, result.stdout) == (0, b"left\n"), result.stderr
+
+
+def test_query_pretraining_separates_the_classes(street, tmp_path):
+    main(options(street, tmp_path, max_steps=1, query_pretraining_steps=140, learning_rate=1e-9))
+    model, processor = load_trained(str(tmp_path))
+    image = read_image(next((street / "images").rglob("*.png")))
+    queries = ["Segment the road.", "Where is the road?", "Segment the sky.", "Where is the sky?"]
+    with torch.no_grad():
+        embeddings = model(**processor(image, queries)).seg_embeddings
+    same = torch.cosine_similarity(embeddings[[0, 2]], embeddings[[1, 3]]).min()
+    other = torch.cosine_similarity(embeddings[:2], embeddings[2:]).max()
+    assert same > 0.8 and other < 0.5, (same, other)
+
+
+def test_query_pretraining_of_a_model_stored_in_bfloat16(street, tmp_path):
+    """Its frozen parts stay so under `bf16`, and the trained ones are fp32."""
+    main(options(street, tmp_path / "first", max_steps=1))
+    (tmp_path / "first" / "training.json").unlink()  # else it counts as trained
+    half = CoraForReasoningSegmentation.from_pretrained(tmp_path / "first", dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "first")
+    given = dict(max_steps=1, query_pretraining_steps=2, lora_r=0, bf16=True, model=tmp_path / "first")
+    main([*options(street, tmp_path / "out", **given), "--trained_parts", "embeddings", "seg_projector"])
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_trained_model_gets_no_query_pretraining(street, tmp_path, capsys):
+    main(options(street, tmp_path / "first", max_steps=1, lora_r=0))
+    given = dict(max_steps=1, lora_r=0, learning_rate=1e-9, query_pretraining_steps=3)
+    capsys.readouterr()
+    main(options(street, tmp_path / "again", model=str(tmp_path / "first"), **given))
+    assert "query_pretraining_steps: left out" in capsys.readouterr().out
+    assert largest_difference(tmp_path / "first", tmp_path / "again") < 1e-6
+    (tmp_path / "first" / "training.json").unlink()  # a model of which nothing says that it was trained
+    main(options(street, tmp_path / "new", model=str(tmp_path / "first"), **given))
+    assert largest_difference(tmp_path / "first", tmp_path / "new") > 1e-4
 
 
 def test_a_model_that_cannot_be_loaded_gets_one_line(street, tmp_path, capsys):

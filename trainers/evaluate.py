@@ -227,7 +227,7 @@ def _captioned_comparison(image: Image.Image, target, mask, query: str, counting
     return captioned(comparison(image, target, mask, legend=False), f"IoU {iou:.2f}  {query}")
 
 
-def _each_once(instructions: Iterable[Instruction]) -> list[Instruction]:
+def each_once(instructions: Iterable[Instruction]) -> list[Instruction]:
     """The first of those that say the same of the same target: a class has many descriptions."""
     found: dict[tuple, Instruction] = {}
     for i in instructions:
@@ -260,7 +260,7 @@ def _measured(arguments: EvaluationArguments, scenes: Sequence[Scene], images: i
     }
 
 
-def _some_of_each(instructions: Sequence[Instruction], most: int) -> list[Instruction]:
+def some_of_each(instructions: Sequence[Instruction], most: int) -> list[Instruction]:
     """At most so many of each kind about each image, in their order; which ones depends on the image's id alone."""
     groups: dict[tuple[str, str], list[int]] = {}
     for number, i in enumerate(instructions):
@@ -284,9 +284,9 @@ def run_evaluation(arguments: EvaluationArguments, caching: EmbeddingCacheArgume
     model.to(accelerator.device)
     add_embedding_cache(model, caching)
     every_kind = labelled_instructions(scene_set, scenes, built, seed=0)
-    instructions = _each_once(i for i in every_kind if i.kind in arguments.kinds)
+    instructions = each_once(i for i in every_kind if i.kind in arguments.kinds)
     if arguments.queries_per_kind is not None:
-        instructions = _some_of_each(instructions, arguments.queries_per_kind)
+        instructions = some_of_each(instructions, arguments.queries_per_kind)
     if arguments.mirror:
         scenes, instructions = mirrored(scene_set, scenes, instructions)
     mean_mask = MeanMask(scene_set, scene_set.split("train", labelled=True))

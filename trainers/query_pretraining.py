@@ -22,6 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
+from PIL import Image
 from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
@@ -107,12 +109,11 @@ def pretrain_conditional_queries(
     progress: bool = True,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> float:
-    """Regresses `[SEG]` embeddings of conditional queries, asked with their anchors, onto what the model says of their
-    target's class in the same image (of all images where no query is about the whole class there), and those of other
-    queries onto what the model says of them.
+    """Regresses `[SEG]` embeddings of conditional queries, asked with their anchors, onto the mean of what the model
+    says of their target's class in the same image, and those of other queries onto what the model says of them.
 
     Trains the VLM, the projection and the anchor encoder in place, on whole images as they are. Items are drawn as in
-    the stages, of the stage's kinds.
+    the stages, of the stage's kinds; a conditional query whose class nobody asks for as a whole is left out.
 
     Args:
         every_kind: instructions about the scenes, of kinds that the stage does not train on as well.
@@ -120,23 +121,16 @@ def pretrain_conditional_queries(
         autocast: as above.
 
     Returns:
-        the mean squared error of the last step; nan where there is no conditional query.
+        the mean squared error of the last step.
+
+    Raises:
+        DataError: nothing can be asked.
     """
-    own = _own_embeddings(model, processor, scenes, every_kind, arguments.query_pretraining_queries, autocast)
-    classes = _class_embeddings(every_kind, own)
-
-    def target(i: Instruction) -> torch.Tensor | None:
-        if i.kind == "conditional":
-            return classes.get((i.image_id, i.class_name), classes.get(("", i.class_name)))
-        return own[i.image_id, i.query]
-
-    known = [i for i in every_kind if i.kind in data.kinds and target(i) is not None]
-    if not any(i.kind == "conditional" for i in known):
-        return float("nan")
+    targets = _targets(model, processor, scenes, every_kind, autocast)
     dataset = InstructionDataset(
         scene_set,
         scenes,
-        known,
+        [i for i in every_kind if i.kind in data.kinds and _asks(i) in targets],
         replace(data, queries_per_image=arguments.query_pretraining_queries, flip=0.0, crop=0.0, colour_jitter=0.0),
         length=arguments.conditional_pretraining_steps,
         # other images and queries than those that the stage begins with
@@ -148,7 +142,7 @@ def pretrain_conditional_queries(
     def batches() -> Iterator[Batch]:
         for index in range(len(dataset)):
             item, chosen = dataset.drawn(index)
-            yield Batch(_without_masks(collator([item])), torch.stack([target(i) for i in chosen]))
+            yield Batch(_without_masks(collator([item])), torch.stack([targets[_asks(i)] for i in chosen]))
 
     return _regress(
         model,
@@ -180,7 +174,7 @@ def _regress(
     bar = tqdm(batches, desc="query pretraining", unit="step", total=steps, disable=not progress)
     for inputs, targets in bar:
         with autocast():
-            output = model(**_on(model.device, inputs))
+            output = model(**send_to_device(inputs, model.device))
         loss = torch.nn.functional.mse_loss(output.seg_embeddings.float(), targets.to(model.device))
         optimizer.zero_grad()
         (loss + 0.1 * output.lm_loss).backward()
@@ -198,49 +192,63 @@ def _without_masks(inputs: dict) -> dict[str, torch.Tensor]:
     return {name: value for name, value in inputs.items() if name not in left_out}
 
 
-def _on(device: torch.device, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value.to(device) for name, value in inputs.items()}
-
-
 @torch.no_grad()
-def _own_embeddings(
+def seg_embeddings(
+    model: CoraForReasoningSegmentation,
+    processor: CoraProcessor,
+    image: Image.Image,
+    instructions: Sequence[Instruction],
+    anchors: Sequence[Sequence[np.ndarray]] | None = None,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> torch.Tensor:
+    """What the model, without dropout, says of queries about an image: fp32 (n, C), on the CPU; SAM is not run.
+
+    Args:
+        anchors: masks of each query, as the processor takes them.
+    """
+    model.eval()
+    inputs = processor(
+        [image],
+        [[i.query for i in instructions]],
+        answers=[[i.answer for i in instructions]],
+        anchors=None if anchors is None else [anchors],
+    )
+    with autocast():
+        output = model(**send_to_device(_without_masks(inputs), model.device))
+    return output.seg_embeddings.float().cpu()
+
+
+def names_a_whole_class(instruction: Instruction) -> bool:
+    """Or describes it; not a part of it, and not by way of another thing."""
+    return instruction.kind in CLASS_KINDS and instruction.instance_ids is None and not instruction.claim
+
+
+def _asks(instruction: Instruction) -> tuple[str, str, str]:
+    """What a target belongs to: an image's class for a conditional query, an image's query for others."""
+    conditional = instruction.kind == "conditional"
+    return (instruction.image_id, *((instruction.class_name, "") if conditional else ("", instruction.query)))
+
+
+def _targets(
     model: CoraForReasoningSegmentation,
     processor: CoraProcessor,
     scenes: Sequence[Scene],
     instructions: Sequence[Instruction],
-    most: int,
     autocast: Callable[[], AbstractContextManager],
-) -> dict[tuple[str, str], torch.Tensor]:
-    """What the model says now of all queries but conditional ones, by image id and query: fp32 (C,), on the CPU.
-
-    Args:
-        most: queries in a pass.
-    """
-    by_image: dict[str, dict[str, Instruction]] = defaultdict(dict)
+) -> dict[tuple[str, str, str], torch.Tensor]:
+    """By `_asks`: each (C,)."""
+    by_image: dict[str, list[Instruction]] = defaultdict(list)
     for i in instructions:
         if i.kind != "conditional":
-            by_image[i.image_id][i.query] = i
-    model.eval()
-    found = {}
+            by_image[i.image_id].append(i)
+    targets = {}
     for scene in scenes:
-        asked = list(by_image[scene.image_id].values())
-        image = read_image(scene.image) if asked else None
-        for first in range(0, len(asked), most):
-            some = asked[first : first + most]
-            inputs = processor([image], [[i.query for i in some]], answers=[[i.answer for i in some]])
-            with autocast():
-                embeddings = model(**_on(model.device, _without_masks(inputs))).seg_embeddings
-            found |= {(i.image_id, i.query): e for i, e in zip(some, embeddings.float().cpu(), strict=True)}
-    return found
-
-
-def _class_embeddings(
-    instructions: Sequence[Instruction], own: dict[tuple[str, str], torch.Tensor]
-) -> dict[tuple[str, str], torch.Tensor]:
-    """The mean over queries about whole classes, by image id and class name; under "", over all images."""
-    groups: dict[tuple[str, str], list[torch.Tensor]] = defaultdict(list)
-    for i in instructions:
-        if i.kind in CLASS_KINDS and i.instance_ids is None and not i.claim:
-            for image_id in (i.image_id, ""):
-                groups[image_id, i.class_name].append(own[i.image_id, i.query])
-    return {key: torch.stack(embeddings).mean(0) for key, embeddings in groups.items()}
+        asked = by_image[scene.image_id]
+        if not asked:
+            continue
+        said = seg_embeddings(model, processor, read_image(scene.image), asked, autocast=autocast)
+        targets |= {_asks(i): embedding for i, embedding in zip(asked, said, strict=True)}
+        for name in {i.class_name for i in asked if names_a_whole_class(i)}:
+            whole = [names_a_whole_class(i) and i.class_name == name for i in asked]
+            targets[scene.image_id, name, ""] = said[torch.tensor(whole)].mean(0)
+    return targets

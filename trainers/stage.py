@@ -168,7 +168,7 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     # the words of later stages, too, belong to a vocabulary that is made now
     anchors = trainer_class.uses_anchors
     model, processor = load_for_training(model_arguments, parts, every_kind, arguments.seed, anchors)
-    conditional = anchors and "conditional" in data_arguments.kinds
+    conditional = anchors and any(i.kind == "conditional" for i in instructions)
     pretraining = _as_the_stage_needs(pretraining, model_arguments.model, conditional, arguments)
     base = base_of(model_arguments.model)
     if isinstance(model, PeftModel):

@@ -1,0 +1,113 @@
+"""Whom does a model take a conditional query to be about? "the sidewalk right of the rider": sidewalk, or rider?
+
+    python trainers/nouns.py --model DIR --data DIR --split_lists results/splits/camvid/1_30 --every 2
+
+The class whose own `[SEG]` embedding is nearest (cosine) to that of the query, as the diagnosis of stage 3 has it
+(`diagnosis/separation.py`): the mean over the images' queries that name or describe a class as a whole. Masks are not
+asked for, so what is seen of a thing plays no part. Anchors are given to a model that has an encoder for them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+if __name__ == "__main__":
+    # run as a file: `import evaluate` would find trainers/evaluate.py in place of the library
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from tqdm.auto import tqdm
+
+from datasets_scripts.command_line import UsageError, one_line_errors
+from datasets_scripts.folder import read_data
+from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, read_image
+from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
+from trainers.arguments import parse_recipe
+from trainers.diagnosis.separation import Embeddings, agreement
+from trainers.evaluate import each_once, some_of_each
+from trainers.instruction_dataset import anchor_masks
+from trainers.loading import load_trained
+from trainers.query_pretraining import names_a_whole_class, seg_embeddings
+from trainers.stage import labelled_instructions
+
+
+@dataclass
+class NounArguments:
+    model: str = field(default="", metadata={"help": "Folder or Hub id of a CORA model."})
+    data: str = field(default="", metadata={"help": "Folder with labelled images."})
+    split_lists: str | None = field(default=None, metadata={"help": "Folder with labeled.txt and unlabeled.txt."})
+    split: str = field(default="val", metadata={"help": "train, val or test."})
+    every: int = field(default=1, metadata={"help": "Of the split's images every so many."})
+    queries: int = field(default=24, metadata={"help": "Conditional queries about an image, at most."})
+
+    def __post_init__(self):
+        for name in ("every", "queries"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}: {getattr(self, name)} is less than 1")
+
+
+def nouns(
+    model: CoraForReasoningSegmentation,
+    processor: CoraProcessor,
+    scene_set: SceneSet,
+    scenes: Sequence[Scene],
+    instructions: Sequence[Instruction],
+) -> dict[str, float]:
+    """Of the conditional ones among the instructions: how many `queries`, and which share of them is nearest to the
+    class of their `target` and of their first `anchor`.
+
+    Raises:
+        DataError: there are none, or none about a class that is asked for as a whole.
+    """
+    ids = {c.name: c.id for c in scene_set.classes}
+    said: dict[str, list[torch.Tensor]] = {"whole": [], "conditional": []}
+    classes: dict[str, list[int]] = {"whole": [], "target": [], "anchor": []}
+    for scene in tqdm(scenes, desc="nouns", unit="image"):
+        own = [i for i in instructions if i.image_id == scene.image_id]
+        whole = [i for i in own if names_a_whole_class(i)]
+        conditional = [i for i in own if i.kind == "conditional"]
+        image, (labels, instances) = read_image(scene.image), scene_set.read_maps(scene)
+        anchors = [anchor_masks(i, ids, labels, instances, image.size) for i in whole + conditional]
+        given = anchors if model.config.anchor_token_id is not None else None
+        if whole + conditional:
+            embeddings = seg_embeddings(model, processor, image, whole + conditional, given)
+            said["whole"].append(embeddings[: len(whole)])
+            said["conditional"].append(embeddings[len(whole) :])
+        classes["whole"] += [ids[i.class_name] for i in whole]
+        classes["target"] += [ids[i.class_name] for i in conditional]
+        classes["anchor"] += [ids[i.anchors[0].class_name] for i in conditional]
+    known = set(classes["whole"])
+    asked = torch.tensor([c in known for c in classes["target"]], dtype=torch.bool)
+    if not asked.any():
+        raise DataError("no labelled image of the split has a conditional query about a class that is asked for alone")
+    tokens = torch.cat(said["conditional"])[asked]
+    of_classes = Embeddings(torch.cat(said["whole"]), torch.tensor(classes["whole"]))
+    target, anchor = (torch.tensor(classes[name])[asked] for name in ("target", "anchor"))
+    # of anchors' classes that nobody asks for alone none is nearest
+    beside = agreement(Embeddings(tokens, anchor), of_classes)
+    return {
+        "queries": len(tokens),
+        "target": agreement(Embeddings(tokens, target), of_classes)["nearest_mean"],
+        "anchor": (beside["nearest_mean"] or 0.0) * beside["tokens"] / len(tokens),
+    }
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    (arguments,) = parse_recipe((NounArguments,), argv)
+    scene_set, built = read_data(arguments.data, arguments.split_lists, components=True)
+    scenes = scene_set.split(arguments.split, labelled=True)[:: arguments.every]
+    model, processor = load_trained(arguments.model)
+    instructions = each_once(labelled_instructions(scene_set, scenes, built, seed=0))
+    conditional = some_of_each([i for i in instructions if i.kind == "conditional"], arguments.queries)
+    whole = [i for i in instructions if names_a_whole_class(i)]
+    found = nouns(model, processor, scene_set, scenes, whole + conditional)
+    print(f"{found['queries']} conditional queries about {len(scenes)} images")
+    print(f"nearest to their target's class {found['target']:.3f}, to their anchor's {found['anchor']:.3f}")
+
+
+if __name__ == "__main__":
+    main()
