@@ -12,10 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from datasets_scripts.records import read_image
+from datasets_scripts.folder import read_folder
+from datasets_scripts.instructions.build import build_instructions
+from datasets_scripts.records import Instruction, read_image
 from datasets_scripts.scenes import write_scenes
 from modeling_cora import CoraForReasoningSegmentation
+from modeling_cora.presets import cora_tiny
+from trainers.arguments import QueryPretrainingArguments
 from trainers.loading import load_trained
+from trainers.nouns import names_a_whole_class, nouns
+from trainers.query_pretraining import pretrain_queries
 from trainers.stage1 import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,9 +135,16 @@ def test_a_program_leaves_its_process_group(tmp_path):
     assert (result.returncode, result.stdout) == (0, b"left\n"), result.stderr
 
 
-def test_query_pretraining_separates_the_classes(street, tmp_path):
-    main(options(street, tmp_path, max_steps=1, query_pretraining_steps=140, learning_rate=1e-9))
-    model, processor = load_trained(str(tmp_path))
+@pytest.fixture(scope="module")
+def words(street, tmp_path_factory) -> Path:
+    """A stage 1 of query pretraining alone."""
+    out = tmp_path_factory.mktemp("words")
+    main(options(street, out, max_steps=1, query_pretraining_steps=140, learning_rate=1e-9))
+    return out
+
+
+def test_query_pretraining_separates_the_classes(street, words):
+    model, processor = load_trained(str(words))
     image = read_image(next((street / "images").rglob("*.png")))
     queries = ["Segment the road.", "Where is the road?", "Segment the sky.", "Where is the sky?"]
     with torch.no_grad():
@@ -139,6 +152,51 @@ def test_query_pretraining_separates_the_classes(street, tmp_path):
     same = torch.cosine_similarity(embeddings[[0, 2]], embeddings[[1, 3]]).min()
     other = torch.cosine_similarity(embeddings[:2], embeddings[2:]).max()
     assert same > 0.8 and other < 0.5, (same, other)
+
+
+def test_query_pretraining_tells_whom_conditional_queries_are_about(street, words):
+    """The car left of the bus is a car, though stage 1 itself asks no such thing."""
+    scene_set = read_folder(street)
+    scenes = scene_set.split("train", labelled=True)
+    asked = build_instructions(scene_set, scenes, ("semantic", "conditional"), 0)
+    conditional = [i for i in asked if i.kind == "conditional"][::7]
+    whole = [i for i in asked if names_a_whole_class(i)]
+    found = nouns(*load_trained(str(words)), scene_set, scenes, whole + conditional)
+    assert found["target"] > 0.85, found
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5])
+def test_query_pretraining_tells_claims_apart_where_they_count(street, scale):
+    """What "red" adds to a car it adds to a bus; at scale 0 it adds nothing."""
+    queries = [f"Segment the {colour} {thing}." for thing in ("car", "bus") for colour in ("red", "blue")]
+    instructions = [
+        Instruction("any", "attribute", query.split()[-1][:-1], query, "It is [SEG].", claim=query.split()[2])
+        for query in queries
+    ]
+    model, processor = cora_tiny(queries, clip_image_size=28, sam_image_size=128)
+    scenes = read_folder(street).split("train", labelled=True)
+    steps = QueryPretrainingArguments(
+        query_pretraining_steps=80, query_pretraining_queries=8, query_pretraining_claim_scale=scale
+    )
+    error = pretrain_queries(model, processor, scenes, instructions, steps, 0, progress=False)
+    model.eval()
+    with torch.no_grad():
+        car, bus = model(**processor(read_image(scenes[0].image), queries)).seg_embeddings.unflatten(0, (2, 2))
+    red_of_car, red_of_bus = car[0] - car[1], bus[0] - bus[1]
+    of_classes = (car - bus).norm(dim=1).mean()
+    assert error < 0.05
+    if scale:
+        assert torch.cosine_similarity(red_of_car, red_of_bus, dim=0) > 0.8
+        assert red_of_car.norm() / of_classes == pytest.approx(scale, abs=0.15)
+    else:
+        assert red_of_car.norm() < 0.1 * of_classes
+
+
+def test_query_pretraining_needs_instructions_of_its_kinds(street, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*options(street, tmp_path, query_pretraining_steps=2), "--query_pretraining_kinds", "reasoning"])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2 and line.startswith("error: query_pretraining_kinds: no labelled image has"), line
 
 
 def test_query_pretraining_of_a_model_stored_in_bfloat16(street, tmp_path):

@@ -17,12 +17,10 @@ from datasets_scripts.folder import read_folder
 from datasets_scripts.instructions.build import build_instructions, read_instructions
 from datasets_scripts.records import read_image, region_mask
 from datasets_scripts.scenes import write_scenes
-from trainers.arguments import DataArguments, QueryPretrainingArguments
+from trainers.arguments import DataArguments
 from trainers.evaluate import EvaluationArguments, run_evaluation
 from trainers.instruction_dataset import InstructionDataset
 from trainers.loading import load_trained
-from trainers.nouns import nouns
-from trainers.query_pretraining import names_a_whole_class, pretrain_conditional_queries, seg_embeddings
 from trainers.stage1 import main as stage1
 from trainers.stage2 import main as stage2
 
@@ -56,59 +54,16 @@ def stage2_options(street, first_stage, out, **changes):
 
 def test_it_trains_on_conditional_queries_and_resumes_to_the_bit(street, first_stage, tmp_path):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    given = dict(save_strategy="steps", save_steps=2, conditional_pretraining_steps=2)
-    stage2(stage2_options(street, first_stage, whole, **given))
+    stage2(stage2_options(street, first_stage, whole, save_strategy="steps", save_steps=2))
     assert {i.kind for i in read_instructions(whole / "instructions.jsonl")} == {"conditional"}
     shutil.copytree(whole / "checkpoint-2", resumed / "checkpoint-2")
-    stage2(stage2_options(street, first_stage, resumed, **given, resume_from_checkpoint=True))
+    changes = dict(save_strategy="steps", save_steps=2, resume_from_checkpoint=True)
+    stage2(stage2_options(street, first_stage, resumed, **changes))
     assert largest_difference(whole, resumed) == 0.0
     before, after = load_file(whole / "checkpoint-2" / "model.safetensors"), load_file(whole / "model.safetensors")
     assert (before["anchor_encoder.box.weight"] - after["anchor_encoder.box.weight"]).abs().max() > 1e-4
     model, processor = load_trained(str(whole))
     assert model.config.anchor_token_id == processor.add_anchor_token()
-
-
-@pytest.fixture(scope="module")
-def words(street, tmp_path_factory) -> Path:
-    """A stage 1 of words alone, which says of each class what it says of no other."""
-    out = tmp_path_factory.mktemp("words")
-    stage1(options(street, out, max_steps=1, query_pretraining_steps=140, learning_rate=1e-9))
-    return out
-
-
-def test_conditional_queries_learn_whom_they_are_about(street, words):
-    """And what is said of classes stays what it was."""
-    model, processor = load_trained(str(words))
-    model.add_anchors(processor.add_anchor_token())
-    scene_set = read_folder(street)
-    scenes = scene_set.split("train", labelled=True)
-    every = build_instructions(scene_set, scenes, ("semantic", "attribute", "conditional"), 0)
-    image, whole = read_image(scenes[0].image), [i for i in every if names_a_whole_class(i)]
-    whole = [i for i in whole if i.image_id == scenes[0].image_id]
-    asked = [i for i in every if i.kind != "conditional"] + [i for i in every if i.kind == "conditional"][::7]
-
-    before, said = nouns(model, processor, scene_set, scenes, asked), seg_embeddings(model, processor, image, whole)
-    data = DataArguments(kinds=["semantic", "attribute", "conditional"])
-    steps = QueryPretrainingArguments(conditional_pretraining_steps=60, conditional_pretraining_learning_rate=2e-3)
-    error = pretrain_conditional_queries(model, processor, scene_set, scenes, every, data, steps, 0, progress=False)
-    after = nouns(model, processor, scene_set, scenes, asked)
-    assert before["target"] < 0.6 and after["target"] > 0.85, (before, after)
-    assert after["anchor"] < before["anchor"]
-    moved = seg_embeddings(model, processor, image, whole) - said
-    assert moved.pow(2).mean() < 0.1 * said.var(0).mean(), "what it said of classes is forgotten"
-    assert error < 0.15
-
-
-def test_words_come_first_where_conditional_queries_are_asked(street, first_stage, tmp_path, capsys):
-    stage2(stage2_options(street, first_stage, tmp_path / "without", max_steps=1, learning_rate=1e-9))
-    given = dict(max_steps=1, learning_rate=1e-9, conditional_pretraining_steps=3)
-    stage2(stage2_options(street, first_stage, tmp_path / "with", **given))
-    assert "left out" not in capsys.readouterr().out
-    assert largest_difference(tmp_path / "without", tmp_path / "with") > 1e-4
-    settings = json.loads((tmp_path / "with" / "training.json").read_text())["settings"]
-    assert settings["query_pretraining_queries"] == 32 and "query_pretraining_steps" not in settings
-    stage2(stage2_options(street, first_stage, tmp_path / "plain", kinds="semantic", **given))
-    assert "conditional_pretraining_steps: left out" in capsys.readouterr().out
 
 
 def test_sharded_weights_take_one_line(street, first_stage, tmp_path, capsys, monkeypatch):
@@ -122,11 +77,10 @@ def test_sharded_weights_take_one_line(street, first_stage, tmp_path, capsys, mo
 
 @pytest.mark.slow  # as stages 1 and 3, which are tested each time
 def test_two_processes_equal_one(street, first_stage, tmp_path):
-    given = dict(queries_per_image=20, conditional_pretraining_steps=3)
-    stage2(stage2_options(street, first_stage, tmp_path / "one", **given))
+    stage2(stage2_options(street, first_stage, tmp_path / "one", queries_per_image=20))
     on_two_processes(
         "trainers/stage2.py",
-        stage2_options(street, first_stage, tmp_path / "two", per_device_train_batch_size=1, **given),
+        stage2_options(street, first_stage, tmp_path / "two", per_device_train_batch_size=1, queries_per_image=20),
     )
     for one, two in zip(history(tmp_path / "one")[:4], history(tmp_path / "two")[:4], strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=2e-3)

@@ -97,25 +97,35 @@ class QueryPretrainingArguments:
     query_pretraining_steps: int = field(
         default=0,
         metadata={
-            "help": "Steps before stage 1 on the words of the queries alone; 100 suit cora-tiny. A model that a stage "
-            "has trained (it has a training.json) gets none."
+            "help": "Steps before stage 1 on the words of the queries alone; 100 suit cora-tiny, 250 cora-small. A "
+            "model that a stage has trained (it has a training.json) gets none."
+        },
+    )
+    query_pretraining_kinds: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Kinds of instructions whose words are learned then. Default: all that there are, those of later "
+            "stages too, as a pretrained language model knows them."
+        },
+    )
+    query_pretraining_claim_scale: float = field(
+        default=0.5,
+        metadata={
+            "help": "What a query says beyond its class (a place, a relation) has a prompt of its own, at this scale "
+            "of the class's. 0: all queries about a class mean the same (250 steps of it, and one of two models tells "
+            "no sides)."
         },
     )
     query_pretraining_queries: int = field(default=32, metadata={"help": "Queries per step, packed behind one image."})
     query_pretraining_learning_rate: float = field(
         default=2e-3, metadata={"help": "AdamW, with a linear warm-up over the first tenth and a linear decay to 0."}
     )
-    conditional_pretraining_steps: int = field(
-        default=0,
-        metadata={
-            "help": "Stages 2 and 3: steps before the stage in which conditional queries learn to say what the model "
-            "says of their target's class. 150 on 13 CamVid photos: 85 % of them mean the right noun instead of 71 %, "
-            "but classes lose as much as they gain (results/camvid_small.md)."
-        },
-    )
-    conditional_pretraining_learning_rate: float = field(
-        default=5e-4, metadata={"help": "The same, for these steps; at 2e-3 fewer nouns are right."}
-    )
+
+    def __post_init__(self):
+        if self.query_pretraining_claim_scale < 0:
+            raise UsageError(f"query_pretraining_claim_scale: {self.query_pretraining_claim_scale} is less than 0")
+        if self.query_pretraining_kinds is not None:
+            check_kinds("query_pretraining_kinds", self.query_pretraining_kinds, get_args(Kind))
 
 
 @dataclass

@@ -18,19 +18,22 @@ if __name__ == "__main__":
     # run as a file: `import evaluate` would find trainers/evaluate.py in place of the library
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import numpy as np
 import torch
+from accelerate.utils import send_to_device
+from PIL import Image
 from tqdm.auto import tqdm
 
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.folder import read_data
 from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, read_image
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
-from trainers.arguments import parse_recipe
+from trainers.arguments import CLASS_KINDS, parse_recipe
 from trainers.diagnosis.separation import Embeddings, agreement
 from trainers.evaluate import each_once, some_of_each
 from trainers.instruction_dataset import anchor_masks
 from trainers.loading import load_trained
-from trainers.query_pretraining import names_a_whole_class, seg_embeddings
+from trainers.query_pretraining import without_masks
 from trainers.stage import labelled_instructions
 
 
@@ -47,6 +50,34 @@ class NounArguments:
         for name in ("every", "queries"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}: {getattr(self, name)} is less than 1")
+
+
+def names_a_whole_class(instruction: Instruction) -> bool:
+    """Or describes it; not a part of it, and not by way of another thing."""
+    return instruction.kind in CLASS_KINDS and instruction.instance_ids is None and not instruction.claim
+
+
+@torch.no_grad()
+def seg_embeddings(
+    model: CoraForReasoningSegmentation,
+    processor: CoraProcessor,
+    image: Image.Image,
+    instructions: Sequence[Instruction],
+    anchors: Sequence[Sequence[np.ndarray]] | None = None,
+) -> torch.Tensor:
+    """What the model, without dropout, says of queries about an image: fp32 (n, C), on the CPU; SAM is not run.
+
+    Args:
+        anchors: masks of each query, as the processor takes them.
+    """
+    model.eval()
+    inputs = processor(
+        [image],
+        [[i.query for i in instructions]],
+        answers=[[i.answer for i in instructions]],
+        anchors=None if anchors is None else [anchors],
+    )
+    return model(**send_to_device(without_masks(inputs), model.device)).seg_embeddings.float().cpu()
 
 
 def nouns(

@@ -41,7 +41,7 @@ from .embedding_cache import add_embedding_cache, refuse_sharded_weights, warn_o
 from .instruction_dataset import InstructionCollator, InstructionDataset
 from .loading import half_with_trained_parts, load_trained
 from .pseudo_instructions import PseudoInstructionDataset
-from .query_pretraining import pretrain_conditional_queries, pretrain_queries
+from .query_pretraining import pretrain_queries
 from .trained_parts import frozen_in, parameter_table, select_trained_parts
 from .training_record import is_trained, write_training_record
 from .unlabelled_dataset import PairedCollator, PairedDataset, UnlabelledDataset
@@ -168,8 +168,7 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     # the words of later stages, too, belong to a vocabulary that is made now
     anchors = trainer_class.uses_anchors
     model, processor = load_for_training(model_arguments, parts, every_kind, arguments.seed, anchors)
-    conditional = anchors and any(i.kind == "conditional" for i in instructions)
-    pretraining = _as_the_stage_needs(pretraining, model_arguments.model, conditional, arguments)
+    pretraining = _for_new_models(pretraining, model_arguments.model, arguments)
     base = base_of(model_arguments.model)
     if isinstance(model, PeftModel):
         _check_base(base, model.config, anchors, arguments)
@@ -208,14 +207,11 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     if trainer.is_world_process_zero():
         stage, others = trainer_class.__name__.removesuffix("Trainer").lower(), [parts, pretraining, caching, *rest]
         write_training_record(stage, trainer, base, scene_set, instructions, model_arguments, data_arguments, others)
-    main_process, autocast = trainer.is_world_process_zero(), trainer.accelerator.autocast
     if pretraining.query_pretraining_steps and checkpoint is None:
+        main_process, autocast = trainer.is_world_process_zero(), trainer.accelerator.autocast
         pretrain_queries(
-            model, processor, scenes, instructions, pretraining, arguments.seed, main_process, autocast=autocast
+            model, processor, scenes, every_kind, pretraining, arguments.seed, main_process, autocast=autocast
         )
-    if pretraining.conditional_pretraining_steps and checkpoint is None:
-        known, seed = (scene_set, scenes, every_kind, data_arguments), drawing_seed(arguments)
-        pretrain_conditional_queries(model, processor, *known, pretraining, seed, main_process, autocast)
     trainer.train(resume_from_checkpoint=checkpoint)
     if cache is not None and trainer.is_world_process_zero():
         print(cache.summary(), flush=True)
@@ -225,21 +221,16 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     trainer.save_model()  # with push_to_hub the upload as well, which may fail
 
 
-def _as_the_stage_needs(
-    pretraining: QueryPretrainingArguments, model: str, conditional: bool, arguments: CoraTrainingArguments
+def _for_new_models(
+    pretraining: QueryPretrainingArguments, model: str, arguments: CoraTrainingArguments
 ) -> QueryPretrainingArguments:
-    """Without steps of the first kind for a model that a stage has trained: it would forget what it has learned, and
-    later stages take the recipe of the first one too. Without those of the second kind where no conditional query is
-    asked with its anchors: methods take them out."""
-    left_out = {}
-    if pretraining.query_pretraining_steps and is_trained(model):
-        left_out["query_pretraining_steps"] = f"a stage has trained {model}"
-    if pretraining.conditional_pretraining_steps and not conditional:
-        left_out["conditional_pretraining_steps"] = "this stage asks no conditional queries with anchors"
+    """Without steps for a model that a stage has trained: it would forget what it has learned, and later stages take
+    the recipe of the first one too."""
+    if not (pretraining.query_pretraining_steps and is_trained(model)):
+        return pretraining
     if arguments.process_index == 0:
-        for name, reason in left_out.items():
-            print(f"{name}: left out, {reason}", flush=True)
-    return replace(pretraining, **dict.fromkeys(left_out, 0))
+        print(f"query_pretraining_steps: left out, a stage has trained {model}", flush=True)
+    return replace(pretraining, query_pretraining_steps=0)
 
 
 def _check_base(base: str, config: CoraConfig, anchors: bool, arguments: CoraTrainingArguments) -> None:

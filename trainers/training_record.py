@@ -68,7 +68,7 @@ def write_training_record(
     unused = [
         *(["lora_"] if not isinstance(model, PeftModel) else []),
         *(["clip_image_size", "sam_image_size"] if model_arguments.model != "cora-tiny" else []),
-        *_unused_pretraining(settings),
+        *(["query_pretraining_"] if not settings["query_pretraining_steps"] else []),
         *(["embedding_cache_"] if not any(getattr(group, "embedding_cache", None) for group in others) else []),
     ]
     settings = {name: value for name, value in settings.items() if not name.startswith(tuple(unused))}
@@ -93,15 +93,6 @@ def write_training_record(
         "versions": {package: version(package) for package in PACKAGES},
     }
     write_text(Path(arguments.output_dir) / TRAINING, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-
-
-def _unused_pretraining(settings: dict[str, Any]) -> list[str]:
-    random_start, conditional = settings["query_pretraining_steps"], settings["conditional_pretraining_steps"]
-    return [
-        *(["query_pretraining_steps", "query_pretraining_learning_rate"] if not random_start else []),
-        *(["conditional_pretraining_"] if not conditional else []),
-        *(["query_pretraining_queries"] if not (random_start or conditional) else []),
-    ]
 
 
 def _name_of(model: str) -> str:
