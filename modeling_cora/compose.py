@@ -7,8 +7,9 @@
 The VLM is a LLaVA of the tower, a new connector and the language model. Without `--language`, that is a small LLaMA
 with random weights (`cora-tiny`'s), whose tokenizer is made from `--texts`: a file of queries, or the tables of
 `datasets_scripts.build`. New are, besides, the projection to SAM's prompts, and rows of the tables for `[SEG]` and
-`<image>`. So no part knows the others, and the model segments nothing that was asked for before it is trained; where
-the language model is new, begin with query pretraining. Where a LLaVA is at hand, `convert_llava_sam` keeps its
+`<image>`. So no part knows the others, and the model segments nothing that was asked for before it is trained. A new
+language model begins with query pretraining; a pretrained one needs more steps than a CPU takes (400 of them teach 6
+layers of SmolLM2 next to nothing: results/camvid_small.md). Where a LLaVA is at hand, `convert_llava_sam` keeps its
 connector.
 """
 
