@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from datasets_scripts.folder import read_folder
 from datasets_scripts.instructions.build import build_instructions
-from datasets_scripts.records import Instruction, read_image
+from datasets_scripts.records import DataError, Instruction, read_image
 from datasets_scripts.scenes import write_scenes
 from modeling_cora import CoraForReasoningSegmentation
 from modeling_cora.presets import cora_tiny
@@ -111,10 +111,9 @@ def on_two_processes(program, argv):
 
 
 def test_two_processes_equal_one(street, tmp_path):
-    main(options(street, tmp_path / "one", queries_per_image=40))
-    on_two_processes(
-        "trainers/stage1.py", options(street, tmp_path / "two", per_device_train_batch_size=1, queries_per_image=40)
-    )
+    given = dict(queries_per_image=40, query_pretraining_steps=3)
+    main(options(street, tmp_path / "one", **given))
+    on_two_processes("trainers/stage1.py", options(street, tmp_path / "two", per_device_train_batch_size=1, **given))
     for one, two in zip(history(tmp_path / "one")[:4], history(tmp_path / "two")[:4], strict=True):
         for name in ("loss", "lm_loss", "bce_loss", "dice_loss", "iou_loss"):
             assert two[name] == pytest.approx(one[name], rel=2e-3), name
@@ -192,11 +191,29 @@ def test_query_pretraining_tells_claims_apart_where_they_count(street, scale):
         assert red_of_car.norm() < 0.1 * of_classes
 
 
-def test_query_pretraining_needs_instructions_of_its_kinds(street, tmp_path, capsys):
+def test_query_pretraining_of_free_text_alone_would_make_all_queries_one(street):
+    queries = ["what drives", "what grows"]
+    texts = [Instruction("any", "reasoning", "target", query, "It is [SEG].") for query in queries]
+    model, processor = cora_tiny(queries, clip_image_size=28, sam_image_size=128)
+    scenes = read_folder(street).split("train", labelled=True)
+    steps = QueryPretrainingArguments(query_pretraining_steps=2)
+    with pytest.raises(DataError, match="all queries are about target"):
+        pretrain_queries(model, processor, scenes, texts, steps, 0, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("query_pretraining_kinds", "reasoning", "no labelled image has an instruction of reasoning"),
+        ("query_pretraining_kinds", "colour", "'colour' is not one of"),
+        ("query_pretraining_claim_scale", "-1", "-1.0 is less than 0"),
+    ],
+)
+def test_query_pretraining_of_nothing_takes_one_line(street, tmp_path, capsys, name, value, message):
     with pytest.raises(SystemExit) as ended:
-        main([*options(street, tmp_path, query_pretraining_steps=2), "--query_pretraining_kinds", "reasoning"])
+        main([*options(street, tmp_path, query_pretraining_steps=2), f"--{name}", value])
     line = capsys.readouterr().err.splitlines()[-1]
-    assert ended.value.code == 2 and line.startswith("error: query_pretraining_kinds: no labelled image has"), line
+    assert ended.value.code == 2 and line.startswith(f"error: {name}: {message}"), line
 
 
 def test_query_pretraining_of_a_model_stored_in_bfloat16(street, tmp_path):

@@ -53,7 +53,7 @@ def pretrain_queries(
         embedding of 0.
 
     Raises:
-        DataError: none of the instructions is of `query_pretraining_kinds`.
+        DataError: none of the instructions is of `query_pretraining_kinds`, or they have nothing to tell apart.
     """
     rng = np.random.default_rng((seed, 2))
     kinds = arguments.query_pretraining_kinds
@@ -62,16 +62,8 @@ def pretrain_queries(
         by_class.setdefault(instruction.class_name, {}).setdefault(instruction.kind, []).append(instruction)
     if not by_class:
         raise DataError(f"query_pretraining_kinds: no labelled image has an instruction of {', '.join(kinds or [])}")
-    names = sorted(by_class)
-    claims = sorted({i.claim for of_class in by_class.values() for of_kind in of_class.values() for i in of_kind})
     width = model.config.sam_config.prompt_encoder_config.hidden_size
-
-    def prompts(keys: Sequence[str], std: float) -> dict[str, torch.Tensor]:
-        return {key: torch.from_numpy(rng.normal(0, std, width)).float() for key in keys}
-
-    of_class = prompts(names, PROMPT_STD)
-    of_claim = prompts(claims, PROMPT_STD * arguments.query_pretraining_claim_scale)
-    of_claim[""] = torch.zeros(width)  # nothing but the class
+    of_class, of_claim = _prompts(by_class, width, arguments.query_pretraining_claim_scale, rng)
     parameters = [p for part in (model.vlm, model.seg_projector) for p in part.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         parameters, arguments.query_pretraining_learning_rate, betas=(0.9, 0.95), weight_decay=0
@@ -80,7 +72,7 @@ def pretrain_queries(
     schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
 
     def draw() -> Instruction:
-        of_one_class = by_class[rng.choice(names).item()]
+        of_one_class = by_class[rng.choice(sorted(by_class)).item()]
         of_one_kind = of_one_class[rng.choice(sorted(of_one_class)).item()]
         return of_one_kind[rng.integers(len(of_one_kind))]
 
@@ -106,6 +98,23 @@ def pretrain_queries(
         error = loss.item()
         bar.set_postfix(error=f"{error:.3f}")
     return error
+
+
+def _prompts(
+    by_class: dict[str, dict[str, list[Instruction]]], width: int, claim_scale: float, rng: np.random.Generator
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What is to be said of each class, and what each claim adds to it; each (width,)."""
+    claims = sorted({i.claim for of_class in by_class.values() for of_kind in of_class.values() for i in of_kind})
+    if len(by_class) == 1 and claims == [""]:
+        raise DataError(
+            f"query_pretraining_steps: all queries are about {next(iter(by_class))} and claim nothing more, so they "
+            "would learn to say the same; 0 would be right"
+        )
+    of_class, of_claim = (
+        {key: torch.from_numpy(rng.normal(0, std, width)).float() for key in keys}
+        for keys, std in ((sorted(by_class), PROMPT_STD), (claims, PROMPT_STD * claim_scale))
+    )
+    return of_class, of_claim | {"": torch.zeros(width)}  # nothing but the class
 
 
 def without_masks(inputs: dict) -> dict[str, torch.Tensor]:
