@@ -13,7 +13,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from datasets_scripts.command_line import UsageError
 from trainers import base_trainer
 from trainers.arguments import CoraTrainingArguments
-from trainers.base_trainer import check_steps, checkpoint_to_resume, refuse_evaluation
+from trainers.base_trainer import check_training, checkpoint_to_resume, refuse_evaluation
 from trainers.cora_trainer import CoraTrainer, refuse_sharded_anchors
 from trainers.pseudo_labels.arguments import SemiSupervisedTrainingArguments
 from trainers.stage1 import Stage1Trainer
@@ -58,10 +58,12 @@ def test_a_checkpoint_by_its_name_is_that_one(tmp_path):
         assert checkpoint_to_resume(value, tmp_path / "own") == str(named)
 
 
-@pytest.mark.parametrize("left", [None, [], ["rng_state.pth"], ["trainer_state.json"]])
+@pytest.mark.parametrize("left", [None, "a file", [], ["rng_state.pth"], ["trainer_state.json"]])
 def test_a_folder_that_is_no_whole_checkpoint_is_refused(tmp_path, left):
     """The last one is what the folder of a whole training holds."""
-    if left is not None:
+    if left == "a file":
+        (tmp_path / "folder").write_text("")
+    elif left is not None:
         write_checkpoint(tmp_path / "folder", left)
     with pytest.raises(UsageError, match=f"resume_from_checkpoint: {tmp_path}/folder is no whole checkpoint; .* true"):
         checkpoint_to_resume(str(tmp_path / "folder"), tmp_path)
@@ -70,8 +72,11 @@ def test_a_folder_that_is_no_whole_checkpoint_is_refused(tmp_path, left):
 @pytest.mark.parametrize("steps", [-1, 0])
 def test_a_training_by_epochs_is_refused(steps):
     with pytest.raises(UsageError, match=f"max_steps: {steps} is no number of steps; 1 or more"):
-        check_steps(SimpleNamespace(max_steps=steps))
-    check_steps(SimpleNamespace(max_steps=1))
+        check_training(SimpleNamespace(max_steps=steps, seed=0, data_seed=None))
+    check_training(SimpleNamespace(max_steps=1, seed=0, data_seed=0))
+    for name in ("seed", "data_seed"):
+        with pytest.raises(UsageError, match=f"{name}: -1 is less than 0"):
+            check_training(SimpleNamespace(**{"max_steps": 1, "seed": 0, "data_seed": 0, name: -1}))
 
 
 @pytest.mark.parametrize(

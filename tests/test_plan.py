@@ -123,6 +123,30 @@ def test_weights_are_computed_only_for_a_stage_that_reads_them(tmp_path, where, 
     assert planned_with(tmp_path, "cora", more[0], "--stage3.consistency=ahead").weights is not None
 
 
+def test_weights_are_asked_for_as_stage_3_would_ask(tmp_path):
+    stage = tmp_path / "stage3.yaml"
+    stage.write_text("{rephrasings: 3, unlabelled_kinds: [semantic]}\n")
+
+    def asked(*more: str) -> tuple:
+        fields = planned_with(tmp_path, "cora", f"--stage3.recipe={stage}", *more).weights.fields
+        return fields["rephrasings"], fields["kinds"]
+
+    assert asked() == (3, ["semantic"]) and asked("--stage3.rephrasings=4") == (4, ["semantic"])
+    assert asked("--stage3.rephrasings=4", "--consistency.rephrasings=5") == (5, ["semantic"])
+
+
+def test_a_recipe_of_a_stage_comes_before_what_a_run_takes_where_nothing_is_said(tmp_path):
+    stage = tmp_path / "stage3.yaml"
+    stage.write_text("{pseudo_confidence: 0.8, data_seed: 7}\n")
+    for more, expected in (([f"--stage3.recipe={stage}"], (0.8, 7)), ([], (0.95, 2042))):
+        step = planned_with(tmp_path, "lisa", *more, recipe=str(ROOT / "trainers/recipes/camvid_small_run.yaml"))
+        step = step.stages["stage3"]
+        *_, training, unlabelled = parse_recipe(
+            step.arguments, [*StepFolders(tmp_path).command(step), "--use_cpu=true"]
+        )
+        assert (unlabelled.pseudo_confidence, training.data_seed) == expected
+
+
 def test_null_of_a_recipe_is_what_is_not_given(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("{embedding_cache: null, split_lists: null, seed: null, stage3: {bank_negatives: null}}")

@@ -104,6 +104,8 @@ def test_masks_on_disk_are_those_of_the_model_for_any_query_text(saved, tmp_path
         ({"--query": " "}, "empty"),
         ({"--model": "nowhere"}, "nowhere"),
         ({"--out": "o.xyz"}, "o.xyz"),
+        ({"--device": "toaster"}, "--device toaster: not to be had here"),
+        ({"--device": "cuda:77"}, "--device cuda:77: not to be had here"),
     ],
 )
 def test_bad_input_gets_one_line(saved, tmp_path, monkeypatch, capsys, change, message):

@@ -171,18 +171,23 @@ def test_dense_features_are_those_of_clip_where_attention_is_the_identity(clip_f
     """With one patch and no class token to look at, attention has one choice; so its value path is all there is."""
     model = CLIPVisionModelWithProjection.from_pretrained(clip_folder, projection_dim=12).eval()
     pixels = torch.randn(2, 3, 32, 32)
-    layer = model.vision_model.encoder.layers[-1]
-    captured = []
-    hook = layer.register_forward_hook(lambda module, inputs, output: captured.append(inputs[0]))
+    first, *_, last = model.vision_model.encoder.layers
+    captured = {}
+    hooks = [
+        layer.register_forward_pre_hook(lambda module, inputs: captured.update({module: inputs[0]}))
+        for layer in (first, last)
+    ]
     with torch.no_grad():
         model.vision_model(pixels)
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         found, skips = dense_features(model, pixels, (0,))
-        tokens = captured[0][:, 5:6]  # patch 4 of 16, alone
-        alone = layer(tokens, None)
+        # patch 4 of 16, alone
+        skip, alone = (layer(captured[layer][:, 5:6], None) for layer in (first, last))
         expected = model.visual_projection(model.vision_model.post_layernorm(alone))[:, 0]
     assert found.shape == (2, 12, 4, 4) and skips[0].shape == (2, 16, 4, 4)
     assert torch.allclose(found[:, :, 1, 0], expected, atol=1e-5)
+    assert torch.allclose(skips[0][:, :, 1, 0], skip[:, 0], atol=1e-5)
 
 
 def test_word_embeddings_are_clips_text_features(clip_folder):

@@ -143,6 +143,36 @@ def test_dpt_sees_the_backbones_four_levels_with_the_final_norm(backbones):
             assert own.shape == (1, 16, 4, 5) and torch.allclose(own, theirs, atol=1e-6)
 
 
+def test_dpt_attends_as_the_backbone_alone_does(backbones):
+    backbone = segmenter_of(backbones, "dpt").network.backbone
+    assert backbone.config._attn_implementation == "sdpa" == Dinov2Backbone(backbone.config).config._attn_implementation
+
+
+@pytest.mark.parametrize("grid", [(4, 6), (5, 7), (13, 18)])
+def test_dpt_goes_up_to_the_size_of_each_level(backbones, grid):
+    """As UniMatch V2's head does: on an odd grid each level keeps its values, where transformers' neck blurs them."""
+    network = segmenter_of(backbones, "dpt").network.eval()
+    features = [torch.randn(2, 16, *grid) for _ in range(4)]
+
+    def unit(layer, x):
+        return layer.convolution2(layer.convolution1(x.relu()).relu()) + x
+
+    with torch.no_grad():
+        layers = zip(network.neck.convs, network.neck.reassemble_stage.layers, features, strict=True)
+        levels = [conv(layer(one)) for conv, layer, one in layers]
+        path, sizes = None, [levels[2].shape[2:], levels[1].shape[2:], levels[0].shape[2:], None]
+        for layer, level, size in zip(network.neck.fusion_stage.layers, levels[::-1], sizes, strict=True):
+            path = level if path is None else path + unit(layer.residual_layer1, level)
+            path = unit(layer.residual_layer2, path)
+            to = dict(scale_factor=2) if size is None else dict(size=size)
+            path = layer.projection(torch.nn.functional.interpolate(path, **to, mode="bilinear", align_corners=True))
+        found, by_transformers = network.decode(features), network.head(network.neck.fusion_stage(levels)[-1])
+    assert found.shape[-2:] == (8 * grid[0], 8 * grid[1])
+    torch.testing.assert_close(found, network.head(path), atol=1e-5, rtol=1e-4)
+    even = all(side % 2 == 0 for side in grid)
+    assert (found.shape == by_transformers.shape and torch.allclose(found, by_transformers, atol=1e-5)) == even
+
+
 @pytest.mark.parametrize("name", ["dinov2-small", "dinov2-base"])
 def test_dpt_takes_the_layers_2_5_8_11(name):
     from trainers.pseudo_labels.backbones import _prepare

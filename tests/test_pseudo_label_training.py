@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
 from datasets_scripts.scenes import write_scenes
@@ -227,10 +228,19 @@ def test_a_run_starts_from_a_trained_segmenter(street, backbones, tmp_path, caps
     """Student and teacher: with a learning rate of 0 both keep the weights, whatever the seed and the backbone."""
     main(options(street, backbones, tmp_path / "first", method="supervised", max_steps=3))
     given = dict(start_from=tmp_path / "first", backbone="mit-xs", seed=7)
+    lacking, cut_short = tmp_path / "lacking", tmp_path / "cut_short"
+    for folder in (lacking, cut_short):
+        shutil.copytree(tmp_path / "first", folder)
+    weights = load_file(lacking / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if "classifier" not in k}, lacking / "model.safetensors")
+    os.truncate(cut_short / "model.safetensors", 1000)
     wrong = [
         (given, "has other layers, network.backbone."),
         (given | dict(output_stride=32), "output_stride is 16; this run's is 32"),
         (given | dict(start_from=street), "is no trained segmenter ("),
+        (given | dict(start_from=backbones["segformer"]), "is no trained segmenter (its config.json names no classes)"),
+        (given | dict(start_from=lacking), f"start_from {lacking}: its weights lack"),
+        (given | dict(start_from=cut_short), f"start_from {cut_short}: is no trained segmenter ("),
         (given | dict(architecture="dpt", backbone=backbones["dpt"]), "architecture is segformer; this run's is dpt"),
     ]
     for changes, message in wrong:
@@ -310,6 +320,8 @@ def test_bad_input_gets_one_line_and_leaves_nothing(street, backbones, tmp_path,
         (options(street, backbones, out, method="unimatch_v2", per_device_train_batch_size=3), "3 is odd"),
         (options(street, backbones, out, confidence_threshold=1.5), "outside of [0, 1]"),
         (options(street, backbones, out, cutmix_area_min=0.6), "is no range"),
+        (options(street, backbones, out, crop_height=4, crop_width=40), "no box of 0.4 of a crop of 4 x 40 has"),
+        (options(street, backbones, out, load_best_model_at_end=True, eval_strategy="no"), "load_best_model_at_end: "),
         (options(street, backbones, out, method="supervised", **one_image), "1 is too few"),
         (options(street, backbones, out, burn_in=0.5, **one_image), "1 is too few"),
         (options(street, backbones, out, batch_norm_statistics="clean", **one_image), "1 is too few"),

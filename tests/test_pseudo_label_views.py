@@ -260,6 +260,17 @@ def test_an_image_smaller_than_the_crop_is_named(tmp_path):
     assert len(read(folder, needed=False).labelled) == 1
 
 
+def test_sizes_are_those_of_the_upright_image(tmp_path):
+    """A phone held on its side stores 64x30 pixels of a photo that is 30 wide and 64 high."""
+    folder, exif = folder_with(tmp_path, size=(64, 30)), Image.Exif()
+    exif[0x0112] = 6
+    for path in folder.rglob("u*.png"):
+        Image.open(path).save(path, exif=exif)
+    with pytest.raises(DataError, match=r"u0\.png: 30x64 is smaller than the crop 40x32"):
+        read(folder)
+    assert len(read(folder, crop_height=40, crop_width=30, small_images="error", needed=True).unlabelled) == 1
+
+
 def test_a_class_that_no_labelled_image_shows(tmp_path):
     folder = folder_with(tmp_path)
     left = read(folder)

@@ -265,10 +265,12 @@ def cityscapes(tmp_path: Path, values: str) -> tuple[Path, Path, Path]:
     (data / "leftImg8bit" / "train" / "ulm").mkdir(parents=True)
     (masks / "ulm").mkdir(parents=True)
     lists.mkdir()
-    lines = []
+    lines, on_its_side = [], Image.Exif()
+    on_its_side[0x0112] = 6
     for number in range(3):
         image_id = f"ulm_000000_00000{number}"
-        noise_image(32, 16, number).save(data / "leftImg8bit" / "train" / "ulm" / f"{image_id}_leftImg8bit.png")
+        photo = noise_image(16, 32, number)  # of a camera that was held on its side: 32 wide when it is upright
+        photo.save(data / "leftImg8bit" / "train" / "ulm" / f"{image_id}_leftImg8bit.png", exif=on_its_side)
         Image.fromarray(np.full((16, 32), 7, np.uint8)).save(
             data / "gtFine" / "train" / "ulm" / f"{image_id}_gtFine_labelIds.png"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -23,7 +22,6 @@ from modeling_cora.hub.push import publication
 from modeling_cora.hub.run_folder import read_run as read_finished
 from trainers.arguments import EmbeddingCacheArguments, parse_recipe
 from trainers.base_trainer import last_checkpoint
-from trainers.file_hashes import FileHashes
 from trainers.methods import method_named
 from trainers.report import Stage, write_report
 from trainers.run import STAGES, main, picture_of, plan, read_run
@@ -219,30 +217,6 @@ def test_a_model_of_this_machine_is_known_by_its_files(tmp_path, monkeypatch, fi
     assert on_the_hub != first == folder()
     weights.write_text("2")
     assert folder() not in (on_the_hub, first)
-
-
-def test_files_are_read_again_after_a_change_alone(tmp_path, monkeypatch):
-    """Also where another run has added to the file of hashes meanwhile, or left a damaged one."""
-    read, kept = [], tmp_path / ".files.json"
-    digest = hashlib.file_digest
-    monkeypatch.setattr(
-        hashlib, "file_digest", lambda file, name: read.append(Path(file.name).name) or digest(file, name)
-    )
-    for name in "ab":
-        (tmp_path / name).write_text(name)
-    one, other = FileHashes(kept), FileHashes(kept)
-    assert one.content(tmp_path / "a") != other.content(tmp_path / "b") and read == ["a", "b"]
-    one.save(), other.save()
-    again = FileHashes(kept)
-    assert again.content(tmp_path / "a") == one.content(tmp_path / "a")
-    assert again.content(tmp_path / "b") == other.content(tmp_path / "b") and read == ["a", "b"]
-    (tmp_path / "b").write_text("c")
-    assert again.content(tmp_path / "b") == other.content(tmp_path / "b")  # one run sees its data as they were at first
-    assert FileHashes(kept).content(tmp_path / "b") != other.content(tmp_path / "b") and read == ["a", "b", "b"]
-    kept.write_text("{")
-    assert FileHashes(kept).content(tmp_path / "a") == one.content(tmp_path / "a") and read[3:] == ["a"]
-    with pytest.raises(UsageError, match="none: no such file or folder"):
-        one.content(tmp_path / "none")
 
 
 def test_a_step_that_failed_is_done_again_in_its_folder(program, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -313,6 +314,26 @@ def test_consistency_weights_are_the_variance_over_six_queries(street, pseudo, w
     assert {p.name: p.stat().st_mtime_ns for p in weights.glob("*.safetensors")} == before
     with pytest.raises(SystemExit):  # another seed's queries must not be mixed in
         consistency_main([*argv, "--seed", "1"])
+    shutil.copytree(pseudo, tmp_path / "pseudo")
+    argv[5] = str(tmp_path / "pseudo")
+    consistency_main(argv)  # the same maps
+    path = tmp_path / "pseudo" / "masks" / f"{scene.image_id}.png"
+    Image.fromarray(np.full((48, 64), 4, np.uint8)).save(path)
+    with pytest.raises(SystemExit):  # of the class that is there now, nothing was asked
+        consistency_main(argv)
+
+
+def test_who_is_shown_no_anchor_is_never_asked_with_one(street, pseudo, tmp_path):
+    """LISA's stage 3 has no conditional queries; an encoder of anchors that nothing trains would speak in its answers
+    to them."""
+    stage1(options(street, tmp_path / "1", max_steps=1))
+    given = dict(pseudo_labels=pseudo, consistency="none", max_steps=1, flip=0, crop=0)
+    for out, kinds in (("lisa", ["semantic", "attribute"]), ("cora", ["semantic", "conditional"])):
+        stage3([*stage3_options(street, tmp_path / "1", tmp_path / out, **given), "--kinds", *kinds])
+        model, _ = load_trained(str(tmp_path / out))
+        assert (model.config.anchor_token_id is not None) == (out == "cora")
+        record = json.loads((tmp_path / out / "training.json").read_text())["data"]
+        assert record["unlabelled_images"] == 3  # of four, one has no pseudo-label
 
 
 def test_items_travel_together_and_depend_on_their_number_alone(street, pseudo, weights):
@@ -381,6 +402,7 @@ def test_low_confidence_is_ignored(pseudo, street):
         ({"pseudo_labels": "PSEUDO", "consistency": "sometimes"}, "consistency: 'sometimes'"),
         ({"pseudo_labels": "PSEUDO", "weight_kind": "odd"}, "weight_kind: 'odd'"),
         ({"pseudo_labels": "PSEUDO", "pseudo_confidence": 2}, "pseudo_confidence: 2.0"),
+        ({"pseudo_labels": "PSEUDO", "kinds": "reasoning"}, "kinds: none of the instructions is reasoning; there are"),
         ({"pseudo_labels": "EMPTY", "consistency": "none"}, "has a map for none of the 4"),
         (
             {"pseudo_labels": "UNSURE", "consistency": "none", "pseudo_confidence": 0.9},

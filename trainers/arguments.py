@@ -7,10 +7,9 @@ Field texts name the equation or table of the paper (arXiv 2511.17755), or the p
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType
@@ -23,6 +22,8 @@ from transformers.trainer_utils import HubStrategy
 
 from datasets_scripts.command_line import ArgumentParser, UsageError
 from datasets_scripts.records import DataError, Kind
+
+from .argument_checks import check_above_zero, check_choice, check_kinds, check_least, check_shares, nearest
 
 CLASS_KINDS = ("semantic", "attribute")
 """Kinds of queries that a class has without a label map."""
@@ -122,8 +123,8 @@ class QueryPretrainingArguments:
     )
 
     def __post_init__(self):
-        if self.query_pretraining_claim_scale < 0:
-            raise UsageError(f"query_pretraining_claim_scale: {self.query_pretraining_claim_scale} is less than 0")
+        check_least(self, query_pretraining_steps=0, query_pretraining_queries=1, query_pretraining_claim_scale=0)
+        check_above_zero(self, "query_pretraining_learning_rate")
         if self.query_pretraining_kinds is not None:
             check_kinds("query_pretraining_kinds", self.query_pretraining_kinds, get_args(Kind))
 
@@ -178,10 +179,12 @@ class DataArguments:
 
     def __post_init__(self):
         check_kinds("kinds", self.kinds, get_args(Kind))
-        if self.queries_per_image < 1:
-            raise UsageError(f"queries_per_image: {self.queries_per_image} is less than 1")
-        if self.flipped_queries not in ("classes", "all"):
-            raise UsageError(f"flipped_queries: {self.flipped_queries!r} is not one of classes, all")
+        check_least(self, queries_per_image=1, max_label_size=1, cache_scenes=0)
+        check_choice(self, flipped_queries=("classes", "all"))
+        check_shares(self, "flip", "crop", "crop_scale")
+        check_above_zero(self, "crop_scale")
+        if not 0 <= self.colour_jitter < 1:
+            raise UsageError(f"colour_jitter: {self.colour_jitter} is outside of [0, 1)")
 
 
 @dataclass
@@ -205,12 +208,8 @@ class EmbeddingCacheArguments:
     )  # fmt: skip
 
     def __post_init__(self):
-        if self.embedding_cache_precision not in ("exact", "float16"):
-            raise UsageError(
-                f"embedding_cache_precision: {self.embedding_cache_precision!r} is not one of exact, float16"
-            )
-        if not self.embedding_cache_gigabytes > 0:
-            raise UsageError(f"embedding_cache_gigabytes: {self.embedding_cache_gigabytes} is not above 0")
+        check_choice(self, embedding_cache_precision=("exact", "float16"))
+        check_above_zero(self, "embedding_cache_gigabytes")
 
 
 @dataclass
@@ -276,29 +275,21 @@ class UnlabelledArguments:
     )  # fmt: skip
 
     def __post_init__(self):
-        for name, known in (
-            ("pixel_reduction", ("mean", "sum")),
-            ("consistency", ("ahead", "online", "none")),
-            ("weight_kind", ("inverse", "exp", "literal")),
-        ):
-            if getattr(self, name) not in known:
-                raise UsageError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(known)}")
-        for name, lowest in (("rephrasings", 2), ("bank_size", 1), ("unlabelled_per_labelled", 1),
-                             ("unlabelled_queries", 1)):  # fmt: skip
-            if getattr(self, name) < lowest:
-                raise UsageError(f"{name}: {getattr(self, name)} is less than {lowest}")
-        for name in ("weight_temperature", "alignment_temperature"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name}: {getattr(self, name)} is not above 0")
+        check_choice(
+            self,
+            pixel_reduction=("mean", "sum"),
+            consistency=("ahead", "online", "none"),
+            weight_kind=("inverse", "exp", "literal"),
+        )
+        check_least(self, rephrasings=2, bank_size=1, unlabelled_per_labelled=1, unlabelled_queries=1)
+        check_least(self, bank_negatives=1, alignment_weight=0, sigma=0)
+        check_above_zero(self, "weight_temperature", "alignment_temperature")
         check_kinds("unlabelled_kinds", self.unlabelled_kinds, CLASS_KINDS)
         if self.unlabelled_parts and self.consistency == "ahead":
             raise UsageError(
                 "unlabelled_parts: consistency ahead has weights of whole classes alone; online or none would be right"
             )
-        if self.alignment_weight is not None and not self.alignment_weight >= 0:
-            raise UsageError(f"alignment_weight: {self.alignment_weight} is less than 0")
-        if not 0 <= self.pseudo_confidence <= 1:
-            raise UsageError(f"pseudo_confidence: {self.pseudo_confidence} is outside of [0, 1]")
+        check_shares(self, "pseudo_confidence")
 
     @property
     def unlabelled_weight(self) -> float:
@@ -393,25 +384,6 @@ def parse_recipe(
     if unknown:
         raise UsageError(f"unknown argument {unknown[0]!r}{nearest(unknown[0].lstrip('-'), known)}")
     return parsed
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message: which known name was meant; empty where none is near."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def check_kinds(name: str, given: Sequence[str], known: Sequence[str]) -> None:
-    """Raises:
-    UsageError: none is given, or one that is not known.
-    """
-    if isinstance(given, str):  # as a recipe may have it
-        raise UsageError(f"{name}: {given!r} is no list; [{given}] would be right")
-    for kind in given:
-        if kind not in known:
-            raise UsageError(f"{name}: {kind!r} is not one of {', '.join(known)}{nearest(str(kind), known)}")
-    if not given:
-        raise UsageError(f"{name}: none is given; one of {', '.join(known)} or more would be right")
 
 
 def read_recipe(path: Path, types: Sequence[type]) -> dict:

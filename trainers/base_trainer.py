@@ -15,6 +15,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from datasets_scripts.command_line import UsageError
 
+from .argument_checks import check_least
+
 
 class BaseTrainer(Trainer):
     """Reads items in order (item k is a function of the seed and k), logs each loss term, and writes checkpoints that a
@@ -108,7 +110,7 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
 def _is_whole(checkpoint: Path) -> bool:
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return False
     return True
 
@@ -118,10 +120,11 @@ def _has_state(checkpoint: str) -> bool:
     return any(Path(checkpoint).glob("rng_state*.pth"))
 
 
-def check_steps(arguments: TrainingArguments) -> None:
+def check_training(arguments: TrainingArguments) -> None:
     """Raises:
-    UsageError: `max_steps` is less than 1, as for a training by epochs.
+    UsageError: `max_steps` is less than 1, as for a training by epochs, or a seed less than 0.
     """
+    check_least(arguments, seed=0, data_seed=0)
     if arguments.max_steps < 1:
         raise UsageError(
             f"max_steps: {arguments.max_steps} is no number of steps; 1 or more would be right (a training draws its "

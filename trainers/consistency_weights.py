@@ -32,9 +32,11 @@ from datasets_scripts.records import Scene, SceneSet, image_size, read_image
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.consistency import mask_variance
 from modeling_cora.segmentation import query_logits
-from trainers.arguments import CLASS_KINDS, EmbeddingCacheArguments, check_kinds, parse_recipe
+from trainers.argument_checks import check_kinds, check_least
+from trainers.arguments import CLASS_KINDS, EmbeddingCacheArguments, parse_recipe
 from trainers.consistency_maps import packed_variances
 from trainers.embedding_cache import add_embedding_cache, weights_hash
+from trainers.file_hashes import FileHashes
 from trainers.loading import inference_accelerator, load_trained
 from trainers.unlabelled_dataset import PseudoLabels, shown_classes
 
@@ -56,9 +58,7 @@ class ConsistencyArguments:
 
     def __post_init__(self):
         check_kinds("kinds", self.kinds, CLASS_KINDS)
-        for name, lowest in (("rephrasings", 2), ("longest_side", 1), ("queries_per_pass", 1)):
-            if getattr(self, name) < lowest:
-                raise UsageError(f"{name}: {getattr(self, name)} is less than {lowest}")
+        check_least(self, rephrasings=2, longest_side=1, queries_per_pass=1, seed=0)
 
 
 def equivalent_queries(
@@ -120,6 +120,8 @@ def write_weights(arguments: ConsistencyArguments, caching: EmbeddingCacheArgume
     out = Path(arguments.out)
     with accelerator.main_process_first():
         made_by = {**asdict(arguments), "out": "", "weights": weights_hash(model), "levels": "255 (4 variance)^(1/4)"}
+        # by content: a class that they show only now would have no weights, and so would not be asked for
+        made_by["pseudo_labels"] = FileHashes().content(pseudo_labels.folder / "masks")
         claim_folder(out, "meta.json", made_by)
     known = frozenset(c.id for c in scene_set.classes)
     own = scenes[accelerator.process_index :: accelerator.num_processes]

@@ -33,7 +33,7 @@ class CoraTrainer(HubUploads, BaseTrainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = [self.counts(inputs) for inputs in batches]
         names = sorted(counts[0]) if counts else []
-        totals = torch.tensor([sum(c[name] for c in counts) for name in names], dtype=torch.float64, device=device)
+        totals = torch.tensor([sum(c[name] for c in counts) for name in names], dtype=torch.long, device=device)
         totals = self.accelerator.reduce(totals, "sum") if names else totals
         return batches, dict(zip(names, totals.tolist(), strict=True))
 

@@ -89,7 +89,7 @@ TYPES = (*ARGUMENTS, UnlabelledArguments, DiagnosisArguments)
 OF_A_RECORD = {
     *(f.name for group in (ModelArguments, TrainedPartsArguments, DataArguments, UnlabelledArguments)
       for f in fields(group)),
-    "seed", "per_device_train_batch_size",
+    "seed", "data_seed", "per_device_train_batch_size",
 }  # fmt: skip
 """Settings of `training.json` that decide what a batch is and which parameters are trained on it."""
 

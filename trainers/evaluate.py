@@ -33,7 +33,7 @@ from accelerate.utils import gather_object
 from PIL import Image
 from tqdm.auto import tqdm
 
-from datasets_scripts.command_line import UsageError, one_line_errors
+from datasets_scripts.command_line import one_line_errors
 from datasets_scripts.files import write_image, write_text
 from datasets_scripts.folder import read_data
 from datasets_scripts.instructions.mirror import mirrored
@@ -43,7 +43,8 @@ from metrics.ciou.ciou import intersection_and_union
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.hub.run_folder import weights_digest
 from modeling_cora.pictures import captioned, comparison, grid
-from trainers.arguments import EmbeddingCacheArguments, check_kinds, parse_recipe
+from trainers.argument_checks import check_choice, check_kinds, check_least
+from trainers.arguments import EmbeddingCacheArguments, parse_recipe
 from trainers.baselines import MeanMask, part_counts, trivial_counts
 from trainers.embedding_cache import add_embedding_cache
 from trainers.instruction_dataset import anchor_masks
@@ -88,11 +89,8 @@ class EvaluationArguments:
     def __post_init__(self):
         check_kinds("kinds", self.kinds, get_args(Kind))
         protocol_named(self.protocol)
-        if self.anchors not in ("given", "none"):
-            raise UsageError(f"anchors: {self.anchors!r} is not one of given, none")
-        for name, lowest in (("limit", 1), ("queries_per_kind", 1), ("examples", 0)):
-            if (value := getattr(self, name)) is not None and value < lowest:
-                raise UsageError(f"{name}: {value} is less than {lowest}")
+        check_choice(self, anchors=("given", "none"))
+        check_least(self, limit=1, queries_per_kind=1, examples=0)
 
 
 def evaluate_scenes(

@@ -43,7 +43,8 @@ from tqdm.auto import tqdm
 
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import write_text
-from trainers.arguments import nearest, parse_recipe, split_sections
+from trainers.argument_checks import nearest
+from trainers.arguments import parse_recipe, split_sections
 from trainers.comparison import Comparison
 from trainers.file_hashes import FileHashes
 from trainers.methods import BASELINES, method_named

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock
@@ -19,10 +19,10 @@ class FileHashes:
     """SHA-256 of files, which are read again only where size or time of their last change is another.
 
     Args:
-        path: JSON file that keeps what was read, of any number of runs; it may be deleted.
+        path: JSON file that keeps what was read, of any number of runs; it may be deleted. None: nothing is kept.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path | None = None):
         self.path = path
         self._known = self._kept()
         self._unsaved = False
@@ -43,7 +43,7 @@ class FileHashes:
                 raise UsageError(f"{path}: no such file or folder")
             files = [path]
             if path.is_dir():
-                found = path.rglob("*") if subfolders else path.iterdir()
+                found = _walk(path) if subfolders else path.iterdir()
                 files = sorted(p for p in found if p.suffix != ".partial" and p.is_file())
             self._read(files)
             parts = [(p.relative_to(path).as_posix(), self._known[_name(p)][-1]) for p in files]
@@ -52,7 +52,7 @@ class FileHashes:
 
     def save(self) -> None:
         """For the next run; keeps what others have added meanwhile."""
-        if self._unsaved:
+        if self._unsaved and self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.path.with_name(self.path.name + ".lock")):
                 self._known = {**self._kept(), **self._known}
@@ -71,11 +71,20 @@ class FileHashes:
                 bar.update(stamps[path][0])
 
     def _kept(self) -> dict[str, list]:
+        if self.path is None:
+            return {}
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}  # none yet, or a damaged one: everything is read again
         return found if isinstance(found, dict) else {}
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files below a folder. Folders that are links count as they do for whoever reads a data set; `rglob` leaves
+    them out."""
+    for parent, _, names in os.walk(folder, followlinks=True):
+        yield from (Path(parent, name) for name in names)
 
 
 def _name(path: Path) -> str:

@@ -109,13 +109,22 @@ def _write(image: Image.Image, queries: list[str], result: Segmentation, out: Pa
             _save(Image.fromarray(mask.astype("uint8") * 255), _mask_path(out, index))
 
 
+def _device(name: str | None) -> torch.device:
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):  # torch asserts that it was built for CUDA
+        raise UsageError(f"--device {name}: not to be had here; cpu and cuda are the usual ones") from None
+
+
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     arguments = _parse(argv)
     jobs = _jobs(arguments.image, arguments.out)
     _refuse_overwriting(jobs, arguments)
+    device = _device(arguments.device)
     model, processor = load_trained(arguments.model)
-    model.to(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.to(device)
     for image_path, out in tqdm(jobs, desc="segmenting", unit="image"):
         image = read_image(image_path)
         try:

@@ -4,8 +4,9 @@
     python trainers/run.py RECIPE --data DIR --out DIR --method lisa --seed 1 --stage3.max_steps 2000
 
 A recipe has the fields of `RunArguments` and a section for each program (`SECTIONS`), with that program's fields and,
-under `recipe`, the file that they override. On the command line a field of a section is `--SECTION.FIELD`. What the run
-or its method decides, such as the data and the seed, no section can change: another value there is an error.
+for trainings (`pseudo_labels` and the stages), under `recipe` the file that they override. On the command line a field
+of a section is `--SECTION.FIELD`. What the run or its method decides, such as the data and the seed, no section can
+change: another value there is an error.
 
 Every step has its own folder in OUT/steps (`steps.py`): interrupt it and run it again, and what is done stays done;
 change a field, and only the steps that depend on it are done anew. Writes OUT/report.html, OUT/run.json, and OUT/model
@@ -31,10 +32,10 @@ from datasets_scripts.files import link, write_text
 from datasets_scripts.folder import read_folder
 from datasets_scripts.records import DataError
 from trainers.adapters import refuse_base_without_anchors
+from trainers.argument_checks import nearest
 from trainers.arguments import (
     EmbeddingCacheArguments,
     UnlabelledArguments,
-    nearest,
     parse_recipe,
     read_recipe,
     read_yaml,
@@ -70,6 +71,8 @@ INSTEAD = {
     "pseudo_labels": "--pseudo_labels.folder",
 }
 """What to give in place of a field that the run decides."""
+OF_STAGE3 = {"rephrasings": "rephrasings", "kinds": "unlabelled_kinds"}
+"""Fields of `consistency` that stage 3 gives where the section does not, by its own names."""
 LEAVE_OUT = ("consistency", "sigma")
 """Fields by which a method does without a component; a recipe of all methods may give them for those that have it."""
 
@@ -182,7 +185,7 @@ def override(sections: dict[str, dict[str, Any]], dotted: Mapping[str, Any]) -> 
 
 
 def plan(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> Run:
-    """The steps of a run; nothing is done yet, and nothing read but stage 3's recipe.
+    """The steps of a run; nothing is done yet, and nothing read but the recipes of trainings.
 
     Raises:
         UsageError: no data or no place, an unknown method, or a section's field that the run or the method decides
@@ -220,13 +223,16 @@ def plan(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> 
         labels, steps = _pseudo_labels(arguments, sections, data, lists.get("split_lists"))
         preparation += steps
         third["pseudo_labels"] = labels
-        if "ocpl" in method.components and _given(sections["stage3"], types).get("consistency", "ahead") == "ahead":
+        given = _given(sections["stage3"], types)
+        if "ocpl" in method.components and given.get("consistency", "ahead") == "ahead":
             decided = {"model": stage2, "data": data, **lists, "pseudo_labels": labels, **caching}
             _refuse_overridden("consistency", sections["consistency"], decided, "the run")
+            # as where they are asked online
+            asked = {name: given[of] for name, of in OF_STAGE3.items() if of in given}
             weights = Step(
                 "consistency",
                 "trainers.consistency_weights",
-                {**decided, **sections["consistency"]},
+                {**asked, **decided, **sections["consistency"]},
                 arguments=(ConsistencyArguments, EmbeddingCacheArguments),
             )
             third["consistency_weights"] = weights
@@ -270,12 +276,14 @@ def _stage(
     """Args:
     decided: fields that the run decides; a section cannot change them.
     by_method: fields that the method decides.
-    defaults: fields that a section can change.
+    defaults: fields that a section or its recipe can change.
     """
     _refuse_overridden(name, sections[name], decided, "the run")
     section = dict(sections[name])
     recipe = Path(section.pop("recipe")) if "recipe" in section else None
-    given = {**(defaults or {}), **section, **decided, **(by_method or {})}
+    in_recipe = read_recipe(recipe, types) if recipe else {}
+    left = {field_name: value for field_name, value in (defaults or {}).items() if field_name not in in_recipe}
+    given = {**left, **section, **decided, **(by_method or {})}
     return Step(name, module or f"trainers.{name}", given, "output_dir", recipe, types, resumes=RESUMES)
 
 

@@ -20,7 +20,7 @@ from transformers.trainer_utils import set_seed
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.folder import read_data
 from datasets_scripts.instructions.build import KINDS, build_instructions, write_instructions
-from datasets_scripts.records import Instruction, Scene, SceneSet
+from datasets_scripts.records import DataError, Instruction, Scene, SceneSet
 from modeling_cora import CoraConfig, CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.presets import cora_tiny
 
@@ -35,7 +35,7 @@ from .arguments import (
     UnlabelledArguments,
     parse_recipe,
 )
-from .base_trainer import check_steps, checkpoint_to_resume, refuse_evaluation
+from .base_trainer import check_training, checkpoint_to_resume, refuse_evaluation
 from .cora_trainer import CoraTrainer, refuse_sharded_anchors
 from .embedding_cache import add_embedding_cache, refuse_sharded_weights, warn_of_new_images
 from .instruction_dataset import InstructionCollator, InstructionDataset
@@ -66,6 +66,19 @@ def labelled_instructions(
         return build_instructions(scene_set, scenes, KINDS, seed)
     wanted = {scene.image_id for scene in scenes}
     return [instruction for instruction in built if instruction.image_id in wanted]
+
+
+def of_kinds(instructions: Sequence[Instruction], data: DataArguments) -> list[Instruction]:
+    """Those of the kinds that are asked for.
+
+    Raises:
+        DataError: there are some, and none of these kinds.
+    """
+    chosen = [i for i in instructions if i.kind in data.kinds]
+    if instructions and not chosen:
+        there = ", ".join(sorted({i.kind for i in instructions}))
+        raise DataError(f"{data.data}: kinds: none of the instructions is {' or '.join(data.kinds)}; there are {there}")
+    return chosen
 
 
 def load_model(
@@ -157,16 +170,17 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     """
     types = (*ARGUMENTS, UnlabelledArguments) if trainer_class.uses_unlabelled else ARGUMENTS
     model_arguments, parts, data_arguments, pretraining, caching, arguments, *rest = parse_recipe(types, argv)
-    check_steps(arguments)
+    check_training(arguments)
     refuse_evaluation(arguments, EVALUATED_AFTERWARDS)
     checkpoint = checkpoint_to_resume(arguments.resume_from_checkpoint, arguments.output_dir)
     set_seed(arguments.seed)
     scene_set, built = read_data(data_arguments.data, data_arguments.split_lists, components=True)
     scenes = scene_set.split("train", labelled=True)
     every_kind = labelled_instructions(scene_set, scenes, built, arguments.seed)
-    instructions = [i for i in every_kind if i.kind in data_arguments.kinds]
+    instructions = of_kinds(every_kind, data_arguments)
     # the words of later stages, too, belong to a vocabulary that is made now
-    anchors = trainer_class.uses_anchors
+    # who is never shown an anchor gets no encoder of them, or an evaluation would show it some
+    anchors = trainer_class.uses_anchors and "conditional" in data_arguments.kinds
     model, processor = load_for_training(model_arguments, parts, every_kind, arguments.seed, anchors)
     pretraining = _for_new_models(pretraining, model_arguments.model, arguments)
     base = base_of(model_arguments.model)
@@ -187,10 +201,11 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
         seed=drawing_seed(arguments),
         anchors=anchors,
     )
-    collator, more = InstructionCollator(processor), {}
+    collator, more, others = InstructionCollator(processor), {}, 0
     if trainer_class.uses_unlabelled:
         (unlabelled,) = rest
         dataset = _paired(dataset, scene_set, unlabelled, data_arguments, arguments)
+        others = 0 if dataset.unlabelled is None else len(dataset.unlabelled.scenes)
         collator = PairedCollator(processor)
         more = {"unlabelled": unlabelled, "num_classes": len(scene_set.classes)}
     trainer = trainer_class(
@@ -205,8 +220,10 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     if cache is not None:
         refuse_sharded_weights(trainer)
     if trainer.is_world_process_zero():
-        stage, others = trainer_class.__name__.removesuffix("Trainer").lower(), [parts, pretraining, caching, *rest]
-        write_training_record(stage, trainer, base, scene_set, instructions, model_arguments, data_arguments, others)
+        stage, settings = trainer_class.__name__.removesuffix("Trainer").lower(), [parts, pretraining, caching, *rest]
+        write_training_record(
+            stage, trainer, base, scene_set, others, instructions, model_arguments, data_arguments, settings
+        )
     if pretraining.query_pretraining_steps and checkpoint is None:
         main_process, autocast = trainer.is_world_process_zero(), trainer.accelerator.autocast
         pretrain_queries(

@@ -18,7 +18,7 @@ from datasets_scripts.records import Instruction, SceneSet
 from modeling_cora.hub.run_folder import TRAINING, base_models
 from modeling_cora.named_models import resolve_name
 
-from .arguments import DataArguments, ModelArguments, UnlabelledArguments
+from .arguments import DataArguments, ModelArguments
 from .trained_parts import parameter_counts
 
 LEFT_OUT = {
@@ -45,6 +45,7 @@ def write_training_record(
     trainer: Trainer,
     base: str,
     scene_set: SceneSet,
+    unlabelled_images: int,
     instructions: Sequence[Instruction],
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
@@ -56,13 +57,12 @@ def write_training_record(
         stage: its name.
         trainer: with the model as it is trained. Its precision is accelerate's, whoever told that to accelerate.
         base: of an adapter that is trained further; else the model that the training starts from.
+        unlabelled_images: how many it is trained on.
         instructions: what it is trained on.
         others: further dataclasses of hyper-parameters.
     """
     model, arguments = trainer.model, trainer.args
-    train, start = scene_set.split("train"), _name_of(model_arguments.model)
-    labelled = sum(scene.labelled for scene in train)
-    unlabelled = any(isinstance(group, UnlabelledArguments) and group.unlabelled_weight for group in others)
+    start = _name_of(model_arguments.model)
     chosen = [model_arguments, data_arguments, *others]
     settings = {f.name: getattr(group, f.name) for group in chosen for f in fields(group) if f.name not in LEFT_OUT}
     unused = [
@@ -78,8 +78,8 @@ def write_training_record(
         "base_models": base_models(base),
         "data": {
             "name": data_arguments.data_name or Path(data_arguments.data).resolve().name,
-            "labelled_images": labelled,
-            "unlabelled_images": len(train) - labelled if unlabelled else 0,
+            "labelled_images": len(scene_set.split("train", labelled=True)),
+            "unlabelled_images": unlabelled_images,
             "instructions": len(instructions),
             "classes": [c.name for c in scene_set.classes if c.asked],
         },

@@ -284,3 +284,17 @@ def check_arguments(*groups: Any) -> None:
                 )
             if not 0 < group.cutmix_aspect_min <= 1:
                 raise UsageError(f"cutmix_aspect_min: {group.cutmix_aspect_min} is outside of (0, 1]")
+    given = {type(group): group for group in groups}
+    if {SegmentationDataArguments, StrongViewArguments} <= given.keys():
+        _check_cutmix(given[SegmentationDataArguments], given[StrongViewArguments])
+
+
+def _check_cutmix(data: SegmentationDataArguments, strong: StrongViewArguments) -> None:
+    """The largest box must fit into the crop at some aspect, or `cutmix_box` would draw for ever."""
+    longest = max(data.crop_height / data.crop_width, data.crop_width / data.crop_height)
+    if strong.cutmix_probability and longest * strong.cutmix_aspect_min * strong.cutmix_area_max > 1:
+        raise UsageError(
+            f"crop_height, crop_width: no box of {strong.cutmix_area_max:g} of a crop of {data.crop_height} x "
+            f"{data.crop_width} has an aspect of {strong.cutmix_aspect_min:g} or more; a smaller cutmix_area_max or "
+            "cutmix_aspect_min would be right"
+        )

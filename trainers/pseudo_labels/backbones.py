@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch.nn import functional as F
 from transformers import (
     AutoConfig,
@@ -150,9 +151,14 @@ def _take_weights(segmenter: SemanticSegmenter, folder: str) -> None:
         UsageError: it does not load, or has other classes or parts.
     """
     try:
-        trained = SemanticSegmenter.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        config = SegmenterConfig.from_pretrained(folder)
+        if config.class_ids is None:  # of a backbone, say, which would load with nothing in its place
+            raise ValueError("its config.json names no classes")
+        trained, info = SemanticSegmenter.from_pretrained(folder, config=config, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UsageError(f"start_from {folder}: is no trained segmenter ({_first_line(error)})") from None
+    if missing := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
+        raise UsageError(f"start_from {folder}: its weights lack {', '.join(missing[:3])}")
     for name in SAME_AT_A_START:
         theirs, own = getattr(trained.config, name), getattr(segmenter.config, name)
         if theirs != own:

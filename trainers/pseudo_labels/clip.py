@@ -21,11 +21,12 @@ def dense_features(
 ) -> tuple[Tensor, list[Tensor]]:
     """An embedding in CLIP's image-text space for every patch (MaskCLIP, arXiv 2112.01071).
 
-    The last layer attends to nothing: each place keeps its own value, as SemiVL's `MaskClipVisionTransformer` does.
+    The last layer attends to nothing: each place keeps its own value, as SemiVL's `MaskClipVisionTransformer` does. So
+    do the features of the layers in `skips` (its `return_qkv`), while the layers after them see ordinary outputs.
 
     Args:
         pixels: (B, 3, H, W), normalised, sides multiples of the patch size.
-        skips: layers whose outputs are wanted too, counted from 0.
+        skips: layers whose own values are wanted too, counted from 0.
 
     Returns:
         (B, D, h, w), and for each skip (B, width, h, w).
@@ -33,17 +34,22 @@ def dense_features(
     vision = model.vision_model
     size = [side // model.config.patch_size for side in pixels.shape[-2:]]
     x = vision.pre_layrnorm(vision.embeddings(pixels, interpolate_pos_encoding=True))
-    *layers, last = vision.encoder.layers
-    hidden = []
-    for layer in layers:
-        x = layer(x, None)
-        hidden.append(x)
-    attention = last.self_attn
-    x = x + attention.out_proj(attention.v_proj(last.layer_norm1(x)))
-    x = x + last.mlp(last.layer_norm2(x))
-    hidden.append(x)
-    embeddings = model.visual_projection(vision.post_layernorm(x))
-    return _as_map(embeddings, size), [_as_map(hidden[skip], size) for skip in skips]
+    own = {}
+    last = len(vision.encoder.layers) - 1
+    for number, layer in enumerate(vision.encoder.layers):
+        if number in skips or number == last:
+            own[number] = _own_values(layer, x)
+        if number < last:
+            x = layer(x, None)
+    embeddings = model.visual_projection(vision.post_layernorm(own[last]))
+    return _as_map(embeddings, size), [_as_map(own[skip], size) for skip in skips]
+
+
+def _own_values(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a layer gives where each place attends to itself alone."""
+    attention = layer.self_attn
+    x = x + attention.out_proj(attention.v_proj(layer.layer_norm1(x)))
+    return x + layer.mlp(layer.layer_norm2(x))
 
 
 def _as_map(tokens: Tensor, size: Sequence[int]) -> Tensor:

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.folder import read_folder
-from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet, open_image, read_map
+from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet, image_size, read_map
 from trainers.arguments import parse_recipe
 from trainers.pseudo_labels.predictions import META, SOURCE, write_json, write_prediction
 
@@ -101,11 +101,9 @@ def read_mask(path: Path, scene: Scene, scene_set: SceneSet, values: str) -> np.
 
 
 def _check_size(path: Path, values: np.ndarray, scene: Scene) -> None:
-    with open_image(scene.image) as file:
-        if values.shape != (file.height, file.width):
-            raise DataError(
-                f"{path}: size {values.shape[1]}x{values.shape[0]} differs from its image's {file.width}x{file.height}"
-            )
+    height, width = image_size(scene.image)
+    if values.shape != (height, width):
+        raise DataError(f"{path}: size {values.shape[1]}x{values.shape[0]} differs from its image's {width}x{height}")
 
 
 def run_import(arguments: ImportArguments) -> dict:

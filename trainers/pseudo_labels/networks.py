@@ -10,11 +10,14 @@ Attributes of every network:
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoBackbone, AutoConfig, DPTConfig, SegformerConfig, SegformerModel
-from transformers.models.dpt.modeling_dpt import DPTNeck
+from transformers.models.dpt.modeling_dpt import DPTFeatureFusionLayer, DPTNeck
 from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 
 from .text_decoder import SimilarityNetwork
@@ -73,7 +76,7 @@ class DptNetwork(nn.Module):
         # UniMatch V2's 96 192 384 768 for the width 128
         hidden = [config.decoder_channels * 3 * 2**level // 4 for level in range(levels)]
         neck = DPTConfig(
-            backbone_config=own,
+            backbone_config=copy.deepcopy(own),  # it would unset the backbone's choice of attention
             neck_hidden_sizes=hidden,
             fusion_hidden_size=config.decoder_channels,
             readout_type="ignore",
@@ -99,8 +102,21 @@ class DptNetwork(nn.Module):
     def decode(self, features: list[Tensor]) -> Tensor:
         # the neck itself takes token sequences with a class token; its parts take maps
         layers = zip(self.neck.reassemble_stage.layers, self.neck.convs, features, strict=True)
-        levels = [conv(layer(one)) for layer, conv, one in layers]
-        return self.head(self.neck.fusion_stage(levels)[-1])
+        *finer, x = [conv(layer(one)) for layer, conv, one in layers]
+        first, *others = self.neck.fusion_stage.layers
+        x = fused(first, x, finer[-1].shape[-2:])
+        for layer in others:
+            skip = finer.pop()
+            x = x + layer.residual_layer1(skip)
+            x = fused(layer, x, finer[-1].shape[-2:] if finer else [2 * side for side in skip.shape[-2:]])
+        return self.head(x)
+
+
+def fused(layer: DPTFeatureFusionLayer, x: Tensor, size: Sequence[int]) -> Tensor:
+    """A fusion layer's way up to the size of the next level. transformers' own doubles the size, and resamples the next
+    level where that is not twice as large, as on an odd grid; so it would blur what is fine."""
+    x = F.interpolate(layer.residual_layer2(x), size=tuple(size), mode="bilinear", align_corners=True)
+    return layer.projection(x)
 
 
 class DeepLabV3PlusNetwork(nn.Module):

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from datasets_scripts.folder import read_folder
-from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet, SemanticClass, open_image
+from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet, SemanticClass, image_size
 
 from .arguments import SegmentationDataArguments
 from .augmentation import scaled_size
@@ -63,8 +63,7 @@ def read_training_scenes(
 def _check_sizes(scenes: Sequence[Scene], arguments: SegmentationDataArguments, progress: bool) -> None:
     scale = "" if arguments.image_scale == 1 else f" (image_scale {arguments.image_scale})"
     for scene in tqdm(scenes, desc="reading image sizes", unit="image", disable=not progress, leave=False):
-        with open_image(scene.image) as file:
-            height, width = scaled_size(file.height, file.width, arguments.image_scale)
+        height, width = scaled_size(*image_size(scene.image), arguments.image_scale)
         if height < arguments.crop_height or width < arguments.crop_width:
             raise DataError(
                 f"{scene.image}: {width}x{height}{scale} is smaller than the crop {arguments.crop_width}x"

@@ -17,7 +17,8 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from .clip import dense_features
 
 SKIPS = (0, 4)
-"""Layers whose features join the decoder on its way up, the later one first. A skip encoder stands in for the first."""
+"""Layers whose own values (`dense_features`) join the decoder on its way up, the later one first. A skip encoder stands
+in for the first."""
 
 
 class SimilarityNetwork(nn.Module):

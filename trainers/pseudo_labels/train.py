@@ -28,7 +28,7 @@ from transformers.trainer_utils import set_seed
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import write_text
 from trainers.arguments import parse_recipe
-from trainers.base_trainer import check_steps, checkpoint_to_resume, refuse_evaluation
+from trainers.base_trainer import check_training, checkpoint_to_resume, refuse_evaluation
 from trainers.pseudo_labels.arguments import (
     MethodArguments,
     SegmentationDataArguments,
@@ -113,7 +113,11 @@ def announce_absent(scenes: TrainingScenes, absent_classes: str) -> None:
 def main(argv: list[str] | None = None) -> None:
     segmenter_arguments, method_arguments, data_arguments, strong_arguments, arguments = parse_recipe(ARGUMENTS, argv)
     check_arguments(segmenter_arguments, method_arguments, data_arguments, strong_arguments, arguments)
-    check_steps(arguments)
+    check_training(arguments)
+    if arguments.load_best_model_at_end:
+        raise UsageError(
+            "load_best_model_at_end: true would choose by val, and a teacher's weights not at all; false would be right"
+        )
     checkpoint = checkpoint_to_resume(arguments.resume_from_checkpoint, arguments.output_dir)
     # UniMatch's perturbed features may be decoded apart from all others
     apart = method_arguments.method == "unimatch" and method_arguments.batch_norm_statistics == "clean"

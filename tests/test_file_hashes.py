@@ -1,0 +1,49 @@
+"""What files and folders hold: read again only after a change, links followed."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from datasets_scripts.command_line import UsageError
+from trainers.file_hashes import FileHashes
+
+
+def test_files_are_read_again_after_a_change_alone(tmp_path, monkeypatch):
+    """Also where another run has added to the file of hashes meanwhile, or left a damaged one."""
+    read, kept = [], tmp_path / ".files.json"
+    digest = hashlib.file_digest
+    monkeypatch.setattr(
+        hashlib, "file_digest", lambda file, name: read.append(Path(file.name).name) or digest(file, name)
+    )
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+    one, other = FileHashes(kept), FileHashes(kept)
+    assert one.content(tmp_path / "a") != other.content(tmp_path / "b") and read == ["a", "b"]
+    one.save(), other.save()
+    again = FileHashes(kept)
+    assert again.content(tmp_path / "a") == one.content(tmp_path / "a")
+    assert again.content(tmp_path / "b") == other.content(tmp_path / "b") and read == ["a", "b"]
+    (tmp_path / "b").write_text("c")
+    assert again.content(tmp_path / "b") == other.content(tmp_path / "b")  # one run sees its data as they were at first
+    assert FileHashes(kept).content(tmp_path / "b") != other.content(tmp_path / "b") and read == ["a", "b", "b"]
+    kept.write_text("{")
+    assert FileHashes(kept).content(tmp_path / "a") == one.content(tmp_path / "a") and read[3:] == ["a"]
+    with pytest.raises(UsageError, match="none: no such file or folder"):
+        one.content(tmp_path / "none")
+
+
+def test_a_folder_that_is_a_link_counts_with_what_it_holds(tmp_path):
+    """A data set may be made of links to where its images and masks lie."""
+    found = []
+    for number in range(2):
+        (tmp_path / f"masks{number}").mkdir()
+        (tmp_path / f"masks{number}/a.png").write_text(str(number))
+        (tmp_path / f"data{number}").mkdir()
+        (tmp_path / f"data{number}/masks").symlink_to(tmp_path / f"masks{number}")
+        (tmp_path / f"whole{number}/masks").mkdir(parents=True)
+        (tmp_path / f"whole{number}/masks/a.png").write_text(str(number))
+        found.append([FileHashes().content(tmp_path / f"{name}{number}") for name in ("data", "whole")])
+    assert found[0][0] == found[0][1] != found[1][0] == found[1][1]
