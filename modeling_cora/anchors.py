@@ -116,12 +116,13 @@ def added_to_placeholders(embeddings: nn.Module, token_id: int, tokens: torch.Te
     """
 
     def add(_module: nn.Module, arguments: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-        places = (arguments[0] == token_id).nonzero(as_tuple=True)
+        found = arguments[0].to(output.device) == token_id  # a `device_map` moves the ids behind this hook
+        places = found.nonzero(as_tuple=True)
         if not len(places[0]):  # a later step of generation
             return output
         given = tokens
         if beams > 1 and len(places[0]) == beams * len(tokens):
-            of_rows = (arguments[0] == token_id).sum(1)[::beams].tolist()
+            of_rows = found.sum(1)[::beams].tolist()
             given = torch.cat([row.repeat(beams, 1) for row in tokens.split(of_rows)])
         if len(places[0]) != len(given):
             raise ValueError(f"anchors: {len(tokens)} tokens for {len(places[0])} placeholders")

@@ -50,14 +50,15 @@ class MaskGenerationMixin(GenerationMixin):
             `sequences`, and masks, scores and embeddings as in `forward`; `seg_branch_index` is 0 throughout.
 
         Raises:
-            ValueError: several branches in a row, several answers to a row, or assisted generation.
+            ValueError: several branches in a row, several answers to a row, assisted generation, or anchors without
+                their tensors.
         """
         if bool((branch_ids > 1).any()):
             raise ValueError("branch_ids: generate takes one branch per row; repeat the image for each query")
         config, generate_kwargs = self._generation_config(generate_kwargs)
         vision = self._vision_inputs(pixel_values, pixel_attention_mask, image_grid_thw)
         types = self._image_token_types(input_ids) if image_grid_thw is not None else {}
-        with self._anchored(anchor_pixel_values, anchor_boxes, beams=config.num_beams or 1):
+        with self._anchored(input_ids, anchor_pixel_values, anchor_boxes, beams=config.num_beams or 1):
             with self._record_states() as steps:
                 sequences = self.vlm.generate(
                     input_ids=input_ids,
@@ -102,10 +103,11 @@ class MaskGenerationMixin(GenerationMixin):
         return config, rest
 
     def _never_said(self) -> list[int]:
-        """Ids of rows of the language head that are no tokens of an answer."""
+        """Ids that are no tokens of an answer: rows of the language head without a token, and places of images and
+        anchors, which a VLM that sees the whole sequence again would want to fill."""
         classes, rows = self.config.lm_classes, self.config.get_text_config().vocab_size
-        anchor = self.config.anchor_token_id
-        return [*range(rows if classes is None else classes, rows), *([] if anchor is None else [anchor])]
+        places = (getattr(self.config.vlm_config, "image_token_id", None), self.config.anchor_token_id)
+        return [*range(rows if classes is None else classes, rows), *(place for place in places if place is not None)]
 
     @contextmanager
     def _record_states(self) -> Iterator[list[torch.Tensor]]:

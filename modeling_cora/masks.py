@@ -60,8 +60,9 @@ def shrink_mask_labels(
         reshaped_size: (height, width) of the image inside that square.
 
     Returns:
-        (n, h, w) of the same type.
+        (n, h, w) of the same type; uint8 for bool, which has no value for what is ignored.
     """
+    mask_labels = mask_labels.to(torch.uint8) if mask_labels.dtype == torch.bool else mask_labels
     sizes = [max(1, round(low * part / input_size)) for low, part in zip(low_res_size, reshaped_size, strict=True)]
     small = F.interpolate(mask_labels[:, None].float(), sizes, mode="nearest-exact")[:, 0].to(mask_labels.dtype)
     padding = (0, low_res_size[1] - sizes[1], 0, low_res_size[0] - sizes[0])

@@ -217,10 +217,10 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
             output_logits: run the language head on every position.
 
         Raises:
-            ValueError: an image has more or fewer masks than `[SEG]` tokens.
+            ValueError: an image has more or fewer masks than `[SEG]` tokens; anchors without their tensors.
         """
         vision = self._vision_inputs(pixel_values, pixel_attention_mask, image_grid_thw)
-        with self._anchored(anchor_pixel_values, anchor_boxes, anchor_noise):
+        with self._anchored(input_ids, anchor_pixel_values, anchor_boxes, anchor_noise):
             states = self._hidden_states(input_ids, branch_ids, vision)
         seg = SegPositions.find(input_ids, branch_ids, self.config.seg_token_id, self.config.seg_state)
         output = self._masks_of(states, seg, sam_pixel_values, sam_image_embeddings)
@@ -241,20 +241,26 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
     @contextmanager
     def _anchored(
         self,
+        input_ids: torch.Tensor,
         pixel_values: torch.Tensor | None,
         boxes: torch.Tensor | None,
         noise: torch.Tensor | None = None,
         beams: int = 1,
     ) -> Iterator[None]:
         """Puts the anchors' tokens where their placeholders are; with beams `generate` repeats each row so often."""
+        if (pixel_values is None) != (boxes is None):
+            raise ValueError(f"anchor_{'boxes' if boxes is None else 'pixel_values'}: not given; anchors have both")
+        token_id = self.config.anchor_token_id
         if pixel_values is None or boxes is None or not len(boxes):
+            if token_id is not None and bool((input_ids == token_id).any()):
+                raise ValueError("anchor_boxes, anchor_pixel_values: not given; there are [ANCHOR] tokens in input_ids")
             yield
             return
-        if self.config.anchor_token_id is None:
+        if token_id is None:
             raise ValueError("anchors: this model has no anchor encoder; see add_anchors (stage 2)")
         tokens = self.anchor_encoder(self.anchor_appearances(pixel_values), boxes, noise)
         table = self.get_input_embeddings()
-        with added_to_placeholders(table, self.config.anchor_token_id, tokens.flatten(0, 1), beams):
+        with added_to_placeholders(table, token_id, tokens.flatten(0, 1), beams):
             yield
 
     def anchor_appearances(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -344,8 +350,9 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
             input_ids=ids, attention_mask=mask, use_cache=False, **types, **select_images(vision, image_of)
         ).last_hidden_state
         packed = states.new_zeros(*input_ids.shape, states.shape[-1])
-        written = torch.zeros_like(branch_ids, dtype=torch.bool)
+        written = torch.zeros_like(branch_ids, dtype=torch.bool, device=states.device)
         for row, (image, places) in enumerate(rows):
+            places = places.to(states.device)
             new = ~written[image, places]  # the prefix comes from the first branch alone
             packed[image, places[new]] = states[row, : len(places)][new]
             written[image, places] = True
@@ -359,11 +366,12 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
         sam_image_embeddings: torch.Tensor | None,
     ) -> CoraOutput:
         """The masks of `[SEG]` states: project them, encode the image where that is not done yet, decode."""
-        # places in the sequence are known where the ids lie; with a `device_map` the states may lie elsewhere
+        # with a `device_map` states and SAM may lie elsewhere; what is known of each `[SEG]` is put where the ids are
+        home = seg.batch_index.device
         places = [index.to(states.device) for index in (seg.batch_index, seg.state_position)]
         seg_embeddings = self.seg_projector(states[places[0], places[1]])
         output = CoraOutput(
-            seg_embeddings=seg_embeddings,
+            seg_embeddings=seg_embeddings.to(home),
             seg_batch_index=seg.batch_index,
             seg_branch_index=seg.branch_index,
         )
@@ -371,9 +379,8 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
             sam_image_embeddings = self.get_image_embeddings(sam_pixel_values)
         output.sam_image_embeddings = sam_image_embeddings
         if sam_image_embeddings is not None:
-            output.pred_masks, output.iou_scores = self.decode_masks(
-                sam_image_embeddings, seg_embeddings, seg.batch_index
-            )
+            decoded = self.decode_masks(sam_image_embeddings, seg_embeddings, seg.batch_index)
+            output.pred_masks, output.iou_scores = (tensor.to(home) for tensor in decoded)
         return output
 
     def decode_masks(
@@ -417,13 +424,13 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
         return self.get_output_embeddings()(states)[..., : self.config.lm_classes]
 
     def _lm_loss(self, states: torch.Tensor, labels: torch.Tensor, branch_ids: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of the answers; the language head runs on no other position."""
+        """Cross-entropy of the answers, where the labels lie; the language head runs on no other position."""
         # A label belongs to the state before it, which is of the same branch: a branch's first token is never a label.
         batch, position = (labels != -100).nonzero(as_tuple=True)
         if bool((branch_ids[batch, position - 1] != branch_ids[batch, position]).any()):
             raise ValueError("labels: the first token of a branch is a label; the state before it is another branch's")
-        logits = self._logits(states[batch, position - 1])
-        return next_token_loss(logits, labels[batch, position])
+        logits = self._logits(states[batch.to(states.device), (position - 1).to(states.device)])
+        return next_token_loss(logits, labels[batch, position].to(logits.device)).to(labels.device)
 
     def mask_losses(
         self,

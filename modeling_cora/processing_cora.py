@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -34,12 +33,14 @@ _QUERY, _ANSWER = "\ue000", "\ue001"
 
 
 class _PromptFrame(NamedTuple):
-    """What the chat template puts around a query and its answer; `prefix` is what all queries of an image share."""
+    """What the chat template puts around a query and its answer; `prefix` is what all queries of an image share.
+    `special` matches every special token."""
 
     prefix: str
     before_query: str
     between: str
     after_answer: str
+    special: re.Pattern[str]
 
 
 class _Piece(NamedTuple):
@@ -167,15 +168,16 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
             answers = [[DEFAULT_ANSWER] * len(image_queries) for image_queries in queries]
         if anchor_counts is None:
             anchor_counts = [[0] * len(image_queries) for image_queries in queries]
+        frame = self._frame()
         branches = [
             [
-                self._branch(query, None if generate else answer, count)
+                self._branch(frame, query, None if generate else answer, count)
                 for query, answer, count in zip(*of_image, strict=True)
             ]
             for of_image in zip(queries, answers, anchor_counts, strict=True)
         ]
         side = padding_side or ("left" if generate else "right")
-        prefixes = {text: self._prefix(text) for text in set(image_texts)}
+        prefixes = {text: self._prefix(frame, text) for text in set(image_texts)}
         data = pack_branches([prefixes[text] for text in image_texts], branches, self._pad_token_id, side)
         if generate:
             del data["labels"]
@@ -231,7 +233,6 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
             self.tokenizer.add_special_tokens(
                 {"additional_special_tokens": [ANCHOR_TOKEN]}, replace_extra_special_tokens=False
             )
-            self.__dict__.pop("_specials", None)
         return self.tokenizer.convert_tokens_to_ids(ANCHOR_TOKEN)
 
     def post_process_masks(
@@ -273,9 +274,15 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
             raise ValueError(f"queries: {len(queries)} lists of queries for {images} images")
         return [list(image_queries) for image_queries in queries]
 
-    @cached_property
     def _frame(self) -> _PromptFrame:
-        """The chat template around a query, split where the image ends: before it lies what all queries share."""
+        """The chat template around a query, split where the image ends: before it lies what all queries share.
+
+        Never kept: a template may be set and tokens may be added between two calls.
+        """
+        # `all_special_tokens` are those with a role; tokenizer.json marks others (Llama 3: `<|start_header_id|>`)
+        marked = (token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
+        tokens = {*self.tokenizer.all_special_tokens, *marked, SEG_TOKEN, self.image_token}
+        special = re.compile("(" + "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) + ")")
         messages = [
             {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _QUERY}]},
             {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]},
@@ -283,21 +290,21 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
         rendered = self.apply_chat_template(messages, tokenize=False)
         head, _, rest = rendered.partition(_QUERY)
         between, _, after = rest.partition(_ANSWER)
-        pieces = self._split_at_specials(head)
+        pieces = special.split(head)
         if self.image_token not in pieces or not rest:
             raise ValueError(f"chat_template: writes no {self.image_token!r} or no query into {rendered!r}")
-        last_special = max(index for index, piece in enumerate(pieces) if piece in self._specials)
+        last_special = max(index for index, piece in enumerate(pieces) if special.fullmatch(piece))
         prefix, before = "".join(pieces[: last_special + 1]), "".join(pieces[last_special + 1 :])
         gap = between[len(between.rstrip(" ")) :]
-        return _PromptFrame(prefix, before, between.rstrip(" "), gap + after.rstrip())
+        return _PromptFrame(prefix, before, between.rstrip(" "), gap + after.rstrip(), special)
 
-    def _prefix(self, image_text: str) -> list[int]:
+    def _prefix(self, frame: _PromptFrame, image_text: str) -> list[int]:
         """Token ids up to the last special token before the query, with the image's tokens in their place."""
-        text, bos = self._frame.prefix.replace(self.image_token, image_text, 1), self.tokenizer.bos_token
+        text, bos = frame.prefix.replace(self.image_token, image_text, 1), self.tokenizer.bos_token
         # a template that writes the first token itself has it already
         ids = self.tokenizer.encode(text, add_special_tokens=not (bos and text.startswith(bos)))
         eos, eos_id = self.tokenizer.eos_token, self.tokenizer.eos_token_id
-        if eos_id is not None and ids[-1] == eos_id and not self._frame.prefix.endswith(eos):
+        if eos_id is not None and ids[-1] == eos_id and not frame.prefix.endswith(eos):
             ids = ids[:-1]  # of a tokenizer that ends every text with it
         return ids
 
@@ -306,23 +313,22 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
         pad = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if pad is None else pad
 
-    def _branch(self, query: str, answer: str | None, anchors: int = 0) -> Branch:
+    def _branch(self, frame: _PromptFrame, query: str, answer: str | None, anchors: int = 0) -> Branch:
         """Tokens behind the prefix, the placeholders of its anchors first. Text is tokenised in one piece up to the
         next special token, as a tokenizer does with the whole prompt."""
         query = query.strip()
         if not query:
             raise ValueError("queries: an empty query asks for nothing")
-        frame = self._frame
         pieces = [_Piece(frame.before_query), _Piece(query, is_query=True), _Piece(frame.between)]
         if answer is not None:
             gap = frame.after_answer[: len(frame.after_answer) - len(frame.after_answer.lstrip(" "))]
             pieces.append(_Piece(gap + answer + frame.after_answer[len(gap) :], learned=True))
-        if anchors and ANCHOR_TOKEN not in self.tokenizer.all_special_tokens:
+        if anchors and not frame.special.fullmatch(ANCHOR_TOKEN):
             raise ValueError(f"anchors: the tokenizer has no {ANCHOR_TOKEN}; see add_anchor_token (stage 2)")
         ids = [self.tokenizer.convert_tokens_to_ids(ANCHOR_TOKEN)] * (TOKENS_PER_ANCHOR * anchors)
         labels = [-100] * len(ids)
-        for run in self._runs(pieces):
-            if run[0].text in self._specials and not run[0].is_query:
+        for run in _runs(frame.special, pieces):
+            if not run[0].is_query and frame.special.fullmatch(run[0].text):
                 ids.append(self.tokenizer.convert_tokens_to_ids(run[0].text))
                 labels.append(ids[-1] if run[0].learned else -100)
                 continue
@@ -338,35 +344,11 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
             labels += [token if end > first_learned else -100 for token, end in zip(tokens, ends, strict=True)]
         return Branch(ids, labels)
 
-    def _runs(self, pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
-        """Pieces that are tokenised together, and every special token by itself."""
-        run: list[_Piece] = []
-        for piece in pieces:
-            for text in [piece.text] if piece.is_query else self._split_at_specials(piece.text):
-                part = piece._replace(text=text)
-                if piece.is_query or text not in self._specials:
-                    run.append(part)
-                    continue
-                if run:
-                    yield run
-                run = []
-                yield [part]
-        if run:
-            yield run
-
     def _check_length(self, query: str, length: int) -> None:
         if length > self.max_query_tokens:
             raise ValueError(
                 f"query of {length} tokens ({query[:40]!r}...): the limit is {self.max_query_tokens}; shorten it"
             )
-
-    @cached_property
-    def _specials(self) -> frozenset[str]:
-        return frozenset(self.tokenizer.all_special_tokens) | {SEG_TOKEN, self.image_token}
-
-    def _split_at_specials(self, text: str) -> list[str]:
-        pattern = "(" + "|".join(re.escape(token) for token in sorted(self._specials, key=len, reverse=True)) + ")"
-        return [piece for piece in re.split(pattern, text) if piece]
 
     def _encode_plain(self, text: str) -> tuple[list[int], list[int]]:
         """Token ids and, for each, where it ends in the text; special tokens in the text are plain characters."""
@@ -374,6 +356,23 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
             text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
         )
         return list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
+
+
+def _runs(special: re.Pattern[str], pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
+    """Pieces that are tokenised together, and every special token by itself."""
+    run: list[_Piece] = []
+    for piece in pieces:
+        for text in [piece.text] if piece.is_query else filter(None, special.split(piece.text)):
+            part = piece._replace(text=text)
+            if piece.is_query or not special.fullmatch(text):
+                run.append(part)
+                continue
+            if run:
+                yield run
+            run = []
+            yield [part]
+    if run:
+        yield run
 
 
 __all__ = ["DEFAULT_ANSWER", "VICUNA_CHAT_TEMPLATE", "CoraProcessor"]

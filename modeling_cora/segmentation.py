@@ -21,6 +21,7 @@ from PIL import Image
 
 from .consistency import mask_variance, rephrase
 from .image_layouts import VISION_INPUTS, select_images
+from .images import load_image
 from .masks import resize_mask_logits
 from .modeling_cora import CoraForReasoningSegmentation
 from .processing_cora import CoraProcessor
@@ -124,11 +125,15 @@ class Segmentation:
 def encode(
     model: CoraForReasoningSegmentation, processor: CoraProcessor, images: Sequence[Image.Image]
 ) -> EncodedImages:
-    """Images (RGB) behind SAM's encoder, on the model's device.
+    """Images behind SAM's encoder, on the model's device.
+
+    Args:
+        images: as Pillow opens them; what is not upright, RGB and of 8 bits becomes it (`images.load_image`).
 
     Raises:
-        ValueError: see `processor.image_inputs`.
+        ValueError: see `images.load_image` and `processor.image_inputs`.
     """
+    images = [load_image(image) for image in images]
     inputs = processor.image_inputs(images)
     embeddings = model.get_image_embeddings(inputs["sam_pixel_values"].to(model.device))
     return EncodedImages(
@@ -158,14 +163,18 @@ def query_logits(
     used in the mode (train or eval) that it is in.
 
     Args:
-        image: RGB; or one image, encoded, wherever its tensors lie.
+        image: as for `encode`; or one image, encoded, wherever its tensors lie.
         uncertainty: also ask equivalent queries for each, to tell where the answers differ.
         rephrasings: for each query at least 2 others that mean the same; those of `rephrase` where not given.
-        anchors: for each query the masks (H, W) that it points at, most often one or none; see [`CoraProcessor`].
+        anchors: for each query the masks (H, W) that it points at, of the upright image, most often one or none; see
+            [`CoraProcessor`].
 
     Raises:
-        ValueError: see [`CoraProcessor`]; rephrasings that are not one list of at least 2 for each query.
+        ValueError: see [`CoraProcessor`]; rephrasings that are not one list of at least 2 for each query; several
+            encoded images.
     """
+    if isinstance(image, EncodedImages) and len(image.images) != 1:
+        raise ValueError(f"image: {len(image.images)} encoded images; queries are about one, so encode it by itself")
     queries = [queries] if isinstance(queries, str) else queries
     groups = [rephrase(query) for query in queries] if uncertainty and rephrasings is None else rephrasings or []
     if groups and (len(groups) != len(queries) or min(map(len, groups)) < 2):

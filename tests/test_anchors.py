@@ -241,6 +241,24 @@ def test_user_text_is_no_anchor(anchored):
     assert model.config.anchor_token_id not in inputs["input_ids"][0].tolist()
 
 
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        (("anchor_boxes",), "anchor_boxes: not given"),
+        (("anchor_pixel_values",), "anchor_pixel_values: not given"),
+        (("anchor_boxes", "anchor_pixel_values"), "not given; there are .ANCHOR. tokens in input_ids"),
+    ],
+)
+def test_anchors_do_not_get_lost(anchored, missing, message):
+    model, processor = anchored
+    image, anchors = [noise_image(90, 60)], [[[box_mask(0, 0, 9, 9)]]]
+    for generate in (False, True):
+        inputs = processor(image, [["left of this"]], anchors=anchors, generate=generate)
+        given = {name: tensor for name, tensor in inputs.items() if name not in missing}
+        with pytest.raises(ValueError, match=message):
+            model.generate(**given, max_new_tokens=2) if generate else model(**given)
+
+
 def test_wrong_anchors_are_refused(tiny):
     model, processor = tiny
     image = noise_image(90, 60)

@@ -79,6 +79,22 @@ def test_the_models_own_generation_config_counts(tiny):
     assert model.generate(**inputs, eos_token_id=-1, max_new_tokens=2).sequences.shape[1] == length + 2
 
 
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"use_cache": False}])
+def test_no_answer_has_a_place_for_an_image(tiny, options):
+    """Fed back with the image, one more place than its features fill is an error of the VLM."""
+    model, processor = tiny
+    image = model.config.vlm_config.image_token_id
+
+    def insist(_module, _arguments, logits):
+        return logits.index_fill(-1, torch.tensor([image]), 1e4)
+
+    model.get_output_embeddings().register_forward_hook(insist)
+    inputs = inputs_of(processor)
+    sequences = model.generate(**inputs, max_new_tokens=3, eos_token_id=-1, **options).sequences
+    assert sequences.shape[1] == inputs["input_ids"].shape[1] + 3
+    assert (sequences == image).sum() == (inputs["input_ids"] == image).sum()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 
 from modeling_cora import CoraConfig, CoraForReasoningSegmentation
+from modeling_cora.segmentation import answer_batch, segment
 
 from .conftest import noise_image
+from .two_accelerators import FIRST, SECOND, place, two_accelerators
 
 IMAGES = [noise_image(60, 40, 0), noise_image(30, 70, 1)]
 QUERIES = [["the road", "Where is the tree?"], ["the sky"]]
+TERMS = ("loss", "lm_loss", "bce_loss", "dice_loss", "iou_loss")
 
 
 def without_labels(inputs):
@@ -72,6 +76,76 @@ def test_an_offloaded_sam_is_refused(tiny, tmp_path):
         loaded(**without_labels(processor(IMAGES, QUERIES)))
 
 
+def losses(model, processor, device):
+    """And masks: packed or not, wherever losses are taken, with anchors; and without any `[SEG]`. The last loss again,
+    with its graph."""
+    anchor = np.zeros((40, 60), bool)
+    anchor[5:20, 10:40] = True
+    masks = [np.ones((2, 40, 60), np.uint8), np.ones((1, 70, 30), np.uint8)]
+    seg = processor(IMAGES, QUERIES, anchors=[[[], [anchor]], [[]]], mask_labels=masks)
+    none = processor(IMAGES, QUERIES, answers=[["No.", "No."], ["No."]], mask_labels=[m[:0] for m in masks])
+    found = []
+    for inputs, packing, at in ((none, True, "labels"), (seg, False, "low_res"), (seg, True, "labels")):
+        model.config.branch_packing, model.config.mask_loss_at = packing, at
+        moved = {k: [m.to(device) for m in v] if k == "mask_labels" else v.to(device) for k, v in inputs.items()}
+        output = model(**moved)
+        found += [output[name].detach().cpu() for name in ("pred_masks", *TERMS)]
+    return found, output.loss
+
+
+def answers(model, processor):
+    """The template's, and `[SEG][SEG]` in the model's own words, at every way to the states of generated tokens."""
+    found = segment(model, processor, IMAGES[0], QUERIES[0])
+    scores = [found.scores]
+    for options in ({}, {"num_beams": 2}, {"use_cache": False}):
+        others = set(range(len(processor.tokenizer))) - {model.config.seg_token_id}
+        options |= {"max_new_tokens": 2, "suppress_tokens": sorted(others)}
+        for answer, *_ in answer_batch(model, processor, IMAGES, QUERIES, **options):
+            assert answer.text == "[SEG][SEG]"
+            scores.append(answer.scores)
+    return found.masks, torch.cat(scores)
+
+
+IN_TWO = [
+    {"vlm": 0, "seg_projector": 1, "anchor_encoder": 1, "sam": 1},
+    {"vlm.model.vision_tower": 0, "vlm.model.multi_modal_projector": 0, "vlm.model.language_model": 1,
+     "vlm.lm_head": 1, "seg_projector": 0, "anchor_encoder": 0, "sam": 0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("parts", IN_TWO, ids=["sam", "language_model"])
+def test_parts_on_two_accelerators(tiny, parts):
+    """Here the devices are pretended; `test_parts_on_two_gpus` does the same where there are some."""
+    model, processor = tiny
+    model.add_anchors(processor.add_anchor_token())
+    model.eval().set_attn_implementation("eager")  # others choose their kernel by the device
+    with torch.no_grad():
+        expected, _ = losses(model, processor, "cpu")
+        masks, scores = answers(model, processor)
+        with two_accelerators():
+            place(model, {part: (FIRST, SECOND)[number] for part, number in parts.items()})
+            found, _ = losses(model, processor, FIRST)
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+            again, its_scores = answers(model, processor)
+    assert (again != masks).float().mean() < 1e-3
+    torch.testing.assert_close(its_scores, scores, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("parts", IN_TWO, ids=["sam", "language_model"])
+def test_parts_on_two_gpus(tiny, tmp_path, parts):
+    model, processor = tiny
+    model.add_anchors(processor.add_anchor_token())
+    model.eval().save_pretrained(tmp_path)
+    loaded = CoraForReasoningSegmentation.from_pretrained(tmp_path, device_map=parts).eval()
+    expected, _ = losses(model, processor, "cpu")
+    found, loss = losses(loaded, processor, "cuda:0")
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0.01)
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in loaded.anchor_encoder.parameters())
+    torch.testing.assert_close(answers(loaded, processor)[1], answers(model, processor)[1], rtol=0.01, atol=0.01)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.25), (torch.float16, 0.03)])
 def test_half_precision_is_finite_and_near(tiny, tmp_path, dtype, tolerance):
     model, processor = tiny
@@ -94,7 +168,7 @@ def test_losses_are_in_single_precision_whatever_the_model(tiny):
     model.to(torch.bfloat16)
     masks = [torch.zeros(2, 40, 60, dtype=torch.uint8), torch.zeros(1, 70, 30, dtype=torch.uint8)]
     output = model(**processor(IMAGES, QUERIES, mask_labels=masks))
-    for name in ("loss", "lm_loss", "bce_loss", "dice_loss", "iou_loss"):
+    for name in TERMS:
         assert output[name].dtype == torch.float32 and torch.isfinite(output[name]), name
 
 

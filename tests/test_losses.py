@@ -140,6 +140,14 @@ def test_shrunk_labels_are_read_where_the_pixels_lie(reshaped, size):
                 assert torch.equal(small[:, y, x], expected)
 
 
+def test_padding_is_ignored_of_masks_that_are_bool_too():
+    """True has no 255: SAM's padding would be trained as part of the mask."""
+    labels = torch.rand(2, 50, 100) > 0.5
+    small = shrink_mask_labels(labels, (32, 32), 128, (64, 128))
+    assert torch.equal(small, shrink_mask_labels(labels.to(torch.uint8), (32, 32), 128, (64, 128)))
+    assert (small[:, 16:] == 255).all() and small[:, :16].max() == 1
+
+
 def test_values_at_points_of_a_ramp():
     """Bilinear values of a linear function are the function; (x, y) are parts of width and height."""
     rows, columns = torch.arange(20.0), torch.arange(30.0)

@@ -70,6 +70,47 @@ def test_a_prompt_has_one_first_token_whoever_writes_it(tiny, of_template):
     assert ids[1:] == processor(noise_image(20, 20), "the road")["input_ids"][0].tolist()
 
 
+LLAMA_3_TEMPLATE = (
+    "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{% for part in m.content %}"
+    "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}<|eot_id|>{% endfor %}"
+)
+LLAMA_3_TOKENS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+
+
+def test_tokens_that_only_the_tokenizers_file_marks_as_special_are_tokens(tiny):
+    """As Llama 3's: they have no role, so transformers does not list them. A user's are characters all the same."""
+    _, processor = tiny
+    tokenizer = deepcopy(processor.tokenizer)
+    tokenizer._tokenizer.add_special_tokens(LLAMA_3_TOKENS)
+    assert not set(LLAMA_3_TOKENS) & set(tokenizer.all_special_tokens)
+    own = CoraProcessor(
+        processor.image_processor, processor.sam_image_processor, tokenizer, processor.num_image_tokens,
+        chat_template=LLAMA_3_TEMPLATE,
+    )  # fmt: skip
+    image = "<image>" * processor.num_image_tokens
+    text = (
+        f"<|start_header_id|>user<|end_header_id|>\n\n{image}the road<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nIt is [SEG].<|eot_id|>"
+    )
+    ids = own(noise_image(20, 20), "the road")["input_ids"][0].tolist()
+    assert ids == tokenizer(text)["input_ids"]
+    said = own(noise_image(20, 20), "the road<|eot_id|><|start_header_id|>")["input_ids"][0].tolist()
+    for token in tokenizer.convert_tokens_to_ids(LLAMA_3_TOKENS):
+        assert said.count(token) == ids.count(token) == 2
+
+
+def test_a_prompt_follows_the_template_and_the_tokenizer_as_they_are_now(tiny):
+    _, processor = tiny
+    image = noise_image(20, 20)
+    processor(image, "the road")
+    processor.chat_template = LLAMA_3_TEMPLATE
+    text = processor.tokenizer.decode(processor(image, "the road")["input_ids"][0])
+    assert "USER" not in text and "<|eot_id|>" in text
+    size = len(processor.tokenizer)
+    processor.tokenizer.add_special_tokens({"additional_special_tokens": LLAMA_3_TOKENS})
+    assert (processor(image, "the road")["input_ids"] >= size).sum() == 6
+
+
 @pytest.mark.parametrize(
     ("queries", "message"),
     [("word " * 2500, "tokens"), ("", "empty"), ("   ", "empty"), ([], "none|lists"), ([["a"], ["b"]], "2 lists")],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from modeling_cora.consistency import mask_variance
 from modeling_cora.segmentation import answer_batch, encode, query_logits, segment, segment_batch
@@ -99,6 +100,38 @@ def test_a_text_is_one_query(tiny):
     one = segment(model, processor, image, "the road")
     assert one.masks.shape == (1, 30, 40)
     assert torch.equal(one.masks, segment(model, processor, image, ["the road"]).masks)
+
+
+@pytest.mark.parametrize("kind", ["alpha", "sixteen bits", "turned"])
+def test_a_picture_as_pillow_opens_it_is_asked_as_the_one_that_it_shows(tiny, tmp_path, kind):
+    model, processor = tiny
+    file, shown = tmp_path / "picture.png", noise_image(90, 60)
+    if kind == "alpha":
+        picture = shown.copy()
+        picture.putalpha(noise_image(90, 60, seed=1).convert("L"))
+        picture.save(file)
+    elif kind == "sixteen bits":
+        grey = np.asarray(shown.convert("L"))
+        Image.fromarray(grey.astype(np.uint16) * 257).save(file)
+        shown = Image.fromarray(grey).convert("RGB")
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = 6  # turn it by a quarter to the right
+        Image.fromarray(np.rot90(np.asarray(shown)).copy()).save(file, exif=exif)
+    expected = segment(model, processor, shown, QUERIES)
+    with Image.open(file) as opened:
+        found = segment(model, processor, opened, QUERIES)
+        (in_batch,) = segment_batch(model, processor, [opened], [QUERIES])
+    assert found.masks.shape == (3, 60, 90)
+    for one in (found, in_batch):
+        assert torch.equal(one.masks, expected.masks) and torch.equal(one.scores, expected.scores)
+
+
+def test_several_encoded_images_are_not_asked_as_one(tiny):
+    model, processor = tiny
+    both = encode(model, processor, [noise_image(40, 30), noise_image(40, 30, seed=1)])
+    with pytest.raises(ValueError, match="image: 2 encoded images"):
+        segment(model, processor, both, QUERIES)
 
 
 @pytest.mark.parametrize("ask", [segment_batch, answer_batch])

@@ -204,7 +204,7 @@ def test_image_tokens_are_those_of_the_families_own_processors():
             theirs.image_processor, theirs.image_token = processor.image_processor, processor.image_token
         for image in (noise_image(60, 40), noise_image(31, 97), noise_image(200, 50)):
             ids = processor(image, "the road")["input_ids"][0].tolist()
-            prefix = processor._frame.prefix
+            prefix = processor._frame().prefix
             if name == "idefics3":
                 expected = theirs(images=[[image]], text=[prefix], add_special_tokens=False)["input_ids"][0]
             else:
