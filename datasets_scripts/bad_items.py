@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 
 from .records import DataError
 
@@ -28,3 +29,19 @@ def refuse(error: DataError) -> None:
     if skipped is None:
         raise error
     skipped.append(error)
+
+
+def reason_of(error: DataError) -> str:
+    """What it says, as one line that a file in UTF-8 can hold; folders may be called otherwise."""
+    return " ".join(str(error).split()).encode(errors="backslashreplace").decode()
+
+
+def named_in_utf8(paths: Iterable[Path]) -> Iterator[Path]:
+    """For readers: refuses files and folders whose name is none that a table, a list or a message could hold."""
+    for path in paths:
+        try:
+            path.name.encode()
+        except UnicodeEncodeError:
+            refuse(DataError(f"{path.parent}: the file name {path.name!a} is not UTF-8; one that is would be right"))
+        else:
+            yield path

@@ -30,12 +30,13 @@ from tqdm import tqdm
 
 from publishing.hub import make_repository
 
-from .bad_items import skipping
+from .bad_items import reason_of, skipping
 from .command_line import ArgumentParser, UsageError, one_line_errors
 from .dataset_card import write_card
 from .files import claim_folder, write_text
 from .folder import READERS, read_data
-from .instructions.build import KINDS, class_queries, scene_instructions
+from .instructions.build import KINDS, class_queries, object_instructions, shown_classes
+from .instructions.objects import SceneObjects
 from .push import push
 from .records import DataError, Instruction, Scene, SceneSet
 from .splits import draw_split, split_line, write_split
@@ -49,7 +50,7 @@ from .tables import (
     write_table,
 )
 
-RULES = 3
+RULES = 4
 """Raised whenever the same data would give other tables than before; folders of another number are not continued."""
 PROGRESS = ".progress"
 """Folder in DIR with a file for each finished shard; gone when all is done."""
@@ -98,19 +99,22 @@ def build_shard(out: Path, scene_set: SceneSet, shard: Shard, kinds: Sequence, s
     for scene in shard.scenes:
         try:
             row = scene_row(scene_set, scene)
-            if shard.instructions is None:
-                made = scene_instructions(scene_set, scene, kinds, seed) if scene.labelled else []
-            else:
-                made = [i for i in shard.instructions if i.image_id == scene.image_id]
+            made = [i for i in shard.instructions or () if i.image_id == scene.image_id]
+            shown = {i.class_name for i in made}
+            if shard.instructions is None and scene.labelled:
+                objects = SceneObjects.of_scene(scene_set, scene)
+                made = object_instructions(scene.image_id, objects, kinds, seed)
+                # not those of the instructions: fewer kinds would make other splits
+                shown = {c.name for c in shown_classes(scene_set.classes, objects.labels)}
         except DataError as error:
             if not skip_bad:
                 raise
-            skipped.append({"image_id": scene.image_id, "reason": " ".join(str(error).split())})
+            skipped.append({"image_id": scene.image_id, "reason": reason_of(error)})
             continue
         scenes.append(row)
         instructions += [instruction_row(i) for i in made]
         if scene.labelled:
-            classes[scene.image_id] = sorted({i.class_name for i in made})
+            classes[scene.image_id] = sorted(shown)
     write_table(out / "scenes" / f"{shard.name}.parquet", scenes, SCENE_FEATURES)
     write_table(out / "instructions" / f"{shard.name}.parquet", instructions, INSTRUCTION_FEATURES)
     done = {"skipped": skipped, "classes": classes, "scenes": len(scenes), "instructions": len(instructions)}
@@ -137,7 +141,8 @@ def build(
         fractions: such as "1/30": which of the labelled training scenes a split by `draw_split` shall label.
         name: of the data set, for its card.
         brought: instructions that the data set brings; where there are any, they take the place of ours.
-        licence: of the images and labels, for the card; an identifier of the Hub such as "cc-by-4.0".
+        licence: of the images and labels, for the card; an identifier of the Hub such as "cc-by-4.0". Of a finished
+            folder another one changes the card alone, and none leaves it as it is.
         refused: what the reader left out, see `bad_items.py`; listed before what is skipped here.
 
     Returns:
@@ -162,11 +167,15 @@ def build(
         "seed": seed,
         "shard_size": shard_size,
         "skip_bad": skip_bad,
-        **({"license": licence} if licence else {}),
     }
     claim_folder(out, "build.json", settings)
     if (out / "README.md").exists():
-        return json.loads((out / "result.json").read_text(encoding="utf-8"))
+        result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+        if licence not in (None, result["license"]):
+            result["license"] = licence
+            _write_card(out, scene_set, result, name)
+            write_text(out / "result.json", _json(result))  # last, so that a killed program's card is written again
+        return result
     missing = [shard for shard in shards if not (out / PROGRESS / f"{shard.name}.json").exists()]
     with tqdm(total=len(scene_set.scenes), desc="building", unit="scene") as progress:
         progress.update(len(scene_set.scenes) - sum(len(shard.scenes) for shard in missing))
@@ -185,7 +194,8 @@ def build(
         first = result["skipped"][0]["reason"] if result["skipped"] else "it has none"
         raise DataError(f"{name}: no scene could be read: {first}")
     result["never_shown"] = _never_shown(scene_set, done, name)
-    _write_extras(out, scene_set, result, done, fractions, seed, name, licence)
+    result["license"] = licence
+    _write_extras(out, scene_set, result, done, fractions, seed, name)
     shutil.rmtree(out / PROGRESS)
     return result
 
@@ -274,7 +284,6 @@ def _write_extras(
     fractions: Sequence[str],
     seed: int,
     name: str,
-    licence: str | None,
 ) -> None:
     """Everything besides the tables; the card comes last and says that the set is complete."""
     write_text(out / "classes.json", _json({"classes": [asdict(c) for c in scene_set.classes]}))
@@ -287,7 +296,7 @@ def _write_extras(
     shown = {image_id: names for d in done for image_id, names in d["classes"].items()}
     train = {s.image_id: s for s in scene_set.split("train", labelled=True) if s.image_id in shown}
     groups = {image_id: scene.group or image_id for image_id, scene in train.items()}
-    left_out = {entry["image_id"] for entry in result["skipped"]}
+    left_out = _left_out(result)
     without = [s.image_id for s in scene_set.split("train", labelled=False) if s.image_id not in left_out]
     for fraction in fractions:
         labelled, unlabelled = draw_split({i: shown[i] for i in train}, Fraction(fraction), seed, groups)
@@ -297,8 +306,16 @@ def _write_extras(
     if result["skipped"]:
         write_text(out / "skipped.jsonl", "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in result["skipped"]))
     write_text(out / "result.json", _json(result))
-    held = replace(scene_set, scenes=tuple(s for s in scene_set.scenes if s.image_id not in left_out))
-    write_card(out, name, held, result["scenes"], stored_instructions(out), licence)
+    _write_card(out, scene_set, result, name)
+
+
+def _left_out(result: dict[str, Any]) -> set[str | None]:
+    return {entry["image_id"] for entry in result["skipped"]}
+
+
+def _write_card(out: Path, scene_set: SceneSet, result: dict[str, Any], name: str) -> None:
+    held = replace(scene_set, scenes=tuple(s for s in scene_set.scenes if s.image_id not in _left_out(result)))
+    write_card(out, name, held, result["scenes"], stored_instructions(out), result["license"])
 
 
 def renew_card(out: Path, scene_set: SceneSet, instructions: Sequence[Instruction]) -> None:
@@ -307,7 +324,8 @@ def renew_card(out: Path, scene_set: SceneSet, instructions: Sequence[Instructio
     settings = json.loads((out / "build.json").read_text(encoding="utf-8"))
     result["instructions"] = len(instructions)
     write_text(out / "result.json", _json(result))
-    write_card(out, settings["name"], scene_set, result["scenes"], instructions, settings.get("license"))
+    licence = result.get("license", settings.get("license"))  # older folders have it among the settings
+    write_card(out, settings["name"], scene_set, result["scenes"], instructions, licence)
 
 
 def _json(content: object) -> str:
@@ -365,7 +383,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             given.fractions,
             given.name,
             brought,
-            [" ".join(str(error).split()) for error in refused],
+            [reason_of(error) for error in refused],
             given.license,
         )
     except OSError as error:

@@ -42,7 +42,7 @@ class CoraTablesConfig(datasets.BuilderConfig):
 class CoraTables(datasets.GeneratorBasedBuilder):
     """Configurations `scenes` and `instructions`; rows as in `tables.py`."""
 
-    VERSION = datasets.Version("1.1.0")
+    VERSION = datasets.Version("1.2.0")
     BUILDER_CONFIG_CLASS = CoraTablesConfig
     BUILDER_CONFIGS = [CoraTablesConfig(name="scenes"), CoraTablesConfig(name="instructions")]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .bad_items import refuse
+from .bad_items import named_in_utf8, refuse
 from .records import IGNORE_INDEX, DataError, Scene, SceneSet, SemanticClass
 from .splits import image_id_of
 
@@ -238,13 +238,15 @@ def _scenes_of_split(root: Path, split: str) -> list[Scene]:
     scenes: dict[str, Scene] = {}
     folder = root / "leftImg8bit" / split
     images = (path for path in folder.glob("*/*_leftImg8bit.*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
-    for image in sorted(images):
+    for image in named_in_utf8(sorted(images)):
         image_id = image_id_of(image)
         if image_id in scenes:
             refuse(DataError(f"{image}: {scenes[image_id].image.name} has the same image id {image_id}"))
             continue
         truth = root / "gtFine" / split / image.parent.name
-        labels, instances = (truth / f"{image_id}_gtFine_{kind}.png" for kind in ("labelIds", "instanceIds"))
+        # not of the id, in which accents may be spelt in another way than on disk
+        stem = image.stem.removesuffix("_leftImg8bit")
+        labels, instances = (truth / f"{stem}_gtFine_{kind}.png" for kind in ("labelIds", "instanceIds"))
         scenes[image_id] = Scene(
             image_id,
             image,

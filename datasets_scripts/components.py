@@ -31,8 +31,9 @@ class ComponentMap:
     """The instance map of a scene's label map, and of its given instances where there are any (a `StoredImage`).
 
     Pixels of instances that are given keep their ids. Masses are cut into `patches`, numbered on from there class by
-    class. A class that one can count is not: a row of parked cars is one component and a car behind a pole is
-    two, so its objects are those that are given, and other pixels of it are crowds.
+    class or, where ids tell the class, within its own. A class that one can count is not: a row of parked cars is one
+    component and a car behind a pole is two, so its objects are those that are given, and other pixels of it are
+    crowds.
     """
 
     scene_set: SceneSet  # without its scenes: a map is sent to workers with one shard of them
@@ -43,20 +44,21 @@ class ComponentMap:
 
     def open(self) -> Image.Image:
         labels, instances = self.scene_set.read_maps(self.scene)
-        result = completed_instances(self.scene_set.classes, labels, instances)
+        result = completed_instances(self.scene_set.classes, labels, instances, self.scene_set.ids_per_class)
         if (last := result.max(initial=0)) > np.iinfo(np.uint16).max:
             raise DataError(f"{self}: {last} instances, more than an instance map can hold (65535)")
         return Image.fromarray(result.reshape(-1, labels.shape[1]).astype(np.uint16))
 
 
 def completed_instances(
-    classes: Sequence[SemanticClass], labels: np.ndarray, instances: np.ndarray | None = None
+    classes: Sequence[SemanticClass], labels: np.ndarray, instances: np.ndarray | None = None, ids_per_class: int = 0
 ) -> np.ndarray:
     """int32 (P, H, W): the instances that are given, and the patches of each class that one cannot count; 0 = none.
 
     Args:
         labels: class ids (H, W).
         instances: as from `SceneSet.read_maps`.
+        ids_per_class: as in `SceneSet`; patches keep to it.
     """
     planes = np.zeros((1, *labels.shape), np.int32) if instances is None else instances.reshape(-1, *labels.shape)
     given, result = planes.max(0), planes.copy()
@@ -67,6 +69,8 @@ def completed_instances(
         if class_id == IGNORE_INDEX or class_id in counted or given[own].any():
             continue
         components, count = patches(own)
+        if ids_per_class:
+            last = class_id * ids_per_class
         result[0][own] = components[own] + last
         last += count
     return result

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from .bad_items import refuse
-from .pannuke import CHANNELS, CLASSES, nuclei_maps
+from .pannuke import CHANNELS, CLASSES, NUCLEI_PER_CHANNEL, nuclei_maps
 from .planes import stacked
 from .records import DataError, Scene, SceneSet
 
@@ -114,4 +114,4 @@ def read_consep(root: str | Path) -> SceneSet:
         )
     if not scenes:
         raise DataError(f"{path}: ids is empty")
-    return SceneSet(CLASSES, tuple(scenes.values()))
+    return SceneSet(CLASSES, tuple(scenes.values()), ids_per_class=NUCLEI_PER_CHANNEL)

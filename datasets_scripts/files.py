@@ -96,9 +96,15 @@ def claim_folder(folder: str | Path, record: str, settings: Mapping[str, Any]) -
         found = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not JSON ({error})") from None
-    if found != settings:
-        found = found if isinstance(found, dict) else {}
-        name = next((key for key in settings if found.get(key) != settings[key]), "an unknown setting")
-        raise DataError(
-            f"{path}: was made with {name} {found.get(name)}, not {settings.get(name)}; choose another folder"
-        )
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: holds {found!r:.60} and no settings; choose another folder")
+    for name in (*settings, *found):
+        if name not in found:
+            made, asked = f"without {name}", f"with {settings[name]}"
+        elif name not in settings:
+            made, asked = f"with {name} {found[name]}", "without it"
+        elif found[name] != settings[name]:
+            made, asked = f"with {name} {found[name]}", settings[name]
+        else:
+            continue
+        raise DataError(f"{path}: was made {made}, not {asked}; choose another folder")

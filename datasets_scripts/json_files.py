@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ def read_json(path: Path, encodings: Sequence[str] = ("utf-8",)) -> Any:
     """The content of a file in the first of the encodings that fits.
 
     Raises:
-        DataError: missing, in none of the encodings, or not JSON.
+        DataError: missing, in none of the encodings, not JSON, or a text in it has half a character.
     """
     try:
         content = path.read_bytes()
@@ -22,12 +23,54 @@ def read_json(path: Path, encodings: Sequence[str] = ("utf-8",)) -> Any:
         raise DataError(f"{path}: {os_reason(error)}") from None
     for encoding in encodings:
         try:
-            return json.loads(content.decode(encoding))
+            text = content.decode(encoding)
         except UnicodeDecodeError:
             continue
-        except (json.JSONDecodeError, RecursionError) as error:
+        try:
+            return parse_json(text)
+        except json.JSONDecodeError as error:
             raise DataError(f"{path}: not JSON ({error})") from None
+        except ValueError as error:
+            raise DataError(f"{path}: {error}") from None
     raise DataError(f"{path}: not JSON in {' or '.join(encodings)}")
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+"""How JSON writes half of a character beyond the first 65,536; a whole one takes two."""
+
+
+def parse_json(text: str) -> Any:
+    """As `json.loads`, without half characters, which no file in UTF-8 can hold.
+
+    Raises:
+        json.JSONDecodeError: not JSON, or too deep.
+        ValueError: half a character; names the field and its text.
+    """
+    try:
+        content = json.loads(text)
+        broken = next(_half_characters(content, ""), None) if _SURROGATE.search(text) else None
+    except RecursionError as error:
+        raise json.JSONDecodeError(str(error), "", 0) from None
+    if broken is not None:
+        place, value = broken
+        raise ValueError(f"{place}{excerpt(value)} has half a character; whole ones would be right")
+    return content
+
+
+def _half_characters(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    """Where each text is that UTF-8 cannot hold ("classes: 1: name: "), and the text."""
+    if isinstance(value, str) and not is_text(value):
+        yield place, value
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inner:
+        if isinstance(key, str):
+            yield from _half_characters(key, f"{place}key ")
+        yield from _half_characters(part, f"{place}{key}: ")
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a text that UTF-8 can hold."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
 def os_reason(error: OSError) -> str:

@@ -17,7 +17,9 @@ Masks, in one of these forms:
     masks/CLASS/STEM.png        the same, the other way round
     annotations.json            COCO's objects (`coco.py`); its categories are the classes if there is no classes.json
 
-With the first three, `instances/STEM.png` may give instance ids (8 or 16 bits, 0 = none); COCO's objects are instances.
+With the first three, `instances/STEM.png` may give instance ids (8 or 16 bits, 0 = none), one for each object of an
+image, whatever its class: where a car is 1, no person is. An id that two classes share is refused, unless `facts/` tell
+its class. COCO's objects are instances.
 Where binary masks overlap, the class that comes later in classes.json wins; where COCO's objects do, the smaller one.
 Pixels in no mask and no object are "background", a class that is added if need be. Nobody asks for a class of this
 name, unless its entry in classes.json says `"asked": true`.
@@ -33,7 +35,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .bad_items import refuse
+from .bad_items import named_in_utf8, refuse
 from .coco import BACKGROUND, CocoFile, CocoMap, category_classes, classes_with_background, read_coco
 from .json_files import excerpt, is_whole, read_json
 from .records import IGNORE_INDEX, DataError, ImageSource, Scene, SceneSet, SemanticClass, Split, read_map
@@ -205,8 +207,8 @@ def _read_split(
 def _binary_masks(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    inner = (path for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != ".")
-    return [mask for path in inner for mask in _images(path)]
+    inner = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    return [mask for path in named_in_utf8(inner) for mask in _images(path)]
 
 
 def _class_masks(folder: Path, classes: tuple[SemanticClass, ...], background: int | None) -> dict[str, BinaryMasks]:
@@ -282,13 +284,8 @@ def _by_stem(paths: Iterable[Path]) -> dict[str, Path]:
 def _images(folder: Path) -> Iterator[Path]:
     if not folder.is_dir():
         return
-    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."):
-        try:
-            path.name.encode()
-        except UnicodeEncodeError:
-            refuse(DataError(f"{folder}: the file name {path.name!a} is not UTF-8; one that is would be right"))
-            continue
-        yield path
+    found = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
+    yield from named_in_utf8(sorted(found))
 
 
 def _lossless(paths: Iterable[Path]) -> Iterator[Path]:

@@ -82,7 +82,8 @@ CLASSES = (
 BACKGROUND = CLASSES[-1].id
 CHANNELS = len(CLASSES)
 NUCLEI_PER_CHANNEL = 10_000
-"""Instance id = channel * this + id of the nucleus in its channel: 49,999 at most, which 16 bits hold."""
+"""Instance id = channel * this + id of the nucleus in its channel: 49,999 at most, which 16 bits hold. A nucleus keeps
+its class by it where others lie on it (`SceneSet.ids_per_class`)."""
 
 FOLDS = (1, 2, 3)
 VAL_FOLD = 2
@@ -199,7 +200,7 @@ def read_pannuke(root: str | Path) -> SceneSet:
     for fold, files in folds.items():
         split: Split = "val" if fold == VAL_FOLD and len(folds) > 1 else "train"
         scenes += _scenes_of_fold(fold, files, split)
-    return SceneSet(CLASSES, tuple(scenes))
+    return SceneSet(CLASSES, tuple(scenes), ids_per_class=NUCLEI_PER_CHANNEL)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 IGNORE_INDEX = 255
 """Label of pixels without truth; never a target, never counted."""
 
+MAX_SECOND_CLASS = 0.05
+"""Fraction of an instance's labelled pixels that may be of a second class: label and instance maps that were drawn
+apart differ at borders."""
+
 Split = Literal["train", "val", "test"]
 Kind = Literal["semantic", "attribute", "conditional", "reasoning"]
 
@@ -109,6 +113,8 @@ class SceneSet:
             A raw value listed in `unknown_labels` is an error.
         instance_lookup: how raw instance maps become instance ids; "as_is", or "cityscapes" (id * 1000 + k is a
             countable object, any other value none).
+        ids_per_class: instance id // this is the id of its class; 0 = ids do not tell it. Where instances overlap, the
+            label map does not either: what lies on one may cover most of its pixels.
     """
 
     classes: tuple[SemanticClass, ...]
@@ -116,6 +122,7 @@ class SceneSet:
     label_lookup: np.ndarray | None = None
     unknown_labels: frozenset[int] = frozenset()
     instance_lookup: Literal["as_is", "cityscapes"] = "as_is"
+    ids_per_class: int = 0
 
     def split(self, split: Split, labelled: bool | None = None) -> tuple[Scene, ...]:
         """The scenes of one split; only the labelled or only the unlabelled ones where `labelled` is given."""
@@ -133,7 +140,8 @@ class SceneSet:
         The instance map is H x W, or P x H x W where instances overlap; an instance may lie on one plane only.
 
         Raises:
-            DataError: a file does not open, sizes differ, or a label is not a class id.
+            DataError: a file does not open, sizes differ, a label is not a class id, or an instance lies in two
+                classes.
         """
         if scene.label_map is None:
             raise DataError(f"{scene.image}: has no label map, so it has no target masks")
@@ -169,7 +177,48 @@ class SceneSet:
             instances = instances.reshape(-1, height, width)
         if self.instance_lookup == "cityscapes":
             instances = np.where(instances >= 1000, instances, 0)
+        if instances.ndim == 2:
+            self._refuse_shared_ids(scene, labels, instances)
         return labels, instances
+
+    def _refuse_shared_ids(self, scene: Scene, labels: np.ndarray, instances: np.ndarray) -> None:
+        """Raises:
+        DataError: an instance lies in two classes and no fact tells its own. Then ids were counted for each class
+            anew, and what has this one is several objects.
+        """
+        inside = (instances > 0) & (labels != IGNORE_INDEX)
+        ids, own = instances[inside], labels[inside]
+        one_of_them = np.zeros(ids.max(initial=0) + 1, np.uint8)
+        one_of_them[ids] = own
+        # most maps end here, after two look-ups for each pixel
+        mixed = np.setdiff1d(ids[one_of_them[ids] != own], [i for i, fact in scene.facts.items() if "class" in fact])
+        if not len(mixed):
+            return
+        chosen = np.isin(ids, mixed)
+        pixels = np.searchsorted(mixed, ids[chosen]) * 256 + own[chosen]
+        counts = np.bincount(pixels, minlength=256 * len(mixed)).reshape(-1, 256)
+        shared = np.partition(counts, -2)[:, -2] > MAX_SECOND_CLASS * counts.sum(1)
+        if shared.any():
+            index = int(shared.argmax())
+            second, first = np.argsort(counts[index])[-2:].tolist()
+            names = {c.id: c.name for c in self.classes}
+            shown = " and of ".join(f"{names.get(k, k)} ({counts[index, k]} pixels)" for k in (first, second))
+            raise DataError(
+                f"{scene.instance_map}: instance {mixed[index]} is of {shown}; one id for each object, whatever its "
+                "class, would be right, or facts that name the class"
+            )
+
+    def facts_of(self, scene: Scene, instances: np.ndarray | None) -> dict[int, dict[str, str]]:
+        """The scene's facts, with the class of each instance whose id tells it.
+
+        Args:
+            instances: as from `read_maps`.
+        """
+        if instances is None or not self.ids_per_class:
+            return scene.facts
+        names = {c.id: c.name for c in self.classes}
+        told = {i: {"class": names[i // self.ids_per_class]} for i in np.unique(instances[instances > 0]).tolist()}
+        return {i: told.get(i, {}) | scene.facts.get(i, {}) for i in (*scene.facts, *told)}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn
 
 from .coco import CocoFile, CocoImage, CocoMap, category_classes, classes_with_background, read_coco
 from .instructions.free_text import free_text_instruction
-from .json_files import excerpt, is_whole
+from .json_files import excerpt, is_text, is_whole
 from .records import DataError, Instruction, Scene, SceneSet, Split
 
 SPLIT_AUTHORS = ("unc", "umd", "google")
@@ -191,6 +191,6 @@ def _references(path: Path, coco: CocoFile) -> Iterator[_Reference]:
 
 def _sentences(where: str, sentences: Any) -> tuple[str, ...]:
     texts = [s.get("sent") if isinstance(s, dict) else None for s in sentences] if isinstance(sentences, list) else []
-    if not all(isinstance(text, str) for text in texts) or not any(text.strip() for text in texts):
+    if not all(is_text(text) for text in texts) or not any(text.strip() for text in texts):
         raise DataError(f"{where}: sentences {excerpt(sentences)} is not a list of {{'sent': TEXT}}")
     return tuple(texts)

@@ -34,7 +34,12 @@ HELD_OUT_FROM = "held_out_from"
 
 def image_id_of(path: str | Path) -> str:
     """`leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png` -> `aachen_000000_000019`."""
-    return composed(Path(path).stem).removesuffix("_leftImg8bit")
+    return _listed_id(Path(path).stem)
+
+
+def _listed_id(stem: str) -> str:
+    """What lists call the image of this stem, which may have dots of its own."""
+    return composed(stem).removesuffix("_leftImg8bit")
 
 
 def composed(name: str) -> str:
@@ -97,7 +102,7 @@ def apply_split(scenes: Sequence[Scene], folder: str | Path) -> list[Scene]:
     """
     lists = read_split(folder)
     # a folder of one's own may have files that are called as Cityscapes' are
-    train = {image_id_of(scene.image_id): scene for scene in scenes if scene.split == "train"}
+    train = {_listed_id(scene.image_id): scene for scene in scenes if scene.split == "train"}
     chosen: list[Scene] = []
     for name, entries in lists.items():
         for image_id, place in entries:

@@ -98,6 +98,7 @@ def scene_row(scene_set: SceneSet, scene: Scene) -> dict[str, Any]:
     Raises:
         DataError: the image or a map does not open, or they do not belong together.
     """
+    facts = scene.facts
     row: dict[str, Any] = {
         "image_id": scene.image_id,
         "image": {"bytes": _image_bytes(scene.image), "path": None},
@@ -105,7 +106,6 @@ def scene_row(scene_set: SceneSet, scene: Scene) -> dict[str, Any]:
         "instance_map": None,
         "labelled": scene.labelled,
         "group": scene.group,
-        "facts": json.dumps({str(key): value for key, value in scene.facts.items()}, ensure_ascii=False),
     }
     if scene.labelled:
         labels, instances = scene_set.read_maps(scene)
@@ -117,6 +117,8 @@ def scene_row(scene_set: SceneSet, scene: Scene) -> dict[str, Any]:
                 "bytes": _png(instances.reshape(-1, labels.shape[1]).astype(np.uint16)),
                 "path": None,
             }
+            facts = scene_set.facts_of(scene, instances)
+    row["facts"] = json.dumps({str(key): value for key, value in facts.items()}, ensure_ascii=False)
     return row
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from huggingface_hub import DatasetCard
 from PIL import Image
 
-from datasets_scripts.build import _files_of, build, main
+from datasets_scripts.build import _files_of, build, main, renew_card
 from datasets_scripts.builders import CoraTables
 from datasets_scripts.coco import CocoImage, CocoMap
 from datasets_scripts.components import ComponentMap, with_components
@@ -236,6 +237,64 @@ def test_classes_that_no_labelled_image_shows_are_named(tmp_path, capsys):
     assert {
         row["class_name"] for row in datasets.load_dataset(str(tmp_path / "out"), "instructions", split="train")
     } == {"tumour"}
+
+
+def test_kinds_do_not_change_what_an_image_shows(tmp_path, capsys):
+    """Six images with a class each and one with all; classes without attributes, and one that is shown too little."""
+    for name in ("images", "masks"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    for number in range(8):
+        noise_image(200, 100).save(tmp_path / f"data/images/{number}.png")
+        labels = np.full((100, 200), 255, np.uint8)
+        labels[:, : 20 + number] = min(number, 6) % 3
+        labels[0, 199] = 3  # a pixel: two would be enough
+        Image.fromarray(labels).save(tmp_path / f"data/masks/{number}.png")
+    (tmp_path / "data/classes.json").write_text('{"0": "road", "1": "sky", "2": "tree", "3": "mote"}')
+    arguments = ["own", "--root", str(tmp_path / "data"), "--workers", "1", "--fractions", "1/8", "1/2"]
+    lists = {}
+    for kinds in (["semantic", "attribute", "conditional"], ["semantic"], ["attribute"]):
+        out = tmp_path / kinds[-1] / str(len(kinds))
+        main([*arguments, "--out", str(out), "--kinds", *kinds])
+        assert "no labelled training image shows mote: nothing" in capsys.readouterr().out
+        lists[out] = content(out / "splits")
+    assert len({str(found) for found in lists.values()}) == 1
+    drawn_ids = {image_id for image_id, _ in read_split(out / "splits/1_8")["labeled.txt"]}
+    assert {min(int(i), 6) % 3 for i in drawn_ids} == {0, 1, 2} and len(drawn_ids) == 3
+
+
+def test_the_licence_can_be_corrected_in_the_card_alone(tmp_path):
+    masks_of(tmp_path / "data", (0, 1))
+    scene_set, out = with_components(read_folder(tmp_path / "data")), tmp_path / "out"
+
+    def licence_of(path):
+        return DatasetCard((path / "README.md").read_text()).data.license
+
+    build(scene_set, out, name="own", licence="mit")
+    before, tables = content(out), {p: p.stat().st_mtime_ns for p in out.rglob("*.parquet")}
+    for given, held in (("cc-by-4.0", "cc-by-4.0"), (None, "cc-by-4.0"), ("mit", "mit")):
+        build(scene_set, out, name="own", licence=given)
+        assert licence_of(out) == held
+        changed = {name for name, bytes_ in content(out).items() if before[name] != bytes_}
+        assert changed == ({"README.md", "result.json"} if held != "mit" else set())
+    assert tables == {p: p.stat().st_mtime_ns for p in out.rglob("*.parquet")} and len(tables) > 1
+    renew_card(out, *read_tables(out))
+    assert licence_of(out) == "mit"
+    build(scene_set, tmp_path / "none", name="own")
+    assert licence_of(tmp_path / "none") is None
+    build(scene_set, tmp_path / "none", name="own", licence="mit")
+    assert content(tmp_path / "none") == before
+
+
+def test_reasons_name_folders_that_are_not_utf8(tmp_path, capsys):
+    root = tmp_path / "t\udce9"
+    try:
+        masks_of(root, (0, 1))
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    (root / "masks/b.png").write_bytes(b"no image")
+    main(["own", "--root", str(root), "--out", str(tmp_path / "out"), "--workers", "1", "--skip-bad"])
+    (listed,) = (tmp_path / "out/skipped.jsonl").read_text(encoding="utf-8").splitlines()
+    assert r"t\udce9/masks/b.png: not a readable image" in json.loads(listed)["reason"]
 
 
 def test_drawn_splits_keep_the_unlabelled_images(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from datasets_scripts.files import claim_folder, link, write_text
+from datasets_scripts.records import DataError
 
 
 def _target(path: Path, name: str) -> None:
@@ -30,6 +31,26 @@ def test_another_may_write_the_same_at_the_same_moment(tmp_path, monkeypatch, wr
     write(path, "own")
     assert path.resolve().name == "own" if path.is_symlink() else path.read_text() == "own"
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": 2, "seed": None}, "was made with size 1, not 2"),
+        ({"size": 1, "seed": None, "threshold": 0.5}, "was made without threshold, not with 0.5"),
+        ({"size": 1, "seed": None, "mask": None}, "was made without mask, not with None"),
+        ({"size": 1}, "was made with seed None, not without it"),
+    ],
+)
+def test_a_setting_that_differs_is_named_with_its_values(tmp_path, settings, message):
+    claim_folder(tmp_path, "meta.json", {"size": 1, "seed": None})
+    claim_folder(tmp_path, "meta.json", {"seed": None, "size": 1})
+    with pytest.raises(DataError) as error:
+        claim_folder(tmp_path, "meta.json", settings)
+    assert str(error.value) == f"{tmp_path / 'meta.json'}: {message}; choose another folder"
+    (tmp_path / "meta.json").write_text('["size", 1]')
+    with pytest.raises(DataError, match=r"meta\.json: holds \['size', 1\] and no settings"):
+        claim_folder(tmp_path, "meta.json", settings)
 
 
 def test_what_a_killed_program_left_is_nobodys_content(tmp_path, monkeypatch):

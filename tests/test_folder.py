@@ -88,6 +88,8 @@ def test_short_classes_json(folder):
         ('{"classes": [{"id": 1.9, "name": "road"}]}', r"id 1\.9 is not a whole number of 0\.\.254"),
         ('{"classes": [{"id": 1e999, "name": "road"}]}', "id inf is not a whole number"),
         ('{"0": ""}', "name '' is no text"),
+        (r'{"0": "\ud83d\ude97 \ud800"}', r'0: "\\ud83d\\ude97 \\ud800" has half a character; whole ones would be'),
+        (r'[{"id": 0, "name": "a", "x\udfff": 1}]', r'0: key "x\\udfff" has half a character'),
         ('{"classes": [{"id": 0}]}', "no id and name"),
         ('{"classes": [{"id": 0, "name": "a", "attributes": "b"}]}', "not a list of texts"),
         ('{"classes": [{"id": 0, "name": "a", "ground": 1}]}', "class 0: ground 1 is not true or false"),
@@ -128,6 +130,16 @@ def test_file_names_that_are_not_utf8_are_refused(folder):
         pytest.skip("this file system takes no such names")
     with pytest.raises(DataError, match=r"the file name 't\\udce9\.png' is not UTF-8") as error:
         read_folder(folder)
+    str(error.value).encode()
+
+
+def test_folders_of_masks_that_are_not_utf8_are_refused(binary):
+    try:
+        (binary / "masks/a").rename(binary / "masks/\udce9")
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    with pytest.raises(DataError, match=r"masks: the file name '\\udce9' is not UTF-8") as error:
+        read_folder(binary)
     str(error.value).encode()
 
 
@@ -402,6 +414,26 @@ def test_readers_by_name(folder):
         read_data(folder, name="kitti")
     with pytest.raises(DataError, match=r"no leftImg8bit/SPLIT"):
         read_data(folder, name="camvid")
+
+
+def test_cityscapes_names_with_accents_that_stand_alone(tmp_path):
+    """As macOS writes them; ids have them composed, files on disk do not."""
+    decomposed = "orle\u0301ans_000000_000019"
+    make_cityscapes(tmp_path, names=(decomposed,))
+    (scene,) = read_folder(tmp_path).scenes
+    assert scene.image_id == "orl\u00e9ans_000000_000019" and scene.labelled and scene.instance_map is not None
+
+
+def test_cityscapes_names_that_are_not_utf8_are_refused(tmp_path):
+    make_cityscapes(tmp_path)
+    (first, _) = sorted(tmp_path.glob("leftImg8bit/train/aachen/*"))
+    try:
+        first.rename(first.with_name(b"caf\xe9_leftImg8bit.png".decode("utf-8", "surrogateescape")))
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    with pytest.raises(DataError, match=r"the file name 'caf\\udce9_leftImg8bit\.png' is not UTF-8") as error:
+        read_folder(tmp_path)
+    str(error.value).encode()
 
 
 def make_cityscapes(root, label=7, names=("aachen_000000_000019", "aachen_000001_000019")):

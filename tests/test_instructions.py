@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -113,6 +114,28 @@ def test_the_class_name_is_found_in_any_number_but_not_inside_words():
     assert not names_class("the carpet", "car") and not names_class("the sunlight", "traffic light")
 
 
+@pytest.mark.parametrize(
+    ("phrase", "class_name", "named"),
+    [
+        ("асфальтовая дорога", "Дорога", True),
+        ("асфальт", "дорога", False),
+        ("灰色的道路", "道路", True),
+        ("灰色的地面", "道路", False),
+        ("灯が光るLED灯", "led灯", True),
+        ("ถนนสีเทา", "ถนน", True),
+        ("लाल गाड़ी", "गाड़ी", True),
+        ("लाल घोड़ा", "गाड़ी", False),
+        ("the red one in c", "cône", False),
+        ("the CO\u0302NE of plastic", "cône", True),
+        ("die STRASSE", "Straße", True),
+    ],
+)
+def test_the_class_name_is_found_in_every_script(phrase, class_name, named):
+    assert names_class(phrase, class_name) is named
+    kept = attribute_queries(SemanticClass(0, class_name, (phrase,)))
+    assert bool(kept) is not named
+
+
 def test_same_seed_same_set_and_other_scenes_do_not_matter(scene_set):
     (scene,) = scene_set.scenes
     twin = Scene("t", scene.image, scene.label_map, scene.instance_map, facts=scene.facts)
@@ -168,7 +191,12 @@ def test_json_lines_round_trip_and_name_the_bad_line(scene_set, tmp_path):
     assert read_instructions(path) == instructions
     assert not list(path.parent.glob("*.partial"))
     lines = path.read_text().splitlines()
-    for bad in ("{", json.dumps({"image_id": "x"}), "[1]"):
+    for bad in (
+        "{",
+        json.dumps({"image_id": "x"}),
+        "[1]",
+        json.dumps(asdict(replace(instructions[1], query="\ud800"))),
+    ):
         path.write_text("\n".join([lines[0], bad, *lines[2:]]))
         with pytest.raises(DataError, match=r"instructions\.jsonl:2: ") as error:
             read_instructions(path)

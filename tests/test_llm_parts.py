@@ -27,7 +27,8 @@ from datasets_scripts.instructions.llm.requests import (
 from datasets_scripts.instructions.llm.subjects import PAIR_RELATIONS, Pair, Target, choose_pairs
 from datasets_scripts.instructions.objects import SceneObject, SceneObjects
 from datasets_scripts.instructions.relations import RELATIONS
-from datasets_scripts.records import Instruction, SemanticClass
+from datasets_scripts.instructions.verify import check_instruction
+from datasets_scripts.records import Anchor, Instruction, Scene, SceneSet, SemanticClass
 from datasets_scripts.scenes import write_scenes
 
 
@@ -106,6 +107,25 @@ def test_of_a_mass_nothing_is_accepted_that_verify_rejects():
     assert "mass" not in relation_problem("left", Pair(grass, pole, "pole", "", ()), scene)[0]
     counted = SceneObjects((classes[0], SemanticClass(1, "grass", noun="meadow"), classes[2]), labels, instances)
     assert relation_problem("nearest", Pair(grass, pole, "pole", "", ()), counted)[0] == ""
+
+
+def test_numbers_of_a_mass_are_those_that_verify_measures():
+    """Two patches of grass left of a pole, the larger one with the higher id; a third one right of it."""
+    labels, instances = np.zeros((60, 100), np.uint8), np.zeros((60, 100), np.uint8)
+    boxes = [(30, 30, 40, 40), (5, 5, 25, 25), (30, 80, 50, 95), (5, 60, 55, 62)]
+    for number, (top, left, bottom, right) in enumerate(boxes, start=1):
+        labels[top:bottom, left:right], instances[top:bottom, left:right] = 1 + number // 4, number
+    classes = (SemanticClass(0, "road"), SemanticClass(1, "grass"), SemanticClass(2, "pole", noun="post"))
+    scene = SceneObjects(classes, labels, instances)
+    pair = Pair(Target(1, (1, 2)), Target(2, (4,)), "pole", "", ())
+    problem, numbers = relation_problem("left", pair, scene)
+    # of columns 5..24 a tenth is beyond column 22, of 30..39 beyond 38
+    assert problem == "" and numbers == {"target_right": 0.23, "anchor_left": 0.6}
+    anchor = Anchor("pole", (4,), (5, 60, 55, 62))
+    facts = {**numbers, "anchors": [""]}
+    said = Instruction("s", "conditional", "grass", "the grass left of the pole", "[SEG].", (1, 2), claim="left",
+                       anchors=(anchor,), facts=facts, source="m")  # fmt: skip
+    assert check_instruction(SceneSet(classes, ()), Scene("s", "s.png", "s.png"), scene, said) == []
 
 
 def test_without_the_client_one_line_says_how_to_install_it(monkeypatch):

@@ -8,14 +8,17 @@ import subprocess
 import sys
 import zipfile
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
 from datasets_scripts import pannuke
+from datasets_scripts.build import build
 from datasets_scripts.consep import read_consep
 from datasets_scripts.folder import read_data, read_folder
 from datasets_scripts.instructions.attribute import names_class
+from datasets_scripts.instructions.objects import SceneObjects
 from datasets_scripts.pannuke import BACKGROUND, CLASSES, NUCLEI_PER_CHANNEL, read_pannuke
 from datasets_scripts.records import DataError, read_image
 from datasets_scripts.splits import write_split
@@ -98,6 +101,34 @@ def test_overlapping_nuclei_keep_their_pixels_on_planes(tmp_path):
         assert np.array_equal(found, masks[0, ..., channel] == nucleus)
     assert np.array_equal(labels == 4, masks[0, ..., 4] > 0)  # the later channel
     assert np.array_equal(labels == 0, (masks[0, ..., 0] > 0) & (masks[0, ..., 4] == 0))
+
+
+@pytest.mark.parametrize("reader", ["pannuke", "consep"])
+def test_a_nucleus_keeps_its_class_under_what_lies_on_it(tmp_path, monkeypatch, reader):
+    """The epithelial nucleus hides all but a column of one tumour nucleus, and all of another; as it is read, with
+    patches of the background beside the nuclei, and from tables."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    masks = nuclei()
+    masks[..., :5] = 0
+    masks[:, 1:6, 1:6, 0], masks[:, 7:10, 3:5, 0] = 1, 2
+    masks[:, 1:11, 2:8, 4] = 3
+    masks[:, 8:11, 8:10, 1] = 9999
+    if reader == "pannuke":
+        write_fold(tmp_path / "data", 1, masks=masks)
+    else:
+        write_consep(tmp_path / "data", ["train_1_r0c0", "train_1_r0c1"], {"masks": masks[:2]})
+    true = {1: 0, 2: 0, 40_003: 4, 19_999: 1}
+    whole, _ = read_data(tmp_path / "data", components=True)
+    build(whole, tmp_path / "built")
+    built, _ = read_data(tmp_path / "built")
+    for scene_set, completed in ((read_folder(tmp_path / "data"), False), (whole, True), (built, True)):
+        objects = SceneObjects.of_scene(scene_set, scene_set.scenes[1])
+        found = {c: {o.id: o.area for o in objects.of_class(c)} for c in range(5)}
+        for number, class_id in true.items():
+            assert found[class_id].pop(number) == (masks[0, ..., class_id] == number % NUCLEI_PER_CHANNEL).sum()
+        assert not any(found.values())
+        patches = objects.of_class(BACKGROUND)
+        assert sum(o.area for o in patches) == completed * (masks[0, ..., :5] == 0).all(-1).sum()
 
 
 def test_scenes_hold_no_pixels_and_reading_decodes_none(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from datasets_scripts import reasonseg
+from datasets_scripts.bad_items import skipping
 from datasets_scripts.folder import read_data, read_folder
 from datasets_scripts.reasonseg import read_reasonseg
 from datasets_scripts.records import DataError
@@ -107,6 +108,7 @@ def test_phone_photos_are_painted_upright(tmp_path):
         ({"raw": '{"text": "\x81"}', "encoding": "latin-1"}, r"not JSON in utf-8 or cp1252"),
         ({"text": []}, r"text \[\] is not a list of texts"),
         ({"text": ["  "]}, r"text .* is not a list of texts"),
+        ({"raw": r'{"text": ["a", "half \ud800"]}'}, r'7\.json: text: 1: "half \\ud800" has half a character'),
         ({"text": "query"}, r'text "query" is not a list of texts'),
         ({"is_sentence": "yes"}, r'is_sentence "yes" is not true or false'),
         ({"shapes": None}, r"shapes null is not a list"),
@@ -122,6 +124,22 @@ def test_wrong_annotations_get_one_line(tmp_path, fields, message):
     with pytest.raises(DataError, match=message) as error:
         read_reasonseg(tmp_path)
     assert "\n" not in str(error.value) and "7.json" in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "json"])
+def test_file_names_that_are_not_utf8_are_refused(tmp_path, suffix):
+    write(tmp_path)
+    name = f"t\udce9.{suffix}"
+    try:
+        (tmp_path / "train" / name).write_bytes((tmp_path / f"train/7.{suffix}").read_bytes())
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    with pytest.raises(DataError, match=rf"train: the file name 't\\udce9\.{suffix}' is not UTF-8") as error:
+        read_reasonseg(tmp_path)
+    str(error.value).encode()
+    with skipping() as skipped:
+        assert [s.image_id for s in read_reasonseg(tmp_path)[0].scenes] == ["7"]
+    assert len(skipped) == 1
 
 
 def test_files_that_are_missing_or_double(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets_scripts.records import DataError, read_image, read_map
+from datasets_scripts.records import DataError, Scene, SceneSet, SemanticClass, read_image, read_map
 
 from .conftest import noise_image
 
@@ -69,3 +69,56 @@ def test_maps_keep_their_ids(tmp_path):
     noise_image(4, 4).save(tmp_path / "rgb.png")
     with pytest.raises(DataError, match="3 channels"):
         read_map(tmp_path / "rgb.png")
+
+
+def scene_of(folder, labels, instances, facts=None):
+    """A set of a road (0), a car (3) and a person (4), with one scene."""
+    for name, array in (("labels", labels), ("instances", instances)):
+        Image.fromarray(array.astype(np.uint8)).save(folder / f"{name}.png")
+    noise_image(labels.shape[1], labels.shape[0]).save(folder / "image.png")
+    paths = (folder / f"{name}.png" for name in ("image", "labels", "instances"))
+    classes = (SemanticClass(0, "road"), SemanticClass(3, "car"), SemanticClass(4, "person"))
+    scene = Scene("s", *paths, facts=facts or {})
+    return SceneSet(classes, (scene,)), scene
+
+
+def test_ids_that_were_counted_for_each_class_are_refused(tmp_path):
+    """Car 1 and person 1: a claim about the car would have the pixels of both as its target."""
+    labels, instances = np.zeros((8, 12)), np.zeros((8, 12))
+    for class_id, number, place in ((3, 1, np.s_[2:6, 8:11]), (3, 2, np.s_[6:8, 0:2]), (4, 1, np.s_[2:5, 1:4])):
+        labels[place], instances[place] = class_id, number
+    labels[2, 8] = 255
+    scene_set, scene = scene_of(tmp_path, labels, instances)
+    with pytest.raises(DataError) as error:
+        scene_set.read_maps(scene)
+    assert str(error.value) == (
+        f"{scene.instance_map}: instance 1 is of car (11 pixels) and of person (9 pixels); one id for each object, "
+        "whatever its class, would be right, or facts that name the class"
+    )
+    # another id for each; or a class that is told, as where one thing lies on another
+    other = np.where(labels == 4, 3, instances)
+    for ids, facts in ((other, None), (instances, {1: {"class": "car"}})):
+        scene_set, scene = scene_of(tmp_path, labels, ids, facts)
+        assert np.array_equal(scene_set.read_maps(scene)[1], ids)
+    scene_set, scene = scene_of(
+        tmp_path, labels, instances, {0: {"tissue": "x"}, 1: {"colour": "red"}, 2: {"class": "car"}}
+    )
+    with pytest.raises(DataError, match="instance 1 is of car"):
+        scene_set.read_maps(scene)
+    planes = np.concatenate([instances, np.zeros_like(instances)])  # overlapping instances
+    scene_set, scene = scene_of(tmp_path, labels, planes)
+    assert scene_set.read_maps(scene)[1].shape == (2, 8, 12)
+
+
+@pytest.mark.parametrize(("astray", "refused"), [(0, False), (4, False), (5, True)])
+def test_a_twentieth_of_an_instance_may_be_of_a_second_class(tmp_path, astray, refused):
+    """Of the 80 pixels whose label is known, beside one instance that is in order."""
+    labels, instances = np.zeros((8, 12)), np.full((8, 12), 7)
+    labels[0, :8], labels.flat[20 : 20 + astray] = 255, 3
+    instances[7, :8] = 6
+    scene_set, scene = scene_of(tmp_path, labels, instances)
+    if refused:
+        with pytest.raises(DataError, match=r"instance 7 is of road \(75 pixels\) and of car \(5 pixels\)"):
+            scene_set.read_maps(scene)
+    else:
+        assert np.array_equal(scene_set.read_maps(scene)[1], instances)

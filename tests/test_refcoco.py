@@ -211,6 +211,7 @@ def test_texts_of_python_2(tmp_path):
         ({"split": "valid"}, r'ref 1: split "valid" is none of train, val, test, testA, testB'),
         ({"sentences": []}, r"ref 1: sentences \[\] is not a list"),
         ({"sentences": [{"raw": "x"}]}, r"ref 1: sentences .* is not a list"),
+        ({"sentences": [{"sent": "half \ud800"}]}, r"ref 1: sentences .*half \\ud800.* is not a list"),
     ],
 )
 def test_wrong_references_get_one_line(tmp_path, change, message):

@@ -63,6 +63,23 @@ def test_split_lists_of_files_that_are_called_as_cityscapes_are_or_begin_with_a_
     assert [(s.image_id, s.labelled) for s in train] == [("b_leftImg8bit", True), ("a", False)]
 
 
+def test_names_with_dots_in_split_lists(folder):
+    """The stem of a stem is another name: that of no image, or of another one."""
+    for old, new in (("a.jpg", "frame.bmp"), ("b.png", "frame.left.bmp"), ("c.png", "img.v1.png")):
+        shutil.move(folder / "images" / old, folder / "images" / new)
+    for old, new in (("a", "frame"), ("b", "frame.left")):
+        shutil.move(folder / f"masks/{old}.png", folder / f"masks/{new}.png")
+    noise_image(12, 8).save(folder / "images/img.v2.png")
+    write_split(folder / "lists", ["frame.bmp m", "frame.left.bmp m"], ["img.v2.png", "img.v1.png"])
+    train = read_folder(folder, folder / "lists").split("train")
+    assert [(s.image_id, s.image.name, s.labelled) for s in train] == [
+        ("frame", "frame.bmp", True),
+        ("frame.left", "frame.left.bmp", True),
+        ("img.v2", "img.v2.png", False),
+        ("img.v1", "img.v1.png", False),
+    ]
+
+
 def test_split_lists_that_cannot_be_read(folder):
     write_split(folder / "lists", ["b.png b.png"], [])
     for place in (folder / "lists/labeled.txt", folder / "nowhere"):

@@ -7,10 +7,12 @@ single it out among all instances of its class by what it alone has: `ATTRIBUTES
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import partial
 
 from ..records import SemanticClass
+from ..splits import composed
 from .claims import Claim, Decision, Verdict, verdict
 from .colours import ABSENT, CLEAR, COLOURS
 from .objects import SceneObject, SceneObjects
@@ -164,12 +166,18 @@ def phrasings(phrases: Iterable[str]) -> tuple[str, ...]:
 FUNCTION_WORDS = frozenset(["a", "an", "and", "at", "for", "from", "in", "of", "on", "or", "the", "to", "with"])
 
 
+UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
+"""Scripts without spaces between words, by how Unicode's names of their letters begin."""
+
+
 def names_class(phrase: str, class_name: str) -> bool:
-    """Whether a phrase contains a word of the class name, in the singular or plural; "of" and its like do not count."""
-    words = set(re.findall(r"[a-z]+", phrase.lower()))
+    """Whether a phrase contains a word of the class name, in the singular or the English plural; "of" and its like do
+    not count. Where a script has no spaces, a word is contained wherever its letters stand."""
+    words = _words(phrase)
+    together = " ".join(words)
     return any(
         form in words
-        for word in re.findall(r"[a-z]+", class_name.lower())
+        for word in _words(class_name)
         if word not in FUNCTION_WORDS
         for form in (
             word,
@@ -179,4 +187,15 @@ def names_class(phrase: str, class_name: str) -> bool:
             word.removesuffix("s"),
             word.removesuffix("ies") + "y",
         )
-    )
+    ) or any(word in together for word in _words(class_name) if _unspaced(word))
+
+
+def _words(text: str) -> list[str]:
+    """Runs of letters with their marks (vowels of many scripts are marks), the same for capitals and for both spellings
+    of an accent."""
+    folded = composed(text.casefold())
+    return "".join(c if unicodedata.category(c)[0] in "LM" else " " for c in folded).split()
+
+
+def _unspaced(word: str) -> bool:
+    return any(unicodedata.name(letter, "").startswith(UNSPACED) for letter in word)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..files import write_text
-from ..json_files import os_reason
-from ..records import DataError, Instruction, Kind, Scene, SceneSet, SemanticClass
+from ..json_files import os_reason, parse_json
+from ..records import IGNORE_INDEX, DataError, Instruction, Kind, Scene, SceneSet, SemanticClass
 from .attribute import attribute_claims, attribute_queries, instance_queries
 from .claims import single_out
 from .conditional import conditional_claims
@@ -39,6 +39,12 @@ def class_queries(semantic_class: SemanticClass, kind: Kind) -> tuple[str, ...]:
     if kind == "attribute":
         return attribute_queries(semantic_class)
     return ()
+
+
+def shown_classes(classes: Iterable[SemanticClass], labels: np.ndarray) -> list[SemanticClass]:
+    """The classes that a label map (H, W) shows enough of to be asked for."""
+    pixels = np.bincount(labels.ravel(), minlength=IGNORE_INDEX + 1)
+    return [c for c in classes if c.asked and pixels[c.id] >= max(1, MIN_CLASS_AREA * labels.size)]
 
 
 def build_instructions(
@@ -70,10 +76,7 @@ def object_instructions(
 ) -> list[Instruction]:
     """The instructions about what stands in one image; see `build_instructions`."""
     made: list[Instruction | None] = []
-    for semantic_class in objects.classes.values():
-        shown = int((objects.labels == semantic_class.id).sum())
-        if not semantic_class.asked or shown < max(1, MIN_CLASS_AREA * objects.labels.size):
-            continue
+    for semantic_class in shown_classes(objects.classes.values(), objects.labels):
         new = partial(_instruction, image_id, semantic_class, seed)
         if "semantic" in kinds:
             made.append(new("semantic", semantic_queries(semantic_class)))
@@ -157,8 +160,8 @@ def read_instructions(path: str | Path) -> list[Instruction]:
         with Path(path).open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 try:
-                    instructions.append(Instruction.from_dict(json.loads(line)))
-                except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+                    instructions.append(Instruction.from_dict(parse_json(line)))
+                except (KeyError, TypeError, ValueError) as error:
                     raise DataError(f"{path}:{number}: not an instruction ({error})") from None
     except OSError as error:
         raise DataError(f"{path}: {os_reason(error)}") from None

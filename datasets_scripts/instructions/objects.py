@@ -91,7 +91,7 @@ class SceneObjects:
         labels: class ids (H, W), 255 = unknown.
         instances: instance ids (H, W) or (P, H, W), 0 = none; or None.
         pixels: gives uint8 RGB (H, W, 3), for colours; asked only where `facts` know no colour.
-        facts: by instance id, as in `Scene.facts`.
+        facts: by instance id, as from `SceneSet.facts_of`.
     """
 
     def __init__(
@@ -123,7 +123,8 @@ class SceneObjects:
             DataError: as `SceneSet.read_maps` and `read_image`.
         """
         labels, instances = scene_set.read_maps(scene)
-        return cls(scene_set.classes, labels, instances, lambda: np.asarray(read_image(scene.image)), scene.facts)
+        facts = scene_set.facts_of(scene, instances)
+        return cls(scene_set.classes, labels, instances, lambda: np.asarray(read_image(scene.image)), facts)
 
     @cached_property
     def pixels(self) -> np.ndarray | None:

@@ -47,7 +47,8 @@ def answer_problem(answer: str) -> str:
 def claim_problem(
     claim: Claim, targets: tuple[SceneObject, ...], anchors: tuple[SceneObject, ...], scene: SceneObjects
 ) -> tuple[str, dict]:
-    """Whether a claim is true of the targets and of nothing else of their class; with the numbers it rests on."""
+    """Whether a claim is true of the targets and of nothing else of their class; with the numbers it rests on, which of
+    several targets are those of the largest, as `single_out` has them."""
     facts: dict = {}
     for target in targets:
         rivals = list(rivals_of(target, anchors, scene))
@@ -60,7 +61,7 @@ def claim_problem(
     picked = single_out(claim, scene.of_class(targets[0].class_id), anchors, scene)
     if picked is None or {id(each) for each in picked[0]} != {id(each) for each in targets}:
         return f"claim does not single out its target: {claim.name}", facts
-    return "", facts
+    return "", picked[1]
 
 
 def relation_problem(name: str, pair: Pair, scene: SceneObjects) -> tuple[str, dict]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..build import MIN_CLASS_AREA
+from ..build import shown_classes
 from ..claims import single_out
 from ..conditional import COUNTED_ONLY, NamedObject, named_objects
 from ..objects import SceneObject, SceneObjects
@@ -61,10 +61,7 @@ class Pair:
 def choose_targets(scene: SceneObjects, count: int, seed: int, image_id: str) -> list[Target]:
     """Classes that the scene shows, and instances of classes with several, drawn by lot."""
     found: list[Target] = []
-    for semantic_class in scene.classes.values():
-        shown = int((scene.labels == semantic_class.id).sum())
-        if not semantic_class.asked or shown < max(1, MIN_CLASS_AREA * scene.labels.size):
-            continue
+    for semantic_class in shown_classes(scene.classes.values(), scene.labels):
         found.append(Target(semantic_class.id, None))
         instances = scene.of_class(semantic_class.id) if scene.counted(semantic_class.id) else ()
         if len(instances) > 1:
