@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import claim_folder, write_bytes
 from datasets_scripts.folder import read_data
-from datasets_scripts.instructions.build import class_queries
+from datasets_scripts.instructions.build import class_queries, shown_classes
 from datasets_scripts.records import Scene, SceneSet, image_size, read_image
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.consistency import mask_variance
@@ -38,7 +38,7 @@ from trainers.consistency_maps import packed_variances
 from trainers.embedding_cache import add_embedding_cache, weights_hash
 from trainers.file_hashes import FileHashes
 from trainers.loading import inference_accelerator, load_trained
-from trainers.unlabelled_dataset import PseudoLabels, shown_classes
+from trainers.unlabelled_dataset import PseudoLabels
 
 
 @dataclass
@@ -79,7 +79,7 @@ def asked_of(
     scene_set: SceneSet, scene: Scene, labels: np.ndarray, arguments: ConsistencyArguments
 ) -> dict[int, list[str]]:
     """By class id, the queries about each class that a pseudo-label (H, W) shows and that has queries enough."""
-    shown = shown_classes(labels, scene_set)
+    shown = [c.id for c in shown_classes(scene_set.classes, labels)]
     return {c: q for c in shown if (q := equivalent_queries(scene_set, scene.image_id, c, arguments))}
 
 

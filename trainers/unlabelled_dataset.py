@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datasets_scripts.instructions.build import MIN_CLASS_AREA, class_queries
+from datasets_scripts.instructions.build import class_queries, shown_classes
 from datasets_scripts.instructions.mirror import sided_classes
 from datasets_scripts.instructions.semantic import ANSWERS
 from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet, read_image
@@ -81,12 +81,6 @@ class PseudoLabels:
         if not found:
             raise DataError(f"{self.folder}/masks: has a map for none of the {len(scenes)} unlabelled images")
         return found
-
-
-def shown_classes(labels: np.ndarray, scene_set: SceneSet) -> list[int]:
-    """Ids of the classes that are worth a query about a (pseudo-)label map."""
-    least = max(1, MIN_CLASS_AREA * labels.size)
-    return [c.id for c in scene_set.classes if c.asked and (labels == c.id).sum() >= least]
 
 
 class UnlabelledDataset(SceneTurns):
@@ -167,7 +161,7 @@ class UnlabelledDataset(SceneTurns):
         labels = self.pseudo_labels.read(scene.image_id, self.known, (image.height, image.width))
         variances = self.consistency.read(scene.image_id) if self.consistency else None
         labels = shrink(labels, self.data.max_label_size)
-        shown = [c for c in shown_classes(labels, self.scene_set) if self._queries(c)]
+        shown = [c.id for c in shown_classes(self.scene_set.classes, labels) if self._queries(c.id)]
         return image, labels, variances, [c for c in shown if variances is None or c in variances]
 
 
