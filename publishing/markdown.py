@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-import html
 import re
+
+_SHOWN = str.maketrans(
+    {mark: f"\\{mark}" for mark in "`*_~[]!|#"}
+    # as references: `\\(` and `$$` begin formulas on the Hub
+    | {"\\": "&#92;", "$": "&#36;", "&": "&amp;", "<": "&lt;", ">": "&gt;"}
+)
+
+_LINKED = re.compile(r"(?<=/)(?=/)|(?<=www)(?=\.)|(?<=@)(?=\S)", re.IGNORECASE)
+"""Where an address that stands bare in a text is cut, so that no renderer finds it: `://`, `www.` and `@`."""
+
+# Escapes are not enough: cmark-gfm (of e-mail addresses) and remark look for addresses in the text that they stand for.
+_CUT = "<!-- -->"
+
+_CODE = re.compile(r"`[\w.-]+`", re.ASCII)
 
 
 def plain_text(value: object) -> str:
-    """On one line, and shown as it is: never HTML, a link, a picture or the end of a table's cell."""
-    return re.sub(r"([\\|*\[\]!])", r"\\\1", html.escape(" ".join(str(value).split()), quote=False))
+    """On one line, and within a line shown as it is: never HTML, a link, a picture, emphasis, code or the end of a
+    table's cell.
+
+    A value that is a name in backticks and nothing else stays code, since the cards' own rows are told like this.
+    """
+    text = " ".join(str(value).split())
+    return text if _CODE.fullmatch(text) else _LINKED.sub(_CUT, text.translate(_SHOWN))
 
 
 __all__ = ["plain_text"]

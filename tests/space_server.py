@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -61,6 +62,12 @@ class Server:
         return wrapped
 
 
+def unused_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
 @contextmanager
 def space_server(folder: Path, port: int, files: Path, **settings: Any) -> Iterator[Server]:
     """The page of the model in `folder`; uploads lie under `files`."""
@@ -98,13 +105,14 @@ class Visitor:
         (path,) = self.upload(content).json()
         return file_data(path)
 
-    def join(self, event: str, data: list[Any]) -> httpx2.Response:
-        body = {"data": data, "fn_index": self.events[event]["id"], "session_hash": self.session}
+    def join(self, event: str, data: list[Any], **about: Any) -> httpx2.Response:
+        """Args: about: the event, as `event_data`."""
+        body = {"data": data, "fn_index": self.events[event]["id"], "session_hash": self.session, **about}
         return self.client.post("/gradio_api/queue/join", json=body)
 
-    def send(self, event: str, data: list[Any]) -> dict[str, Any]:
+    def send(self, event: str, data: list[Any], **about: Any) -> dict[str, Any]:
         """The message that ends the event: `success` and `output`."""
-        event_id = self.join(event, data).json()["event_id"]
+        event_id = self.join(event, data, **about).json()["event_id"]
         with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.session}) as lines:
             for line in lines.iter_lines():
                 if line.startswith("data:"):

@@ -143,15 +143,21 @@ def test_anchors_go_with_queries_that_say_this():
     assert [bool(given) for given in anchors_of(asked, anchor)] == [False, False, True, True]
 
 
-def test_paint_becomes_a_mask_at_image_size():
+def test_paint_becomes_a_mask_at_image_size(tmp_path):
     layer = Image.new("RGBA", (100, 50), (0, 0, 0, 0))
     layer.paste((255, 255, 255, 255), (20, 10, 60, 30))
-    mask = read_anchor([layer], (200, 100))
+    layer.save(tmp_path / "layer_0.png")
+    Image.new("RGBA", (9, 9), (255, 255, 255, 0)).save(tmp_path / "nothing.webp")
+    painted, nothing = str(tmp_path / "layer_0.png"), str(tmp_path / "nothing.webp")
     expected = np.zeros((100, 200), bool)
     expected[20:60, 40:120] = True
-    assert mask.shape == (100, 200) and (mask != expected).sum() <= 2 * (80 + 40)
-    assert read_anchor([Image.new("RGBA", (9, 9), (255, 255, 255, 0))], (20, 20)) is None
-    assert read_anchor([], (20, 20)) is None
+    for paths in ([painted], [nothing, painted]):
+        mask = read_anchor(paths, (200, 100), Settings(), 5000)
+        assert mask.shape == (100, 200) and (mask != expected).sum() <= 2 * (80 + 40)
+    assert read_anchor([nothing], (20, 20), Settings(), 81) is None
+    assert read_anchor([], (20, 20), Settings(), 81) is None
+    with pytest.raises(VisitorError, match=r"100 x 50 pixels; at most 0\.005 million"):
+        read_anchor([painted], (200, 100), Settings(), 4999)
 
 
 # -- the model ---------------------------------------------------------------------------------------------------------
@@ -196,6 +202,29 @@ def test_encoded_pictures_have_a_bound(answering):
     assert runs["encoded"] == 4
     it.cache.max_bytes = 1
     it.prepare(contents[3], decode)
+    assert len(it.cache) == 1
+
+
+def test_encoded_pictures_are_kept_for_a_time(answering):
+    """However often they are asked for, and whoever else sends one."""
+    it, runs = answering
+    contents, now = [file_of(noise_image(90, 60, seed)) for seed in range(2)], 0.0
+    it.cache.keep_seconds, it.cache.clock = 100, lambda: now
+    it.prepare(contents[0], decode)
+    now = 99.0
+    it.prepare(contents[0], decode)
+    encoded = it.prepare(contents[1], decode)
+    assert runs["encoded"] == 2
+    now = 100.0
+    it.cache.drop_old()
+    assert len(it.cache) == 1
+    it.prepare(contents[1], decode)
+    assert runs["encoded"] == 2
+    now = 199.0  # what is too old is neither given nor kept beside another
+    it.prepare(contents[1], decode)
+    assert runs["encoded"] == 3
+    now = 299.0
+    it.cache.put("another", encoded)
     assert len(it.cache) == 1
 
 
@@ -251,6 +280,13 @@ def test_a_model_in_bfloat16_answers(anchored):
     logits = it.ask(it.prepare(file_of(IMAGE), decode), QUERIES, True, anchor)
     assert logits.logits.dtype == torch.float16 and logits.masks().shape == (3, 60, 90)
     assert torch.isfinite(logits.logits).all() and logits.uncertainty().max() <= 0.25
+
+
+def test_what_is_too_old_is_looked_for_every_minute(answering):
+    """Files by Gradio, which is told (every how many seconds, older than how many)."""
+    it, _ = answering
+    assert Page(it, Settings()).blocks.delete_cache == (60, 3600)
+    assert Page(it, Settings(keep_seconds=20)).blocks.delete_cache == (20, 20)
 
 
 # -- what visitors see -------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ from datasets_scripts.scenes import draw_scene
 from modeling_cora.loading import load_trained
 from modeling_cora.segmentation import query_logits
 
-from .space_server import save_small_model, space_server
+from .space_server import save_small_model, space_server, unused_port
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -44,12 +43,6 @@ pytestmark = pytest.mark.skipif(
 
 PATIENCE = 180_000
 """Milliseconds. The first page of a browser that was just installed takes half a minute of a busy core."""
-
-
-def unused_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -236,10 +229,15 @@ def test_uncertainty_is_shown_where_it_is_asked_for(visit, server, tmp_path):
     page.wait_for_selector("#cora-maps", state="hidden")
 
 
-def painted_in_editor(page) -> np.ndarray:
-    """bool (96, 128): what is white on the picture in the editor, as a visitor sees it."""
+def seen_in_editor(page) -> np.ndarray:
+    """uint8 (H, W, 3): the editor's canvas, as a visitor sees it."""
     content = page.locator("#cora-editor canvas").first.screenshot()
-    white = (np.asarray(Image.open(io.BytesIO(content)).convert("RGB")) > 245).all(-1)
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def painted_in_editor(page) -> np.ndarray:
+    """bool (96, 128): what is white on the picture in the editor."""
+    white = (seen_in_editor(page) > 245).all(-1)
     # the picture lies on white; and no row or column of it is white for the most part
     rows, columns = (np.flatnonzero(white.mean(axis) < 0.65) for axis in (1, 0))
     if not len(rows) or not len(columns):  # not drawn yet
@@ -248,16 +246,34 @@ def painted_in_editor(page) -> np.ndarray:
     return np.asarray(Image.fromarray(inside).resize((128, 96), Image.Resampling.NEAREST))
 
 
+def click_on_result(page, x: int, y: int) -> None:
+    """At a pixel of a picture of 128 x 96."""
+    page.wait_for_timeout(500)
+    box = page.locator("#cora-picture img").bounding_box()
+    page.mouse.click(box["x"] + (x + 0.5) / 128 * box["width"], box["y"] + (y + 0.5) / 96 * box["height"])
+    page.wait_for_selector("#cora-editor canvas")
+
+
+def paint(page) -> None:
+    """A line through the middle of the picture in the editor."""
+    page.locator("#cora-forget").scroll_into_view_if_needed()
+    page.wait_for_timeout(2500)
+    canvas = page.locator("#cora-editor canvas").first.bounding_box()
+    middle = canvas["x"] + canvas["width"] / 2, canvas["y"] + canvas["height"] / 2
+    page.mouse.move(middle[0] - 60, middle[1])
+    page.mouse.down()
+    page.mouse.move(middle[0] + 60, middle[1], steps=6)
+    page.mouse.up()
+    page.wait_for_timeout(500)
+
+
 def test_things_are_pointed_at_by_click_and_paint(visit, expected, tmp_path):
     page = visit()
     upload(page, SCENE, tmp_path)
     type_and_ask(page, QUERIES)
     mask = min((m for m in expected.masks().numpy() if m.any()), key=np.count_nonzero)
     y, x = np.argwhere(mask)[mask.sum() // 2]
-    page.wait_for_timeout(500)
-    box = page.locator("#cora-picture img").bounding_box()
-    page.mouse.click(box["x"] + (x + 0.5) / 128 * box["width"], box["y"] + (y + 0.5) / 96 * box["height"])
-    page.wait_for_selector("#cora-editor canvas")
+    click_on_result(page, x, y)
 
     def marked_where_it_was_clicked() -> bool:
         shown = painted_in_editor(page)
@@ -271,14 +287,7 @@ def test_things_are_pointed_at_by_click_and_paint(visit, expected, tmp_path):
     page.locator("#cora-forget").scroll_into_view_if_needed()
     page.click("#cora-forget")
     until(page, lambda: not marked_where_it_was_clicked())
-    page.wait_for_timeout(2500)
-    canvas = page.locator("#cora-editor canvas").first.bounding_box()
-    middle = canvas["x"] + canvas["width"] / 2, canvas["y"] + canvas["height"] / 2
-    page.mouse.move(middle[0] - 60, middle[1])
-    page.mouse.down()
-    page.mouse.move(middle[0] + 60, middle[1], steps=6)
-    page.mouse.up()
-    page.wait_for_timeout(500)
+    paint(page)
     type_and_ask(page, ["the sky", "the tree above this"])
     painted = files_of(download(page, "#cora-get-masks"))["anchor.png"]
     assert painted[48, 64] and not painted[:24].any() and not painted[72:].any()
@@ -287,6 +296,60 @@ def test_things_are_pointed_at_by_click_and_paint(visit, expected, tmp_path):
     page.fill("#cora-queries textarea", "the sky")
     page.click("#cora-ask")
     page.wait_for_selector("text=no query says “this”")
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_paint_comes_as_one_uploaded_layer(visit, tmp_path, scale):
+    """What `Editor` takes is what browsers send, whatever their screens."""
+    page, called, layers = visit(device_scale_factor=scale), [], []
+
+    def look(request) -> None:
+        if "component_server" in request.url:
+            called.append(request.url)
+        if "queue/join" in request.url:
+            values = [one for one in request.post_data_json["data"] if isinstance(one, dict) and "layers" in one]
+            layers.extend([layer["path"] for layer in value["layers"]] for value in values)
+
+    upload(page, SCENE, tmp_path)
+    type_and_ask(page, ["the road"])
+    page.on("request", look)
+    click_on_result(page, 64, 48)
+    page.wait_for_timeout(2500)
+    for queries, format in ((["the car left of this"], "WEBP"), (["the tree above this"], "PNG")):
+        if format == "PNG":
+            paint(page)
+        layers.clear()
+        type_and_ask(page, queries)
+        (((path,),),) = (layers,)
+        with Image.open(path) as layer:
+            assert layer.format == format and layer.size == (768, 576)
+    assert called == []
+
+
+def test_paint_does_not_outlive_its_picture(visit, server, tmp_path):
+    """Not even while the next picture waits for the model: "this" is nothing then."""
+    page = visit()
+    upload(page, SCENE, tmp_path)
+    click_on_result(page, 64, 48)
+    paint(page)
+    assert painted_in_editor(page).any()
+    before = picture_address(page)
+    server.open.clear()
+    try:
+        SCENE.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "another.png")
+        page.set_input_files("#cora-photo input[type=file]", tmp_path / "another.png")
+        until(page, lambda: seen_in_editor(page).min(-1).mean() > 245)  # neither picture nor paint
+        page.fill("#cora-queries textarea", "the car left of this")
+        page.click("#cora-ask")
+        page.wait_for_timeout(1000)
+    finally:
+        server.open.set()
+    legend_says(page, ["the car left of this"])
+    assert picture_address(page) != before
+    assert list(files_of(download(page, "#cora-get-masks"))) == ["mask_1.png"]
+    paint(page)  # on the new one
+    type_and_ask(page, ["the tree above this"])
+    assert list(files_of(download(page, "#cora-get-masks"))) == ["mask_1.png", "anchor.png"]
 
 
 def test_bad_files_are_told_and_do_no_harm(visit, tmp_path):

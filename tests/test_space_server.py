@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import base64
+import gc
 import io
 import json
 import re
-import socket
+import threading
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
+from cora_space import downloads, drawing
 from modeling_cora.loading import load_trained
 from modeling_cora.segmentation import segment
 
 from .conftest import TEXTS, noise_image
-from .space_server import Visitor, file_data, save_small_model, space_server
+from .space_server import Visitor, file_data, save_small_model, space_server, unused_port
 
 ROOT = Path(__file__).resolve().parents[1]
 QUEUE = 24
@@ -33,17 +37,28 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder, tmp_path_factory):
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port = listening.getsockname()[1]
-    with space_server(folder, port, tmp_path_factory.mktemp("files"), max_megabytes=0.2, queue_size=QUEUE) as server:
+    files = tmp_path_factory.mktemp("files")
+    with space_server(folder, unused_port(), files, max_megabytes=0.2, queue_size=QUEUE) as server:
         yield server
 
 
-def png(image: Image.Image) -> bytes:
+@pytest.fixture(scope="module")
+def pointing(tmp_path_factory):
+    """The page of a model that takes anchors."""
+    save_small_model(folder := tmp_path_factory.mktemp("anchored"), anchors=True)
+    files = tmp_path_factory.mktemp("files")
+    with space_server(folder, unused_port(), files, max_megabytes=0.2, max_megapixels=0.01, drawings=2) as server:
+        yield server
+
+
+def file_of(image: Image.Image, suffix: str) -> bytes:
     content = io.BytesIO()
-    image.save(content, "PNG")
+    image.save(content, suffix)
     return content.getvalue()
+
+
+def png(image: Image.Image) -> bytes:
+    return file_of(image, "PNG")
 
 
 def ask(visitor: Visitor, photo: object, queries: str, uncertainty: bool = False) -> str:
@@ -185,3 +200,198 @@ def test_a_port_that_is_taken_is_named(server, folder, tmp_path):
         space_server(folder, port, tmp_path),
     ):
         pass
+
+
+# -- what was painted --------------------------------------------------------------------------------------------------
+
+THIS = "the car left of this"
+PAINTED = np.zeros((40, 60), bool)
+PAINTED[10:30, 20:50] = True
+
+
+def layer_of(mask: np.ndarray) -> Image.Image:
+    """White where the mask is, clear elsewhere."""
+    layer = Image.new("RGBA", mask.shape[::-1], (255, 255, 255, 0))
+    layer.putalpha(Image.fromarray(mask.astype(np.uint8) * 255))
+    return layer
+
+
+def painted(*layers: object, **more: object) -> dict:
+    return {"background": None, "layers": list(layers), "composite": None, **more}
+
+
+def ask_pointing(visitor: Visitor, photo: object, editor: object) -> str:
+    return json.dumps(visitor.send("on_ask", [photo, THIS, False, 0.5, 0.5, editor])["output"])
+
+
+@pytest.mark.parametrize("suffix", ["PNG", "WEBP"])
+def test_paint_is_the_anchor_and_nothing_else_of_the_editor_is_opened(pointing, suffix):
+    visitor = Visitor(pointing.address)
+    photo = visitor.photo(png(noise_image(60, 40)))
+    layer, other = visitor.photo(file_of(layer_of(PAINTED), suffix)), visitor.photo(b"no picture")
+    assert "confidence" in ask_pointing(visitor, photo, painted(layer, background=other, composite=other))
+    (file,) = (d for d in visitor.send("on_get_masks", [None, 0.5])["output"]["data"] if "masks.zip" in json.dumps(d))
+    content = visitor.client.get(f"/gradio_api/file={file['path']}").content
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert np.array_equal(np.asarray(Image.open(archive.open("anchor.png"))) > 0, PAINTED)
+
+
+def test_no_function_of_a_component_can_be_called(pointing):
+    """Gradio's editor has one that takes blobs, makes a list of as many as it is told, and keeps them."""
+    visitor = Visitor(pointing.address)
+    for component in visitor.config["components"]:
+        assert not component["props"].get("server_fns"), component["type"]
+        about = {"session_hash": visitor.session, "component_id": component["id"], "fn_name": "accept_blobs"}
+        data = {**about, "type": "layer", "index": "5000000", "id": "mine"}
+        answer = visitor.client.post("/gradio_api/component_server", data=data, files={"file": ("a.png", b"\0")})
+        assert answer.status_code == 404, component["type"]
+
+
+def test_layers_that_no_editor_sends_are_told(pointing, monkeypatch):
+    """No program is started, nothing is decoded that is too large, and the model is not asked."""
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *arguments, **_: started.append(arguments))
+    visitor = Visitor(pointing.address)
+    photo = visitor.photo(png(noise_image(60, 40)))
+    visitor.send("on_photo", [photo])
+    layer = visitor.photo(png(layer_of(PAINTED)))
+    gone = visitor.photo(png(layer_of(~PAINTED)))
+    Path(gone["path"]).unlink()
+    said = {
+        "cannot be read as a picture": [
+            painted(visitor.upload(content, "layer_0.png").json()[0])
+            for content in (
+                *(file_of(noise_image(9, 9), suffix) for suffix in ("EPS", "JPEG", "GIF", "TIFF", "PPM")),
+                png(layer_of(PAINTED))[:80],
+                b"no picture",
+            )
+        ],
+        "1025 x 1024 pixels; at most 1.05 million": [painted(visitor.photo(png(Image.new("RGBA", (1025, 1024)))))],
+        "too many pixels; at most 1.05 million": [painted(visitor.photo(png(Image.new("RGBA", (2048, 2048)))))],
+        "5 layers are painted on": [painted(*[layer] * 5)],
+        "What was painted is no longer here": [painted(gone), painted(id="mine")],
+        "": [
+            painted(file_data("/etc/passwd")),
+            painted({"path": "/etc/passwd"}),
+            painted(file_data("http://example.org/a.png")),
+        ],
+    }
+    runs = dict(pointing.runs)
+    for sentence, editors in said.items():
+        for editor in editors:
+            editor["layers"] = [file_data(one) if isinstance(one, str) else one for one in editor["layers"]]
+            answer = ask_pointing(visitor, photo, editor)
+            assert sentence in answer and "confidence" not in answer and "root:" not in answer, (sentence, answer)
+            click = [None, photo, 0.5, editor], {"event_data": {"index": [9, 9], "value": None}}
+            assert sentence in json.dumps(visitor.send("on_click", click[0], **click[1])["output"])
+    assert started == [] and pointing.runs == runs
+
+
+def test_what_is_shown_of_another_picture_is_no_anchor(pointing):
+    """While a new picture waits for the model, the page still shows the old one, which can be clicked."""
+    visitor = Visitor(pointing.address)
+    old, new = (visitor.photo(png(noise_image(60, 40, seed))) for seed in (1, 2))
+    visitor.send("on_photo", [old])
+    for photo, held in ((old, False), (new, True)):
+        click = visitor.send("on_click", [None, photo, 0.5, painted()], event_data={"index": [9, 9], "value": None})
+        forget = visitor.send("on_forget", [None, photo])
+        for message in (click, forget):
+            answer = json.dumps(message["output"])
+            assert ("The new picture is not ready yet" in answer) == held and ("background" in answer) != held, answer
+
+
+def test_a_page_without_a_picture_has_no_paint(pointing):
+    visitor = Visitor(pointing.address)
+    for photo in (None, visitor.photo(b"no picture")):
+        data = visitor.send("on_photo", [photo])["output"]["data"]
+        outputs = visitor.events["on_photo"]["outputs"]
+        kinds = {component["id"]: component["type"] for component in visitor.config["components"]}
+        (editor,) = (value for value, output in zip(data, outputs, strict=True) if kinds[output] == "imageeditor")
+        assert editor is None
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------
+
+
+def test_requests_have_a_bound_whatever_they_hold(server):
+    """300 kB with these settings: Gradio itself bounds a file, not how many there are, and no JSON."""
+    visitor = Visitor(server.address)
+    files = [("files", (f"{number}.png", b"\0" * 150_000)) for number in range(4)]
+    about = {"session_hash": visitor.session, "component_id": "1", "fn_name": "accept_blobs"}
+    assert visitor.client.post("/gradio_api/component_server", data=about, files=files[:1]).status_code == 404
+    assert visitor.client.post("/gradio_api/component_server", data=about, files=files).status_code == 413
+    assert visitor.client.post("/gradio_api/upload", files=files).status_code == 413
+    assert visitor.join("on_ask", [None, "z" * 400_000, False, 0.5, 0.5]).status_code == 413
+    assert visitor.client.post("/gradio_api/component_server", json={"data": "z" * 400_000}).status_code == 400
+    assert visitor.join("on_ask", [None, "z" * 1000, False, 0.5, 0.5]).status_code == 200
+
+
+def test_pictures_are_drawn_a_few_at_once_whatever_for(pointing, monkeypatch):
+    """Of four events, with `drawings=2`."""
+    lock, running, peak = threading.Lock(), 0, 0
+
+    def counted(function):
+        def wrapped(*arguments):
+            nonlocal running, peak
+            with lock:
+                running += 1
+                peak = max(peak, running)
+            time.sleep(0.1)
+            with lock:
+                running -= 1
+            return function(*arguments)
+
+        return wrapped
+
+    for module, name in ((drawing, "draw"), (downloads, "masks_zip"), (downloads, "coco_json")):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    drawn, taken = [None, 0.5, 0.5], [None, 0.5]
+    events = 3 * [("on_slider", drawn), ("on_slider_1", drawn), ("on_get_masks", taken), ("on_get_coco", taken)]
+    visitors = [Visitor(pointing.address) for _ in events]
+    for visitor in visitors:
+        visitor.send("on_photo", [visitor.photo(png(noise_image(60, 40)))])
+    with ThreadPoolExecutor(len(events)) as pool:
+        messages = list(pool.map(lambda visitor, event: visitor.send(*event), visitors, events))
+    assert all(message["success"] for message in messages) and peak == 2
+
+
+def test_nothing_of_a_visitor_outlives_its_time(folder, tmp_path):
+    """Neither on disk nor in memory, though nobody asks any more; what the page itself shows stays."""
+    with space_server(folder, unused_port(), tmp_path, keep_seconds=4) as server:
+        size = 61, 43  # of no other test's picture
+        sizes = size, drawing.shown_picture(Image.new("L", size)).size
+        before = set(tmp_path.rglob("*.*"))
+
+        def kept() -> list[object]:
+            """Pictures of these sizes, whoever has them: the cache, an answer, a request that is over; and files."""
+            gc.collect()
+            objects = gc.get_objects()
+            pictures = [one.size for one in objects if issubclass(type(one), Image.Image) and one.size in sizes]
+            return [*pictures, *(set(tmp_path.rglob("*.*")) - before)]
+
+        visitor = Visitor(server.address)
+        # what tells the server that a tab is open; when it ends, the tab was closed
+        with visitor.client.stream("GET", f"/gradio_api/heartbeat/{visitor.session}"):
+            photo = visitor.photo(png(noise_image(*size)))
+            visitor.send("on_photo", [photo])
+            assert "confidence" in ask(visitor, photo, "the road")
+            visitor.send("on_get_masks", [None, 0.5])
+        assert {*sizes} <= {*kept()} and any("masks.zip" in str(one) for one in kept())
+        deadline = time.monotonic() + 20
+        while kept() and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert kept() == [] and before <= set(tmp_path.rglob("*.*"))
+
+
+def test_examples_can_be_picked_wherever_the_server_was_started(folder, tmp_path, monkeypatch):
+    """Not only in the repository, in whose folders Gradio would look for them."""
+    monkeypatch.chdir(tmp_path)
+    with space_server(folder, unused_port(), tmp_path / "files") as server:
+        visitor = Visitor(server.address)
+        for index in range(3):
+            message = visitor.send("on_example", [index])
+            assert message["success"], message
+            (photo,) = (one for one in message["output"]["data"] if isinstance(one, dict))
+            assert visitor.client.get(f"/gradio_api/file={photo['path']}").headers["content-type"] == "image/jpeg"
+            assert "confidence" in ask(visitor, photo, "the road")
+        assert visitor.client.get(f"/gradio_api/file={ROOT / 'spaces/app.py'}").status_code == 403

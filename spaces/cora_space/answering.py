@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,29 +25,49 @@ from .settings import Settings, SettingsError
 
 
 class EncodedCache:
-    """Encoded pictures by the hash of their file, those in use last, up to a number of bytes."""
+    """Encoded pictures by the hash of their file, those in use last, up to a number of bytes, and for a time.
 
-    def __init__(self, max_bytes: float):
-        self.max_bytes = max_bytes
-        self._kept: OrderedDict[str, EncodedImages] = OrderedDict()
+    Args:
+        keep_seconds: from `put` on; to be used does not renew it, since a picture is promised to be gone by then.
+        clock: in seconds.
+    """
+
+    def __init__(self, max_bytes: float, keep_seconds: float, clock: Callable[[], float] = time.monotonic):
+        self.max_bytes, self.keep_seconds, self.clock = max_bytes, keep_seconds, clock
+        self._kept: OrderedDict[str, tuple[float, EncodedImages]] = OrderedDict()
+        # its own: who drops what is old does not wait for the model
+        self._lock = threading.RLock()
 
     def __len__(self) -> int:
         return len(self._kept)
 
     @property
     def nbytes(self) -> int:
-        return sum(encoded.nbytes for encoded in self._kept.values())
+        with self._lock:
+            return sum(encoded.nbytes for _, encoded in self._kept.values())
 
     def get(self, key: str) -> EncodedImages | None:
-        if key in self._kept:
+        with self._lock:
+            self.drop_old()
+            if key not in self._kept:
+                return None
             self._kept.move_to_end(key)
-        return self._kept.get(key)
+            return self._kept[key][1]
 
     def put(self, key: str, encoded: EncodedImages) -> None:
         """The last one stays, whatever its size."""
-        self._kept[key] = encoded
-        while self.nbytes > self.max_bytes and len(self._kept) > 1:
-            self._kept.popitem(last=False)
+        with self._lock:
+            self.drop_old()
+            self._kept[key] = self.clock(), encoded
+            while self.nbytes > self.max_bytes and len(self._kept) > 1:
+                self._kept.popitem(last=False)
+
+    def drop_old(self) -> None:
+        """Drops what was put `keep_seconds` ago or earlier."""
+        with self._lock:
+            latest = self.clock() - self.keep_seconds
+            for key in [key for key, (put, _) in self._kept.items() if put <= latest]:
+                del self._kept[key]
 
 
 @dataclass(frozen=True)
@@ -56,17 +78,22 @@ class Answer:
 
     Attributes:
         picture: the image at the size at which it is shown.
-        name: of its file.
+        path: of its file.
         queries: n texts.
         logits: of n masks, in half precision.
         anchor: bool (H, W) at image size, or None.
     """
 
     picture: Image.Image
-    name: str
+    path: str
     queries: tuple[str, ...]
     logits: MaskLogits
     anchor: np.ndarray | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the file, without its folders, which are the server's own."""
+        return Path(self.path).name
 
 
 class Answering:
@@ -81,10 +108,11 @@ class Answering:
         model: CoraForReasoningSegmentation,
         processor: CoraProcessor,
         cache_bytes: float = 512e6,
+        keep_seconds: float = 3600,
         on_gpu: Callable[[Any], Any] = lambda function: function,
     ):
         self.model, self.processor = model, processor
-        self.cache = EncodedCache(cache_bytes)
+        self.cache = EncodedCache(cache_bytes, keep_seconds)
         # One request at a time: an anchor is a hook on the model's embeddings while its request runs.
         self._lock = threading.Lock()
 
@@ -113,7 +141,7 @@ class Answering:
             model, processor = load_trained(settings.model, dtype=dtype)
         except ModelLoadError as error:
             raise SettingsError(f"--model {error}") from None
-        return cls(model.to(device), processor, 1e6 * settings.cache_megabytes, **kwargs)
+        return cls(model.to(device), processor, 1e6 * settings.cache_megabytes, settings.keep_seconds, **kwargs)
 
     @property
     def takes_anchors(self) -> bool:

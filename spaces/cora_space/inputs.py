@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,14 @@ from .settings import Settings
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """Those of Pillow that decode by themselves; some of the others start programs."""
+
+LAYER_FORMATS = ("PNG", "WEBP")
+"""Of what is painted: the browser sends the first, and back what the page sent as the second."""
+
+MOST_LAYERS = 4
+"""The page's editor has one."""
+
+LOST = "What was painted is no longer here. Press Clear, and paint it again."
 
 Image.init()  # Pillow knows a format by name once its plug-ins are loaded
 
@@ -49,20 +58,27 @@ def read_picture(content: bytes, settings: Settings) -> Image.Image:
     Raises:
         VisitorError: more pixels than allowed, or not an image.
     """
+    with _opened(content, settings.max_pixels, FORMATS) as image:
+        return load_image(image)
+
+
+@contextmanager
+def _opened(content: bytes, max_pixels: int, formats: Sequence[str]) -> Iterator[Image.Image]:
+    """The image, of which no more than the header is read yet.
+
+    Raises:
+        VisitorError: more pixels than allowed, or not an image, also where that shows when it is decoded.
+    """
+    at_most = f"at most {max_pixels / 1e6:.3g} million are taken."
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:  # reads no more than the header
-            if image.width * image.height > settings.max_pixels:
-                raise VisitorError(
-                    f"The picture has {image.width} x {image.height} pixels; "
-                    f"at most {settings.max_megapixels:g} million are taken."
-                )
-            return load_image(image)
+        with Image.open(io.BytesIO(content), formats=formats) as image:
+            if image.width * image.height > max_pixels:
+                raise VisitorError(f"The picture has {image.width} x {image.height} pixels; {at_most}")
+            yield image
     except VisitorError:
         raise
     except Image.DecompressionBombError:
-        raise VisitorError(
-            f"The picture has too many pixels; at most {settings.max_megapixels:g} million are taken."
-        ) from None
+        raise VisitorError(f"The picture has too many pixels; {at_most}") from None
     except (OSError, SyntaxError, ValueError):
         raise VisitorError("This file cannot be read as a picture. PNG, JPEG and WebP work.") from None
 
@@ -102,10 +118,23 @@ def anchors_of(queries: Sequence[str], anchor: np.ndarray | None) -> list[list[n
     return [[anchor] if points else [] for points in pointing]
 
 
-def read_anchor(layers: Sequence[Image.Image], size: tuple[int, int]) -> np.ndarray | None:
-    """What is painted on any layer (RGBA, at any size), as a mask at the image's (width, height); None for nothing."""
+def read_anchor(paths: Sequence[str], size: tuple[int, int], settings: Settings, max_pixels: int) -> np.ndarray | None:
+    """What is painted on any layer, as a mask at the image's (width, height); None for nothing.
+
+    Args:
+        paths: of the layers, uploaded files with an alpha channel.
+        max_pixels: of a layer, which has the size of the shown picture, not of the image.
+
+    Raises:
+        VisitorError: a layer that is gone, too large or not as the editor sends it; too many of them.
+    """
+    if len(paths) > MOST_LAYERS:
+        raise VisitorError(f"{len(paths)} layers are painted on; at most {MOST_LAYERS} are taken.")
     painted = np.zeros((size[1], size[0]), bool)
-    for layer in layers:
-        alpha = layer.convert("RGBA").getchannel("A").resize(size, Image.Resampling.BILINEAR)
+    for path in paths:
+        if not Path(path).is_file():
+            raise VisitorError(LOST)
+        with _opened(read_file(path, settings), max_pixels, LAYER_FORMATS) as layer:
+            alpha = layer.convert("RGBA").getchannel("A").resize(size, Image.Resampling.BILINEAR)
         painted |= np.asarray(alpha) >= 128
     return painted if painted.any() else None

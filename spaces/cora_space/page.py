@@ -6,7 +6,7 @@ import functools
 import html
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from .uploads import Editor, Photo
 
 logger = logging.getLogger(__name__)
 
-FOLDER = Path(__file__).resolve().parents[1]
+EXAMPLES_FOLDER = Path(__file__).resolve().parents[1] / "examples"
 EXAMPLES = (
     ("street.jpg", "the road\nthe sky\nthe structures in which people live or work"),
     ("junction.jpg", "the surface with painted lane markings\nwhere the clouds and the sun are\nthe tree"),
@@ -67,7 +67,7 @@ class Page:
     def __init__(self, answering: Answering, settings: Settings):
         self.answering, self.settings = answering, settings
         with gr.Blocks(
-            title=TITLE, analytics_enabled=False, delete_cache=(settings.keep_seconds, settings.keep_seconds)
+            title=TITLE, analytics_enabled=False, delete_cache=(settings.sweep_seconds, settings.keep_seconds)
         ) as self.blocks:
             self.answer = gr.State(None, time_to_live=settings.keep_seconds)
             gr.HTML(INTRODUCTION, elem_classes="cora-head")
@@ -95,7 +95,7 @@ class Page:
         self.examples = gr.Dataset(
             label="Or try one of these",
             components=[self.photo],
-            samples=[[str(FOLDER / "examples" / name)] for name, _ in EXAMPLES],
+            samples=[[str(EXAMPLES_FOLDER / name)] for name, _ in EXAMPLES],
             type="index",
             elem_id="cora-examples",
         )
@@ -112,7 +112,6 @@ class Page:
             with gr.Accordion("Point at “this”", open=False, elem_id="cora-pointing") as self.pointing:
                 gr.HTML(POINTING)
                 self.editor = Editor(
-                    type="pil",
                     show_label=False,
                     label="Paint over what “this” is",
                     sources=(),
@@ -185,11 +184,14 @@ class Page:
     # -- what happens --------------------------------------------------------------------------------------------------
 
     def _events(self) -> None:
-        # one request at a time has the model; drawing goes on beside it
+        # one request at a time has the model; beside it goes drawing, all events of which share one limit
         model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
-        beside: dict[str, Any] = {"concurrency_limit": self.settings.drawings, "api_visibility": "private"}
+        beside: dict[str, Any] = {**model, "concurrency_id": "drawing", "concurrency_limit": self.settings.drawings}
         shown = [self.status, self.answer, self.empty, self.results, self.tools, self.picture, self.legend]
         editor = [self.editor] if self.answering.takes_anchors else []
+        if editor:
+            # in the browser, at once: while the new picture waits for the model, the paint is of the old one
+            self.photo.change(None, None, self.editor, js="() => null")
         self.photo.change(
             self._told(self.on_photo, {**self._nothing(), self.photo: None}),
             self.photo,
@@ -234,13 +236,17 @@ class Page:
         if editor:
             self.picture.select(
                 self._told(self.on_click),
-                [self.answer, self.threshold, self.editor],
+                [self.answer, self.photo, self.threshold, self.editor],
                 [self.status, self.editor, self.pointing],
                 show_progress="hidden",
                 **beside,
             )
             self.forget.click(
-                self._told(self.on_forget), self.answer, [self.status, self.editor], show_progress="hidden", **beside
+                self._told(self.on_forget),
+                [self.answer, self.photo],
+                [self.status, self.editor],
+                show_progress="hidden",
+                **beside,
             )
 
     def _told(
@@ -265,13 +271,13 @@ class Page:
 
     def on_example(self, index: int) -> dict[Any, Any]:
         name, queries = EXAMPLES[index]
-        return {self.photo: str(FOLDER / "examples" / name), self.queries: queries}
+        return {self.photo: str(EXAMPLES_FOLDER / name), self.queries: queries}
 
     def on_photo(self, path: str | None) -> dict[Any, Any]:
         """A new picture: encoded at once, so that the first question is as quick as the second."""
         if path is None:  # also after one that could not be read, and was told
             return {**self._nothing(), self.status: gr.skip()}
-        answer = _unasked(self._encoded(path), Path(path).name)
+        answer = _unasked(self._encoded(path), path)
         shown = {
             self.answer: answer,
             self.empty: gr.update(visible=False),
@@ -286,7 +292,8 @@ class Page:
 
     def _nothing(self) -> dict[Any, Any]:
         """The page as it is before there is a picture."""
-        return {self.answer: None, self.empty: gr.update(visible=True), self.results: gr.update(visible=False)}
+        nothing = {self.answer: None, self.empty: gr.update(visible=True), self.results: gr.update(visible=False)}
+        return {**nothing, self.editor: None} if self.answering.takes_anchors else nothing
 
     def on_ask(
         self,
@@ -295,14 +302,14 @@ class Page:
         uncertainty: bool,
         opacity: float,
         threshold: float,
-        edited: dict[str, Any] | None = None,
+        layers: Sequence[str] = (),
     ) -> dict[Any, Any]:
         encoded = self._encoded(path)
         queries = read_queries(text, self.settings)
         image = encoded.images[0]
-        anchor = read_anchor(edited["layers"], image.size) if edited else None
+        anchor = read_anchor(layers, image.size, self.settings, drawing.MOST_SIDE**2)
         logits = self.answering.ask(encoded, queries, uncertainty, anchor)
-        answer = Answer(drawing.shown_picture(image), Path(path or "").name, tuple(queries), logits, anchor)
+        answer = Answer(drawing.shown_picture(image), path or "", tuple(queries), logits, anchor)
         maps = drawing.uncertainty_maps(answer)
         return {
             self.answer: answer,
@@ -324,18 +331,18 @@ class Page:
         return {self.coco_file: self._file("coco.json", downloads.coco_json(_kept(answer), threshold).encode())}
 
     def on_click(
-        self, answer: Answer | None, threshold: float, edited: dict[str, Any] | None, event: gr.SelectData
+        self, answer: Answer | None, path: str | None, threshold: float, layers: Sequence[str], event: gr.SelectData
     ) -> dict[Any, Any]:
         """A click on the result adds the mask there, or a spot, to what is painted."""
-        answer = _kept(answer)
+        answer = _of_this_picture(answer, path)
         size = answer.picture.size
         anchor = drawing.mask_at(drawing.shown_masks(answer, threshold), event.index)
-        painted = read_anchor(edited["layers"], size) if edited else None
+        painted = read_anchor(layers, size, self.settings, drawing.MOST_SIDE**2)
         value = _editor_value(answer.picture, anchor if painted is None else anchor | painted)
         return {self.editor: value, self.pointing: gr.update(open=True)}
 
-    def on_forget(self, answer: Answer | None) -> dict[Any, Any]:
-        return {self.editor: _editor_value(_kept(answer).picture)}
+    def on_forget(self, answer: Answer | None, path: str | None) -> dict[Any, Any]:
+        return {self.editor: _editor_value(_of_this_picture(answer, path).picture)}
 
     def _encoded(self, path: str | None) -> EncodedImages:
         content = read_file(path, self.settings)
@@ -357,16 +364,24 @@ class Page:
         return str(file)
 
 
-def _unasked(encoded: EncodedImages, name: str) -> Answer:
+def _unasked(encoded: EncodedImages, path: str) -> Answer:
     """A picture about which nothing was asked yet."""
     none = torch.zeros(0, 1, 1)
     logits = MaskLogits(none, none[:, 0, 0], (), encoded.sizes[0], encoded.reshaped_sizes[0], encoded.input_size)
-    return Answer(drawing.shown_picture(encoded.images[0]), name, (), logits)
+    return Answer(drawing.shown_picture(encoded.images[0]), path, (), logits)
 
 
 def _kept(answer: Answer | None) -> Answer:
     if answer is None:
         raise VisitorError("The answer is no longer here. Press Segment again.")
+    return answer
+
+
+def _of_this_picture(answer: Answer | None, path: str | None) -> Answer:
+    """The answer, unless another picture was uploaded since: its masks are no anchors in that one."""
+    answer = _kept(answer)
+    if answer.path != path:
+        raise VisitorError("The new picture is not ready yet. Point at things once it is shown.")
     return answer
 
 
@@ -385,4 +400,4 @@ def _editor_value(picture: Image.Image, painted: np.ndarray | None = None) -> di
     return gr.update(value=value, canvas_size=picture.size)
 
 
-__all__ = ["Page", "alert"]
+__all__ = ["EXAMPLES_FOLDER", "Page", "alert"]

@@ -52,6 +52,11 @@ class Settings:
             raise SettingsError("--model: not given; a folder or Hub id with a CORA model, such as runs/demo/model")
 
     @property
+    def sweep_seconds(self) -> int:
+        """How long after its time something may still be there."""
+        return min(60, self.keep_seconds)
+
+    @property
     def max_bytes(self) -> int:
         return int(self.max_megabytes * 1e6)
 

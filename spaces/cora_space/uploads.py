@@ -7,6 +7,9 @@ from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
+from gradio.components.image_editor import EditorData
+
+from .inputs import LOST
 
 
 async def uploads_only(self: Block, url_or_file_path: str | Path | None) -> str | None:
@@ -30,7 +33,26 @@ class Photo(gr.Image):
 
 
 class Editor(gr.ImageEditor):
-    """`gr.ImageEditor` for uploaded files."""
+    """`gr.ImageEditor` whose value is the paths of its layers, uploaded files: what was painted, and nothing else.
+
+    Gradio's own opens all that is sent, the background and the composite too, in any format that Pillow knows.
+    """
 
     is_template = True
     async_move_resource_to_block_cache = uploads_only
+
+    # Of Gradio, a function that anyone may call over HTTP, and that keeps what it gets until an event names its id.
+    # Browsers call it only where something listens to `change` or `input` of the editor. Nothing here does: what was
+    # painted comes as uploaded files, and nobody can call None.
+    accept_blobs = None
+
+    def preprocess(self, payload: EditorData | None) -> list[str]:
+        """
+        Raises:
+            gr.Error: the paint is told by an id, under which nothing is kept here.
+        """
+        if payload is None:
+            return []
+        if payload.id is not None:
+            raise gr.Error(LOST)
+        return [layer.path for layer in payload.layers]
