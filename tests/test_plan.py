@@ -123,6 +123,15 @@ def test_weights_are_computed_only_for_a_stage_that_reads_them(tmp_path, where, 
     assert planned_with(tmp_path, "cora", more[0], "--stage3.consistency=ahead").weights is not None
 
 
+def test_anchors_are_shown_to_those_who_have_learned_them(tmp_path):
+    for method, expected in (("cora", ["none", "given", "given"]), ("segllm", ["none", "given", "given"]),
+                             ("lisa", ["none"] * 3), ("supervised", ["none"] * 3)):  # fmt: skip
+        evaluations = planned_with(tmp_path, method).evaluations.values()
+        assert [step.fields["anchors"] for step in evaluations] == expected
+    own = planned_with(tmp_path, "cora", "--evaluation.anchors=none").evaluations["stage3"]
+    assert own.fields["anchors"] == "none"
+
+
 def test_weights_are_asked_for_as_stage_3_would_ask(tmp_path):
     stage = tmp_path / "stage3.yaml"
     stage.write_text("{rephrasings: 3, unlabelled_kinds: [semantic]}\n")

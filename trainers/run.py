@@ -246,11 +246,13 @@ def plan(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> 
     )
     stages = {"stage1": stage1, "stage2": stage2, "stage3": stage3}
     _refuse_overridden("evaluation", sections["evaluation"], {"model": stage3, **named}, "the run")
+    # a base may have an encoder of anchors that nothing has trained yet
+    shown = ("stage2", "stage3") if "cvi" in method.components else ()
     evaluations = {
         name: Step(
             f"evaluation_{name}",
             "trainers.evaluate",
-            {"model": stage, **named, **sections["evaluation"]},
+            {"anchors": "given" if name in shown else "none", "model": stage, **named, **sections["evaluation"]},
             arguments=(EvaluationArguments, EmbeddingCacheArguments),
         )
         for name, stage in stages.items()

@@ -178,9 +178,9 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     scenes = scene_set.split("train", labelled=True)
     every_kind = labelled_instructions(scene_set, scenes, built, arguments.seed)
     instructions = of_kinds(every_kind, data_arguments)
-    # the words of later stages, too, belong to a vocabulary that is made now
     # who is never shown an anchor gets no encoder of them, or an evaluation would show it some
     anchors = trainer_class.uses_anchors and "conditional" in data_arguments.kinds
+    # the words of later stages, too, belong to a vocabulary that is made now
     model, processor = load_for_training(model_arguments, parts, every_kind, arguments.seed, anchors)
     pretraining = _for_new_models(pretraining, model_arguments.model, arguments)
     base = base_of(model_arguments.model)
