@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from publishing.hub import cause, reason
@@ -44,6 +45,19 @@ def load_model(model: str, **kwargs: Any) -> CoraForReasoningSegmentation:
     return loaded.eval()
 
 
+def pick_device(name: str | None = None) -> torch.device:
+    """By default a GPU where there is one.
+
+    Raises:
+        ValueError: there is no such device here, in one line.
+    """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):  # torch asserts that it was built for CUDA
+        raise ValueError(f"{name}: not to be had here; cpu and cuda are the usual ones") from None
+
+
 @contextmanager
 def _one_line(model: str) -> Iterator[None]:
     try:
@@ -57,4 +71,4 @@ def _one_line(model: str) -> Iterator[None]:
         raise ModelLoadError(f"{model}: cannot be loaded as a CORA model: {why}") from None
 
 
-__all__ = ["ModelLoadError", "load_model", "load_trained"]
+__all__ = ["ModelLoadError", "load_model", "load_trained", "pick_device"]

@@ -16,17 +16,11 @@ _LINKED = re.compile(r"(?<=/)(?=/)|(?<=www)(?=\.)|(?<=@)(?=\S)", re.IGNORECASE)
 # Escapes are not enough: cmark-gfm (of e-mail addresses) and remark look for addresses in the text that they stand for.
 _CUT = "<!-- -->"
 
-_CODE = re.compile(r"`[\w.-]+`", re.ASCII)
-
 
 def plain_text(value: object) -> str:
     """On one line, and within a line shown as it is: never HTML, a link, a picture, emphasis, code or the end of a
-    table's cell.
-
-    A value that is a name in backticks and nothing else stays code, since the cards' own rows are told like this.
-    """
-    text = " ".join(str(value).split())
-    return text if _CODE.fullmatch(text) else _LINKED.sub(_CUT, text.translate(_SHOWN))
+    table's cell."""
+    return _LINKED.sub(_CUT, " ".join(str(value).split()).translate(_SHOWN))
 
 
 __all__ = ["plain_text"]

@@ -160,7 +160,7 @@ def test_the_card_tells_the_runs_own_results(run, hub):
     }
     assert hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()[:16] in text
     assert "![" in text and "(evaluation/overlays.jpg)" in text
-    for row in ("| labelled images | 2 |", "| `seed` | 7 |", "| `learning_rate` | 0.001 |", "| stage | stage1 |"):
+    for row in ("| labelled images | 2 |", "| seed | 7 |", "| learning\\_rate | 0.001 |", "| stage | stage1 |"):
         assert row in text
     losses = [e for e in json.loads((run / "trainer_state.json").read_text())["log_history"] if "loss" in e]
     assert all(f"| {e['step']} | {e['loss']:.3f} |" in text for e in losses) and len(losses) == 2
@@ -319,7 +319,7 @@ def test_the_trainer_pushes_as_the_command_does(trained, hub, tmp_path, capsys):
     assert repository.messages[0] == "Training in progress, step 2"
     assert files["model.safetensors"] == (tmp_path / "out/model.safetensors").read_bytes()
     card = ModelCard(files["README.md"].decode())
-    assert card.data.datasets == ["org/streets"] and "| `max_steps` | 2 |" in card.text
+    assert card.data.datasets == ["org/streets"] and "| max\\_steps | 2 |" in card.text
     before = dict(hub.repositories)
     push(tmp_path / "out", "org/same")
     hub.repositories, same = before, hub.repositories["models", "org/same"].content()["README.md"].decode()

@@ -36,6 +36,7 @@ from datasets_scripts.files import write_text
 from datasets_scripts.folder import read_data
 from datasets_scripts.records import DataError, Scene, SceneSet
 from modeling_cora.hub.run_folder import TRAINING
+from trainers.argument_checks import check_least
 from trainers.arguments import (
     DataArguments,
     ModelArguments,
@@ -80,9 +81,7 @@ class DiagnosisArguments:
     gradient_batches: int = field(default=8, metadata={"help": "Training batches whose gradients are measured."})
 
     def __post_init__(self):
-        for name in ("limit", "embedding_batches", "gradient_batches"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UsageError(f"{name}: {value} is less than 1")
+        check_least(self, limit=1, embedding_batches=1, gradient_batches=1)
 
 
 TYPES = (*ARGUMENTS, UnlabelledArguments, DiagnosisArguments)

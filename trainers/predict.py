@@ -20,7 +20,6 @@ if __name__ == "__main__":
 
 import argparse
 
-import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -28,6 +27,7 @@ from datasets_scripts.command_line import ArgumentParser, UsageError, one_line_e
 from datasets_scripts.files import write_image
 from datasets_scripts.own_folder import IMAGE_SUFFIXES
 from datasets_scripts.records import read_image
+from modeling_cora.loading import pick_device
 from modeling_cora.pictures import captioned, grid, heat_map, overlay
 from modeling_cora.segmentation import Segmentation, segment
 from trainers.loading import load_trained
@@ -109,20 +109,15 @@ def _write(image: Image.Image, queries: list[str], result: Segmentation, out: Pa
             _save(Image.fromarray(mask.astype("uint8") * 255), _mask_path(out, index))
 
 
-def _device(name: str | None) -> torch.device:
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError):  # torch asserts that it was built for CUDA
-        raise UsageError(f"--device {name}: not to be had here; cpu and cuda are the usual ones") from None
-
-
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     arguments = _parse(argv)
     jobs = _jobs(arguments.image, arguments.out)
     _refuse_overwriting(jobs, arguments)
-    device = _device(arguments.device)
+    try:
+        device = pick_device(arguments.device)
+    except ValueError as error:
+        raise UsageError(f"--device {error}") from None
     model, processor = load_trained(arguments.model)
     model.to(device)
     for image_path, out in tqdm(jobs, desc="segmenting", unit="image"):

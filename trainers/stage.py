@@ -201,11 +201,10 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
         seed=drawing_seed(arguments),
         anchors=anchors,
     )
-    collator, more, others = InstructionCollator(processor), {}, 0
+    collator, more = InstructionCollator(processor), {}
     if trainer_class.uses_unlabelled:
         (unlabelled,) = rest
         dataset = _paired(dataset, scene_set, unlabelled, data_arguments, arguments)
-        others = 0 if dataset.unlabelled is None else len(dataset.unlabelled.scenes)
         collator = PairedCollator(processor)
         more = {"unlabelled": unlabelled, "num_classes": len(scene_set.classes)}
     trainer = trainer_class(
@@ -220,10 +219,8 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     if cache is not None:
         refuse_sharded_weights(trainer)
     if trainer.is_world_process_zero():
-        stage, settings = trainer_class.__name__.removesuffix("Trainer").lower(), [parts, pretraining, caching, *rest]
-        write_training_record(
-            stage, trainer, base, scene_set, others, instructions, model_arguments, data_arguments, settings
-        )
+        stage, others = trainer_class.__name__.removesuffix("Trainer").lower(), [parts, pretraining, caching, *rest]
+        write_training_record(stage, trainer, base, scene_set, instructions, model_arguments, data_arguments, others)
     if pretraining.query_pretraining_steps and checkpoint is None:
         main_process, autocast = trainer.is_world_process_zero(), trainer.accelerator.autocast
         pretrain_queries(

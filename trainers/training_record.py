@@ -20,6 +20,7 @@ from modeling_cora.named_models import resolve_name
 
 from .arguments import DataArguments, ModelArguments
 from .trained_parts import parameter_counts
+from .unlabelled_dataset import PairedDataset
 
 LEFT_OUT = {
     "model", "data", "data_name", "split_lists", "pseudo_labels", "consistency_weights", "cache_scenes",
@@ -45,7 +46,6 @@ def write_training_record(
     trainer: Trainer,
     base: str,
     scene_set: SceneSet,
-    unlabelled_images: int,
     instructions: Sequence[Instruction],
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
@@ -55,14 +55,15 @@ def write_training_record(
 
     Args:
         stage: its name.
-        trainer: with the model as it is trained. Its precision is accelerate's, whoever told that to accelerate.
+        trainer: with the model as it is trained, and the items that it is trained on. Its precision is accelerate's,
+            whoever told that to accelerate.
         base: of an adapter that is trained further; else the model that the training starts from.
-        unlabelled_images: how many it is trained on.
         instructions: what it is trained on.
         others: further dataclasses of hyper-parameters.
     """
     model, arguments = trainer.model, trainer.args
-    start = _name_of(model_arguments.model)
+    start, items = _name_of(model_arguments.model), trainer.train_dataset
+    unlabelled = items.unlabelled if isinstance(items, PairedDataset) else None
     chosen = [model_arguments, data_arguments, *others]
     settings = {f.name: getattr(group, f.name) for group in chosen for f in fields(group) if f.name not in LEFT_OUT}
     unused = [
@@ -79,7 +80,7 @@ def write_training_record(
         "data": {
             "name": data_arguments.data_name or Path(data_arguments.data).resolve().name,
             "labelled_images": len(scene_set.split("train", labelled=True)),
-            "unlabelled_images": unlabelled_images,
+            "unlabelled_images": len(unlabelled.scenes) if unlabelled is not None else 0,
             "instructions": len(instructions),
             "classes": [c.name for c in scene_set.classes if c.asked],
         },

@@ -197,7 +197,7 @@ def _training(run: Run) -> Iterator[str]:
         ("parameters", f"{training['parameters']['all'][0]:,}"),
         ("trained parameters", f"{training['parameters']['all'][1]:,}"),
     ]
-    rows += [(f"`{name}`", _setting(value)) for name, value in settings.items() if value is not None]
+    rows += [(name, _setting(value)) for name, value in settings.items() if value is not None]
     yield _table(("", "value"), rows)
     versions = ", ".join(f"{name} {version}" for name, version in training["versions"].items())
     yield f"Every field, and the parameters of each part, are in [training.json](training.json). Made with {versions}."

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
-from modeling_cora.loading import ModelLoadError, load_trained
+from modeling_cora.loading import ModelLoadError, load_trained, pick_device
 from modeling_cora.segmentation import EncodedImages, MaskLogits, encode, query_logits
 
 from .inputs import VisitorError, anchors_of
@@ -131,11 +131,10 @@ class Answering:
         Raises:
             SettingsError: there is no such model or device.
         """
-        name = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            device = torch.empty(0, device=name).device
-        except (RuntimeError, AssertionError):  # torch asserts that it was built for CUDA
-            raise SettingsError(f"--device {name}: not to be had here; cpu and cuda are the usual ones") from None
+            device = pick_device(settings.device)
+        except ValueError as error:
+            raise SettingsError(f"--device {error}") from None
         try:
             dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
             model, processor = load_trained(settings.model, dtype=dtype)

@@ -15,6 +15,7 @@ import torch
 from transformers import TrainingArguments
 
 from datasets_scripts.command_line import UsageError
+from trainers.argument_checks import check_above_zero, check_choice, check_shares
 
 METHODS = ("supervised", "unimatch", "unimatch_v2", "semivl")
 ARCHITECTURES = ("segformer", "dpt", "deeplabv3plus", "semivl")
@@ -260,11 +261,11 @@ def check_arguments(*groups: Any) -> None:
     for group in groups:
         types = get_type_hints(type(group), include_extras=True)
         for one in fields(group):
-            value, choices = getattr(group, one.name), one.metadata.get("choices")
-            if choices and value is not None and value not in choices:
-                raise UsageError(f"{one.name}: {value!r} is not one of {', '.join(choices)}")
-            if types[one.name] == Share and not 0 <= value <= 1:
-                raise UsageError(f"{one.name}: {value} is outside of [0, 1]")
+            choices = one.metadata.get("choices")
+            if choices and getattr(group, one.name) is not None:
+                check_choice(group, **{one.name: choices})
+            if types[one.name] == Share:
+                check_shares(group, one.name)
         if isinstance(group, SegmenterArguments) and group.output_stride not in (16, 32):
             raise UsageError(f"output_stride: {group.output_stride} is not one of 16, 32")
         if isinstance(group, SemiSupervisedTrainingArguments) and not 0 < group.window_stride <= 1:
@@ -273,8 +274,7 @@ def check_arguments(*groups: Any) -> None:
         if isinstance(group, SegmentationDataArguments):
             if min(group.crop_height, group.crop_width) < 1:
                 raise UsageError(f"crop_height, crop_width: {group.crop_height} x {group.crop_width} is no crop")
-            if not group.image_scale > 0:
-                raise UsageError(f"image_scale: {group.image_scale} is not above 0")
+            check_above_zero(group, "image_scale")
             if not 0 < group.scale_min <= group.scale_max:
                 raise UsageError(f"scale_min, scale_max: {group.scale_min} to {group.scale_max} is no range of scales")
         if isinstance(group, StrongViewArguments):
