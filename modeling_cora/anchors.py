@@ -35,6 +35,7 @@ class AnchorEncoder(nn.Module):
 
     def __init__(self, config: CoraConfig):
         super().__init__()
+        anchor_appearance(config)  # a model that could not see its anchors is not made
         self.box = nn.Linear(4, config.get_text_config().hidden_size)
         self.dropout = config.anchor_dropout
         self.scaling = config.anchor_dropout_scaling
@@ -60,6 +61,18 @@ class AnchorEncoder(nn.Module):
             tokens = tokens * kept[..., None]
             return tokens / keep if self.scaling == "inverted" else tokens
         return tokens * keep if self.scaling == "segllm" else tokens
+
+
+def anchor_appearance(config: CoraConfig) -> str:
+    """How an anchor's appearance is had, "cls" or "mean".
+
+    Raises:
+        ValueError: the configuration names a class state, but the VLM has none.
+    """
+    family = config.vlm_config.model_type
+    if config.anchor_appearance == "cls" and family != "llava":
+        raise ValueError(f"anchor_appearance 'cls': a {family} has no class state; 'mean' would be right")
+    return config.anchor_appearance or ("cls" if family == "llava" else "mean")
 
 
 def anchor_crop(image: Image.Image, mask: np.ndarray) -> Image.Image:
@@ -135,4 +148,12 @@ def added_to_placeholders(embeddings: nn.Module, token_id: int, tokens: torch.Te
         hook.remove()
 
 
-__all__ = ["ANCHOR_TOKEN", "TOKENS_PER_ANCHOR", "AnchorEncoder", "added_to_placeholders", "anchor_box", "anchor_crop"]
+__all__ = [
+    "ANCHOR_TOKEN",
+    "TOKENS_PER_ANCHOR",
+    "AnchorEncoder",
+    "added_to_placeholders",
+    "anchor_appearance",
+    "anchor_box",
+    "anchor_crop",
+]

@@ -64,9 +64,9 @@ class CoraConfig(FromNamedModel, PreTrainedConfig):
         anchor_token_id (`int`, *optional*):
             Token id of `[ANCHOR]`, the placeholder of anchors of conditional queries. None: the model has no anchor
             encoder; `add_anchors` gives it one (stage 2).
-        anchor_appearance (`"cls"` or `"mean"`, *optional*, defaults to `"cls"`):
-            What the vision tower's states of an anchor become one token by: the class state (SegLLM; CLIP towers), or
-            the mean of the connector's image tokens.
+        anchor_appearance (`"cls"` or `"mean"`, *optional*):
+            What the vision tower's states of an anchor become one token by: the class state (SegLLM; LLaVA alone has
+            one), or the mean of the connector's image tokens. None: the class state where there is one.
         anchor_dropout (`float`, *optional*, defaults to 0.5), anchor_dropout_scaling (`"segllm"` or `"inverted"`):
             Probability with which an anchor's token is dropped in training, and whether evaluation multiplies by what
             is kept (SegLLM, the default) or training divides by it.
@@ -98,7 +98,7 @@ class CoraConfig(FromNamedModel, PreTrainedConfig):
     mask_loss_importance: float | int = 0.75
     embedding_pooling: Literal[1, 2, 4, 8] = 1
     anchor_token_id: int | None = None
-    anchor_appearance: Literal["cls", "mean"] = "cls"
+    anchor_appearance: Literal["cls", "mean"] | None = None
     anchor_dropout: float | int = 0.5
     anchor_dropout_scaling: Literal["segllm", "inverted"] = "segllm"
     lm_classes: int | None = None

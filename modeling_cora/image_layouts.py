@@ -4,11 +4,13 @@
     grid        Qwen2-VL, 2.5, 3: as many tokens as merged patches, which depends on the image's size (`image_grid_thw`)
     tiles       Idefics3, SmolVLM: marked tiles of the image, then the whole image (`rows`, `cols`)
 
-A family with another way gets a branch in `image_texts`, and its inputs a line in `VISION_INPUTS`.
+A family with another way gets a branch in `image_texts` and in `square_inputs`, and its inputs a line in
+`VISION_INPUTS`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +21,8 @@ from .images import shrunk
 
 VISION_INPUTS = ("pixel_values", "pixel_attention_mask", "image_grid_thw")
 """What image processors make for the vision tower; the model hands on whatever of it there is."""
+SQUARE_SIDE = 8
+"""Merged patches along the side of an anchor, where a VLM takes images of any size: 224 pixels of Qwen2.5-VL."""
 
 
 def vision_inputs(image_processor: Any, images: Sequence[Image.Image]) -> dict[str, Any]:
@@ -69,3 +73,37 @@ def select_images(inputs: Mapping[str, torch.Tensor], index: torch.Tensor) -> di
         patches = inputs["pixel_values"].split(grid.prod(1).tolist())
         selected["pixel_values"] = torch.cat([patches[k] for k in index.tolist()])
     return selected
+
+
+def square_inputs(image_processor: Any, images: Sequence[Image.Image]) -> torch.Tensor:
+    """Pixels of A square images that are seen whole and at one size, as anchors are.
+
+    Returns:
+        (A, 3, s, s); tiles: (A, 1, 3, s, s); grid: (A, n, c), the patches of each.
+
+    Raises:
+        ValueError: an image processor of another way.
+    """
+    if hasattr(image_processor, "do_image_splitting"):
+        side = {"longest_edge": image_processor.max_image_size["longest_edge"]}
+        single = [[image] for image in images]
+        return image_processor(single, do_image_splitting=False, size=side, return_tensors="pt")["pixel_values"]
+    if hasattr(image_processor, "merge_size"):
+        side = SQUARE_SIDE * image_processor.merge_size * image_processor.patch_size
+        # here, since the processor's own resizing rounds the sides of small pictures up now and then
+        resized = [image.resize((side, side), image_processor.resample) for image in images]
+        patches = image_processor(resized, do_resize=False, return_tensors="pt")["pixel_values"]
+        return patches.unflatten(0, (len(images), -1))
+    inputs = vision_inputs(image_processor, images)
+    if set(inputs) & set(VISION_INPUTS) != {"pixel_values"} or inputs["pixel_values"].ndim != 4:
+        raise ValueError(f"anchors: not available with a {type(image_processor).__name__}")
+    return inputs["pixel_values"]
+
+
+def inputs_of_squares(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The vision inputs for what `square_inputs` made."""
+    if pixels.ndim != 3:
+        return {"pixel_values": pixels}
+    side = math.isqrt(pixels.shape[1])
+    grid = torch.tensor([[1, side, side]] * len(pixels), device=pixels.device)
+    return {"pixel_values": pixels.flatten(0, 1), "image_grid_thw": grid}

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel, SamModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
-from .anchors import AnchorEncoder, added_to_placeholders
+from .anchors import AnchorEncoder, added_to_placeholders, anchor_appearance
 from .branches import (
     PACKED_ATTENTION,
     PACKED_FAMILIES,
@@ -24,7 +24,7 @@ from .branches import (
 )
 from .configuration_cora import CoraConfig
 from .generation import MaskGenerationMixin
-from .image_layouts import VISION_INPUTS, select_images
+from .image_layouts import VISION_INPUTS, inputs_of_squares, select_images
 from .losses import next_token_loss
 from .mask_losses import mask_losses
 from .masks import pool_squares
@@ -212,7 +212,8 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
             original_sizes: (B, 2), unused here; the processor needs it afterwards.
             pixel_attention_mask, image_grid_thw: of the VLM's image processor, where it makes them (Idefics3 and
                 SmolVLM, Qwen-VL).
-            anchor_pixel_values, anchor_boxes: (A, 3, s, s) and (A, 4) of the anchors of all queries, in reading order.
+            anchor_pixel_values, anchor_boxes: of the A anchors of all queries, in reading order; (A, 3, s, s), or what
+                `square_inputs` makes for other layouts, and (A, 4).
             anchor_noise: (A, 2) for the dropout of their tokens; see [`AnchorEncoder`].
             output_logits: run the language head on every position.
 
@@ -264,10 +265,10 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
             yield
 
     def anchor_appearances(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """How anchors look: (A, 3, s, s) -> (A, d), by the image's own vision tower and connector."""
+        """How anchors look: pixels of `square_inputs` -> (A, d), by the image's own vision tower and connector."""
         pixel_values = pixel_values.to(self.vlm.dtype)
-        if self.config.anchor_appearance == "mean":
-            features = self.vlm.get_image_features(pixel_values=pixel_values)
+        if anchor_appearance(self.config) == "mean":
+            features = self.vlm.get_image_features(**inputs_of_squares(pixel_values))
             return torch.stack([tokens.mean(0) for tokens in getattr(features, "pooler_output", features)])
         base = self.vlm.base_model
         states = base.vision_tower(pixel_values, output_hidden_states=True).hidden_states

@@ -14,7 +14,7 @@ from transformers import BatchFeature, ProcessorMixin
 from .anchors import ANCHOR_TOKEN, TOKENS_PER_ANCHOR, anchor_box, anchor_crop
 from .branches import Branch, pack_branches
 from .configuration_cora import SEG_TOKEN
-from .image_layouts import VISION_INPUTS, image_texts, vision_inputs
+from .image_layouts import VISION_INPUTS, image_texts, square_inputs, vision_inputs
 from .masks import resize_mask_logits
 from .named_models import FromNamedModel
 
@@ -127,7 +127,7 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
             `input_ids`, `branch_ids` (and `labels` unless `generate`) (B, L), `pixel_values` (B, 3, s, s) or what the
             VLM's image processor makes (with `image_grid_thw` or `pixel_attention_mask`), `sam_pixel_values`
             (B, 3, S, S), `original_sizes` and `reshaped_input_sizes` (B, 2), `mask_labels`; for A anchors
-            `anchor_pixel_values` (A, 3, s, s) and `anchor_boxes` (A, 4).
+            `anchor_pixel_values` (A, 3, s, s; in other layouts as `square_inputs` makes them), `anchor_boxes` (A, 4).
 
         Raises:
             ValueError: no query for an image, a query that is empty or longer than `max_query_tokens`, an image so
@@ -206,7 +206,8 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
     def anchor_inputs(
         self, images: Sequence[Image.Image], anchors: Sequence[Sequence[Sequence[np.ndarray]]]
     ) -> dict[str, torch.Tensor]:
-        """`anchor_pixel_values` (A, 3, s, s) and `anchor_boxes` (A, 4) of all anchors, in reading order; {} for none.
+        """`anchor_pixel_values` (A, ...; see `square_inputs`) and `anchor_boxes` (A, 4) of all anchors, in reading
+        order; {} for none.
 
         Args:
             anchors: as in `__call__`.
@@ -219,11 +220,10 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
         ]
         if not pairs:
             return {}
-        crops = vision_inputs(self.image_processor, [anchor_crop(image, mask) for image, mask in pairs])
-        if set(crops) & set(VISION_INPUTS) != {"pixel_values"} or crops["pixel_values"].ndim != 4:
-            raise ValueError(f"anchors: not available with a {type(self.image_processor).__name__}")
         return {
-            "anchor_pixel_values": crops["pixel_values"],
+            "anchor_pixel_values": square_inputs(
+                self.image_processor, [anchor_crop(image, mask) for image, mask in pairs]
+            ),
             "anchor_boxes": torch.tensor([anchor_box(mask) for _, mask in pairs]),
         }
 

@@ -23,6 +23,7 @@ from modeling_cora.losses import bce_per_mask, dice_per_mask, token_contrast
 from trainers.arguments import DataArguments, UnlabelledArguments
 from trainers.consistency_weights import ConsistencyArguments, equivalent_queries
 from trainers.consistency_weights import main as consistency_main
+from trainers.evaluate import EvaluationArguments, run_evaluation
 from trainers.loading import load_trained
 from trainers.stage1 import main as stage1
 from trainers.stage2 import main as stage2
@@ -34,6 +35,7 @@ from trainers.unlabelled_dataset import PseudoLabels, UnlabelledDataset
 from .conftest import SHARED
 from .test_stage1 import ROOT, history, largest_difference, on_two_processes, options
 from .test_stage2 import RECIPE as STAGE2_RECIPE
+from .vlm_families import build as build_family
 
 RECIPE = str(ROOT / "trainers/recipes/demo_stage3.yaml")
 
@@ -334,6 +336,24 @@ def test_who_is_shown_no_anchor_is_never_asked_with_one(street, pseudo, tmp_path
         assert (model.config.anchor_token_id is not None) == (out == "cora")
         record = json.loads((tmp_path / out / "training.json").read_text())["data"]
         assert record["unlabelled_images"] == 3  # of four, one has no pseudo-label
+
+
+@pytest.mark.parametrize("family", ["smolvlm", "qwen3_vl"])
+def test_other_families_pass_through_all_stages(street, pseudo, tmp_path, family):
+    """Tiles and grids: anchors, rephrasings, alignment and parts of unlabelled images as with LLaVA."""
+    for part in build_family(family):
+        part.save_pretrained(tmp_path / "0")
+    stage1(without_sizes(options(street, tmp_path / "1", model=tmp_path / "0", max_steps=1, lora_r=0)))
+    stage2([STAGE2_RECIPE, *without_sizes(options(street, tmp_path / "2", model=tmp_path / "1", max_steps=1))])
+    argv = stage3_options(
+        street, tmp_path / "2", tmp_path / "3", pseudo_labels=pseudo, consistency="online", max_steps=2
+    )
+    stage3([*argv, "--unlabelled_parts", "true", "--kinds", "conditional"])
+    box = "anchor_encoder.box.weight"
+    before, after = (load_file(tmp_path / n / "model.safetensors")[box] for n in "23")
+    assert (before - after).abs().max() > 0
+    summary = run_evaluation(EvaluationArguments(model=str(tmp_path / "3"), data=str(street), examples=0))
+    assert summary["all"]["queries"] > 0
 
 
 def test_items_travel_together_and_depend_on_their_number_alone(street, pseudo, weights):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import Idefics3Processor, Qwen2_5_VLProcessor
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
 import modeling_cora.modeling_cora
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
+from modeling_cora.anchors import anchor_crop
 from modeling_cora.segmentation import segment
 from trainers.arguments import TrainedPartsArguments
 from trainers.trained_parts import parameter_table, select_trained_parts
@@ -151,6 +154,94 @@ def test_generated_states_are_those_of_a_forward_pass(family):
         expected = model(**full)
     assert torch.allclose(output.seg_embeddings, expected.seg_embeddings, atol=1e-5, rtol=1e-3)
     assert torch.allclose(output.pred_masks, expected.pred_masks, atol=1e-4, rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def anchored(family):
+    """The family's model with an anchor encoder; its own tests alone, since the table may have grown."""
+    name, _, _ = family
+    model, processor = build(name)
+    model.add_anchors(processor.add_anchor_token())
+    torch.nn.init.normal_(model.anchor_encoder.box.weight, std=0.5)
+    return name, model, processor
+
+
+MASKS = [np.zeros((40, 60), bool), np.zeros((40, 60), bool), np.zeros((70, 30), bool)]
+MASKS[0][5:20, 10:50] = MASKS[1][20:23, 3:4] = MASKS[2][30:60, 5:25] = True
+POINTED = [[[MASKS[0]], [], [MASKS[0], MASKS[1]]], [[MASKS[2]]]]
+
+
+def test_anchors_look_as_the_library_model_sees_them(anchored):
+    """The mean of what the family's own classes make of the cut-out anchor, one by one."""
+    name, model, processor = anchored
+    seen = processor.anchor_inputs(IMAGES, POINTED)
+    with torch.no_grad():
+        found = model.anchor_appearances(seen["anchor_pixel_values"])
+        pairs = [(IMAGES[0], MASKS[0]), (IMAGES[0], MASKS[0]), (IMAGES[0], MASKS[1]), (IMAGES[1], MASKS[2])]
+        for token, (image, mask) in zip(found, pairs, strict=True):
+            crop = anchor_crop(image, mask)
+            if name == "llava":
+                states = model.vlm.model.vision_tower(
+                    processor.image_processor([crop], return_tensors="pt").pixel_values
+                )
+                expected = model.vlm.model.multi_modal_projector(states.last_hidden_state[:, 0])[0]
+            else:
+                one_size = {"do_image_splitting": False, "size": {"longest_edge": 32}}
+                if name.startswith("qwen"):
+                    one_size = {"do_resize": False}
+                    crop = crop.resize((224, 224), Image.Resampling.BICUBIC)
+                inputs = processor.image_processor([[crop]], return_tensors="pt", **one_size)
+                given = {k: inputs[k] for k in ("pixel_values", "image_grid_thw") if k in inputs}
+                (tokens,) = model.vlm.get_image_features(**given).pooler_output
+                assert len(tokens) == (64 if name.startswith("qwen") else 16)
+                expected = tokens.mean(0)
+            assert torch.allclose(token, expected, atol=1e-5, rtol=1e-4)
+    assert found.std(0).mean() > 1e-3
+
+
+def test_anchors_packed_equal_separate(anchored):
+    _, model, processor = anchored
+    with torch.no_grad():
+        packed = model(**processor(IMAGES, QUERIES, anchors=POINTED)).pred_masks
+        alone = [
+            model(**processor(image, query, anchors=[[own]])).pred_masks
+            for image, queries, pointed in zip(IMAGES, QUERIES, POINTED, strict=True)
+            for query, own in zip(queries, pointed, strict=True)
+        ]
+        without = model(**processor(IMAGES, QUERIES)).pred_masks
+    assert torch.allclose(packed, torch.cat(alone), atol=1e-4, rtol=1e-4)
+    changed = (packed - without).abs().amax((1, 2))
+    assert (changed > 1e-3).tolist() == [True, False, True, True]
+
+
+def test_generation_sees_anchors(anchored):
+    """Each step's states, by `generate` with its cache, are those of one pass over the whole answer."""
+    _, model, processor = anchored
+    asked = processor(IMAGES, [[q[0]] for q in QUERIES], anchors=[[of[0]] for of in POINTED], generate=True)
+    output = model.generate(
+        **asked,
+        max_new_tokens=3,
+        do_sample=False,
+        suppress_tokens=[
+            token for token in range(model.config.get_text_config().vocab_size) if token != model.config.seg_token_id
+        ],
+    )
+    owner = torch.nn.functional.pad(asked["branch_ids"], (0, 3), value=1)
+    with torch.no_grad():
+        expected = model(**{**asked, "input_ids": output.sequences, "branch_ids": owner})
+    assert len(output.seg_embeddings) == 6
+    assert torch.allclose(output.seg_embeddings, expected.seg_embeddings, atol=1e-5, rtol=1e-3)
+
+
+def test_a_class_state_is_asked_of_who_has_one(family):
+    name, _, _ = family
+    model, processor = build(name)
+    model.config.anchor_appearance = "cls"
+    if name == "llava":
+        model.add_anchors(processor.add_anchor_token())
+        return
+    with pytest.raises(ValueError, match=f"anchor_appearance 'cls': a {name} has no class state; 'mean' would be"):
+        model.add_anchors(processor.add_anchor_token())
 
 
 def test_segment_takes_any_number_of_queries(family):
