@@ -9,7 +9,7 @@ with random weights (`cora-tiny`'s), whose tokenizer is made from `--texts`: a f
 `datasets_scripts.build`. New are, besides, the projection to SAM's prompts, and rows of the tables for `[SEG]` and
 `<image>`. So no part knows the others, and the model segments nothing that was asked for before it is trained. A new
 language model begins with query pretraining; a pretrained one needs more steps than a CPU takes (400 of them teach 6
-layers of SmolLM2 next to nothing: results/camvid_small.md). Where a LLaVA is at hand, `convert_llava_sam` keeps its
+layers of SmolLM2 next to nothing: results/camvid_small.md). Where a LLaVA is at hand, `convert_vlm_sam` keeps its
 connector.
 """
 

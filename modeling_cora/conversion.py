@@ -79,10 +79,10 @@ def find_checkpoint(name: str) -> Path:
     ):
         raise ConversionError(f"{name}: no such file or folder")
     try:
-        patterns = ["*.json", "*.model", "*.safetensors"]
-        folder = Path(snapshot_download(name, allow_patterns=patterns))
+        others = ["*.json", "*.model", "*.jinja", "merges.txt"]
+        folder = Path(snapshot_download(name, allow_patterns=[*others, "*.safetensors"]))
         if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.model", "*.bin"]))
+            folder = Path(snapshot_download(name, allow_patterns=[*others, "*.bin"]))
     except Exception as error:  # the Hub's client raises errors of many libraries
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConversionError(f"{name}: no such folder here, and not to be had from the Hub ({reason})") from None
@@ -163,14 +163,17 @@ def renamed(
     return result
 
 
-def grow_rows(tensors: dict[str, StoredTensor], rows: int) -> bool:
+def grow_rows(tensors: dict[str, StoredTensor], rows: int, input_table: str = INPUT_TABLE) -> bool:
     """Makes the embedding and the language head hold at least `rows` rows; a new one is the mean of the others.
+
+    Args:
+        input_table: name of the embedding's weight.
 
     Returns:
         whether anything was added.
     """
     added = False
-    for name in (INPUT_TABLE, OUTPUT_TABLE):
+    for name in (input_table, OUTPUT_TABLE):
         table = tensors.get(name)
         if table is not None and table.shape[0] < rows:
             tensors[name] = _grown(table, rows)
@@ -240,6 +243,7 @@ def write_model_folder(
     tensors: dict[str, StoredTensor],
     processor: CoraProcessor,
     initial: Callable[[CoraForReasoningSegmentation], dict[str, StoredTensor]] | None = None,
+    input_table: str = INPUT_TABLE,
 ) -> None:
     """Writes what `from_pretrained` of model and processor read; the folder appears whole or not at all.
 
@@ -247,12 +251,13 @@ def write_model_folder(
         options: `output`, `dtype` and `max_shard_size` of `ConversionParser`.
         tensors: under CORA's names.
         initial: gives the weights that no checkpoint has, from the model without memory.
+        input_table: name of the embedding's weight, whose type all weights get where `dtype` names none.
     """
     output = Path(options.output)
     if output.exists():
         raise ConversionError(f"--output {output}: exists already; name a new folder or move that one away")
-    dtype = DTYPES[options.dtype] if options.dtype else tensors[INPUT_TABLE].dtype
-    for part in (config, config.vlm_config, config.vlm_config.text_config, config.vlm_config.vision_config):
+    dtype = DTYPES[options.dtype] if options.dtype else tensors[input_table].dtype
+    for part in (config, config.vlm_config, config.get_text_config(), config.vlm_config.vision_config):
         part.dtype = dtype
     config.sam_config.dtype = dtype
     config.architectures = [CoraForReasoningSegmentation.__name__]

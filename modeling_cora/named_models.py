@@ -60,7 +60,7 @@ def not_found(name: str, repository: str, reason: Exception) -> ModelNotFoundErr
     why = (str(reason).strip() or type(reason).__name__).splitlines()[0]
     return ModelNotFoundError(
         f"{name}: no folder of that name here, and the Hub repository {repository} cannot be loaded ({why})\n"
-        f"To make it from public weights: python -m modeling_cora.convert_llava_sam "
+        f"To make it from public weights: python -m modeling_cora.convert_vlm_sam "
         f"--vlm {model.vlm} --sam {model.sam} --output {name}"
     )
 

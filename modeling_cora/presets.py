@@ -130,7 +130,7 @@ def cora_tiny_config(
 
 
 def cora_7b_config() -> CoraConfig:
-    """LLaVA-1.5-7B (as `llava-hf/llava-1.5-7b-hf` has it) and SAM ViT-H: what `convert_llava_sam` makes of the two.
+    """LLaVA-1.5-7B (as `llava-hf/llava-1.5-7b-hf` has it) and SAM ViT-H: what `convert_vlm_sam` makes of the two.
 
     7.7 billion weights. LLaVA's tokenizer has 32,002 tokens and its tables 32,064 rows, so `[SEG]` needs no new one.
     """

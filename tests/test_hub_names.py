@@ -64,7 +64,7 @@ def test_without_folder_and_network_two_lines_say_what_to_do(cls, tmp_path, monk
     assert isinstance(caught.value, OSError)
     assert first.startswith("cora-13b: no folder of that name here, and the Hub repository mine/cora-13b")
     assert second.endswith(
-        "python -m modeling_cora.convert_llava_sam --vlm llava-hf/llava-1.5-13b-hf --sam facebook/sam-vit-huge "
+        "python -m modeling_cora.convert_vlm_sam --vlm llava-hf/llava-1.5-13b-hf --sam facebook/sam-vit-huge "
         "--output cora-13b"
     )
 
@@ -91,7 +91,7 @@ def test_programs_say_how_to_get_the_model_too(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("modeling_cora.named_models.cached_file", refuse)
-    with pytest.raises(UsageError, match=r"no network.*modeling_cora\.convert_llava_sam") as caught:
+    with pytest.raises(UsageError, match=r"no network.*modeling_cora\.convert_vlm_sam") as caught:
         load_trained("cora-7b")
     assert "\n" not in str(caught.value)
 

@@ -22,7 +22,7 @@ ELSEWHERE = {
     "make": "what runs this test, or what takes minutes",
     "export": "no program",
     ".venv/bin/pip": "what `make` has done",
-    "modeling_cora.convert_llava_sam": "public weights; tests/test_convert_llava_sam.py has small ones",
+    "modeling_cora.convert_vlm_sam": "public weights; tests/test_convert_vlm_sam.py has small ones",
     "modeling_cora.convert_lisa": "public weights; tests/test_convert_lisa.py has small ones",
     "modeling_cora.compose": "public weights; tests/test_compose.py has small ones",
     "datasets_scripts.ask_llm": "somebody's endpoint; tests/test_llm.py has a server",

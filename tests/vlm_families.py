@@ -48,12 +48,12 @@ TEXT = dict(
 MROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
 
 
-def tokenizer(special: list[str], bos: str | None, eos: str) -> PreTrainedTokenizerFast:
+def tokenizer(special: list[str], bos: str | None, eos: str, seg: bool = True) -> PreTrainedTokenizerFast:
     text = Tokenizer(models.BPE())
     text.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     text.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    specials = ["<pad>", *special, SEG_TOKEN]
+    specials = ["<pad>", *special, *([SEG_TOKEN] if seg else [])]
     trainer = trainers.BpeTrainer(
         vocab_size=420, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
     )

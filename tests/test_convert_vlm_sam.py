@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor, conversion
 from modeling_cora.conversion import load_tokenizer
-from modeling_cora.convert_llava_sam import convert
+from modeling_cora.convert_vlm_sam import convert
 from modeling_cora.tiny_vit import TinyVitEncoder
 
 from .conftest import noise_image
@@ -323,7 +323,9 @@ def test_folders_and_options_that_do_not_fit_are_refused(tmp_path, parts, capsys
     right = ("--vlm", root / "vlm", "--sam", root / "sam")
     assert "no such" in refused(convert, capsys, output, "--vlm", "/nowhere/at/all", "--sam", root / "sam")
     assert "is no SAM" in refused(convert, capsys, output, "--vlm", root / "vlm", "--sam", root / "vlm")
-    assert "LlavaForCond" in refused(convert, capsys, output, "--vlm", root / "sam", "--sam", root / "sam")
+    assert "is of model_type 'sam'; known are" in refused(
+        convert, capsys, output, "--vlm", root / "sam", "--sam", root / "sam"
+    )
     assert "--max-shard-size" in refused(convert, capsys, output, *right, "--max-shard-size", "many")
     assert "--help" in refused(convert, capsys, output, "--vlm", root / "vlm")
     output.mkdir()
@@ -382,7 +384,7 @@ def test_memory_holds_about_one_shard(tmp_path, parts, kind):
     assert written > 300e6 and largest < 80e6
     sam = ("--sam", root / "sam")
     small, peak = peak_memory(
-        "modeling_cora.convert_llava_sam",
+        "modeling_cora.convert_vlm_sam",
         ("--vlm", root / "vlm", *sam, "--output", tmp_path / "small"),
         ("--vlm", tmp_path / "vlm", *sam, "--output", tmp_path / "big", "--max-shard-size", "500MB"),
     )
