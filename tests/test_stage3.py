@@ -325,6 +325,26 @@ def test_consistency_weights_are_the_variance_over_six_queries(street, pseudo, w
         consistency_main(argv)
 
 
+def test_a_class_with_one_query_agrees_with_itself_and_one_with_none_is_named(
+    street, pseudo, second_stage, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(street, tmp_path / "street")
+    path = tmp_path / "street" / "classes.json"
+    content = json.loads(path.read_text())
+    nameless = next(c for c in content["classes"] if c["id"] == 9)
+    nameless["attributes"] = []
+    path.write_text(json.dumps(content))
+    given = dict(pseudo_labels=pseudo, unlabelled_kinds="attribute", consistency="online", max_steps=1)
+    stage3(stage3_options(tmp_path / "street", second_stage, tmp_path / "out", **given))
+    said = capsys.readouterr().out
+    assert f"1 classes have no attribute query and are not asked for in unlabelled images: {nameless['name']}" in said
+    scene_set = read_folder(tmp_path / "street")
+    asking = ConsistencyArguments(kinds=["attribute"])
+    assert equivalent_queries(scene_set, "a", 9, asking) is None
+    monkeypatch.setattr("trainers.consistency_weights.class_queries", lambda c, kind: ("what it is for",))
+    assert equivalent_queries(scene_set, "a", 9, asking) == ["what it is for"] * 6
+
+
 def test_who_is_shown_no_anchor_is_never_asked_with_one(street, pseudo, tmp_path):
     """LISA's stage 3 has no conditional queries; an encoder of anchors that nothing trains would speak in its answers
     to them."""

@@ -64,11 +64,11 @@ class ConsistencyArguments:
 def equivalent_queries(
     scene_set: SceneSet, image_id: str, class_id: int, arguments: ConsistencyArguments
 ) -> list[str] | None:
-    """K - 1 queries for a class; they depend on the seed, the image and the class alone. None where the class has fewer
-    than two."""
+    """K - 1 queries for a class; they depend on the seed, the image and the class alone. None where the class has none;
+    a single one agrees with itself, so that lambda is 1."""
     semantic_class = next(c for c in scene_set.classes if c.id == class_id)
     queries = [text for kind in arguments.kinds for text in class_queries(semantic_class, kind)]
-    if len(queries) < 2:
+    if not queries:
         return None
     rng = np.random.default_rng((arguments.seed, zlib.crc32(f"{image_id}/{semantic_class.name}".encode())))
     order = rng.permutation(len(queries))

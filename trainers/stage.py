@@ -19,7 +19,7 @@ from transformers.trainer_utils import set_seed
 
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.folder import read_data
-from datasets_scripts.instructions.build import KINDS, build_instructions, write_instructions
+from datasets_scripts.instructions.build import KINDS, build_instructions, class_queries, write_instructions
 from datasets_scripts.records import DataError, Instruction, Scene, SceneSet
 from modeling_cora import CoraConfig, CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.presets import cora_tiny
@@ -301,4 +301,9 @@ def _paired(
         without = len(scene_set.split("train", labelled=False)) - len(others.scenes)
         if without and arguments.process_index == 0:
             print(f"{without} unlabelled images have no pseudo-label and are left out", flush=True)
+        kinds = unlabelled.unlabelled_kinds
+        silent = [c.name for c in scene_set.classes if c.asked and not any(class_queries(c, kind) for kind in kinds)]
+        if silent and arguments.process_index == 0:
+            named = f"{len(silent)} classes have no {' or '.join(kinds)} query"
+            print(f"{named} and are not asked for in unlabelled images: {', '.join(silent)}", flush=True)
     return PairedDataset(labelled, others, ratio)
