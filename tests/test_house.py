@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import importlib
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
 from .test_remote_code import CODE
 
@@ -62,3 +65,19 @@ def test_files_and_functions_stay_readable():
             for node in ast.walk(ast.parse(text)):
                 if isinstance(node, ast.FunctionDef):
                     assert node.end_lineno - node.lineno < 80, (path, node.name)
+
+
+def test_every_hyper_parameter_is_documented():
+    """A field of a dataclass of arguments has a help text, or has it from transformers."""
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    checked = 0
+    for path in (ROOT / "trainers").rglob("*.py"):
+        names = [
+            node.name for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)
+        ]
+        for name in (name for name in names if name.endswith("Arguments")):
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            for field in dataclasses.fields(getattr(importlib.import_module(module), name)):
+                assert field.metadata.get("help") or field.name in known, (path.name, name, field.name)
+                checked += field.name not in known
+    assert checked > 100
