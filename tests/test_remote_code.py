@@ -113,7 +113,9 @@ def run_without_the_package(code: str, *arguments: object, **environment: str) -
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "step-1.final"  # a name that is no module name
-    for part in cora_tiny(TEXTS, seed=0, clip_image_size=28, sam_image_size=128):
+    model, processor = cora_tiny(TEXTS, seed=0, clip_image_size=28, sam_image_size=128)
+    model.add_anchors(processor.add_anchor_token())  # as all that have passed through stage 2
+    for part in (model, processor):
         part.save_pretrained(folder)
     return folder
 

@@ -255,14 +255,15 @@ def test_sigma_zero_is_supervised_training_to_the_bit(street, pseudo, weights, s
     assert largest_difference(tmp_path / "a", tmp_path / "c") > 1e-5
 
 
-def test_it_resumes_to_the_bit_with_its_bank(street, pseudo, weights, second_stage, tmp_path, monkeypatch):
+@pytest.mark.parametrize("consistency", ["ahead", "online"])
+def test_it_resumes_to_the_bit_with_its_bank(street, pseudo, weights, second_stage, tmp_path, monkeypatch, consistency):
     # as under DeepSpeed, which loads a model's weights itself and asks no subclass
     monkeypatch.setattr(Stage3Trainer, "_load_from_checkpoint", Trainer._load_from_checkpoint)
     loaded, load = [], TokenBank.load
     monkeypatch.setattr(TokenBank, "load", lambda self, folder: loaded.append(folder.name) or load(self, folder))
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     given = dict(pseudo_labels=pseudo, consistency_weights=weights, save_strategy="steps", save_steps=2)
-    given["alignment_weight"] = 0.125
+    given |= dict(alignment_weight=0.125, consistency=consistency, unlabelled_parts=consistency == "online")
     stage3(stage3_options(street, second_stage, whole, **given))
     shutil.copytree(whole / "checkpoint-2", resumed / "checkpoint-2")
     stage3(stage3_options(street, second_stage, resumed, resume_from_checkpoint=True, **given))
