@@ -22,7 +22,7 @@ space: .venv/.installed  ## the demo Space, with the model that `make demo` trai
 WORKERS ?= 2
 
 test: lint  ## what CI runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow
