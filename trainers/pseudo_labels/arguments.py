@@ -247,6 +247,11 @@ class SemiSupervisedTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.push_to_hub:
+            raise UsageError(
+                "push_to_hub: true would publish all of output_dir, training_args.bin and pseudo-labels in it too, and "
+                "a teacher's student in its place; false would be right"
+            )
         # without a GPU there is nothing to pin memory for, and torch warns about it at every start
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         # of several GPUs a process without a launcher takes one: transformers would wrap the model in nn.DataParallel,
