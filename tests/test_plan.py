@@ -208,3 +208,13 @@ def test_sharded_gradients_are_refused_before_the_first_step(tmp_path, capsys, c
         error = capsys.readouterr().err
         assert ended.value.code == 2 and f"accelerate_config: {path}: stages 2 and 3 do not run" in error
         assert not (tmp_path / "out").exists()
+
+
+def test_values_of_later_programs_are_checked_before_the_first_step(tmp_path, capsys):
+    street = tmp_path / "street"
+    write_scenes(street, labelled=1, unlabelled=1, val=1, size=(64, 96), progress=False)
+    argv = [RECIPE, "--data", str(street), "--out", str(tmp_path / "out"), "--pseudo_labels.use_cpu", "true"]
+    with pytest.raises(SystemExit) as ended:
+        main([*argv, "--method", "lisa", "--prediction.window_stride", "0"])
+    assert ended.value.code == 2 and "window_stride: 0.0 is not above 0" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.done.json"))

@@ -329,10 +329,13 @@ def test_bad_input_gets_one_line_and_leaves_nothing(street, backbones, tmp_path,
         (options(street, backbones, out, burn_in=2), "burn_in: 2.0 is outside of [0, 1]"),
         (options(street, backbones, out, ema_ratio=99), "ema_ratio: 99.0 is outside of [0, 1]"),
         (options(street, backbones, out, output_stride=8), "output_stride: 8 is not one of 16, 32"),
-        (options(street, backbones, out, window_stride=1.5), "window_stride: 1.5 is outside of (0, 1]"),
+        (options(street, backbones, out, window_stride=1.5), "window_stride: 1.5 is outside of [0, 1]"),
         (options(street, backbones, out, image_scale=0), "image_scale: 0.0 is not above 0"),
         (options(street, backbones, out, image_scale=0.5), "32x24 (image_scale 0.5) is smaller than the crop 40x28"),
-        (options(street, backbones, out, window_stride=0), "window_stride: 0.0 is outside of (0, 1]"),
+        (options(street, backbones, out, window_stride=0), "window_stride: 0.0 is not above 0"),
+        (options(street, backbones, out, feature_dropout=1), "feature_dropout: 1 drops every channel"),
+        (options(street, backbones, out, blur_sigma_min=3), "blur_sigma_min, blur_sigma_max: 3.0 to 2.0 is no range"),
+        (options(street, backbones, out, decoder_channels=0), "decoder_channels: 0 is less than 1"),
         (options(street, backbones, out, max_steps=-1), "max_steps: -1 is no number of steps"),
         (options(without_val, backbones, out, eval_strategy="steps", eval_steps=1), "no labelled images of split val"),
     ]
@@ -368,11 +371,11 @@ def test_classes_that_are_left_out_are_named_once(street, backbones, tmp_path, c
 )
 def test_every_recipe_is_readable(recipe):
     from trainers.arguments import parse_recipe
-    from trainers.pseudo_labels.arguments import check_arguments
+    from trainers.pseudo_labels.arguments import check_cutmix
     from trainers.pseudo_labels.train import ARGUMENTS
 
     groups = parse_recipe(ARGUMENTS, [str(recipe), "--use_cpu", "true", "--bf16", "false"])
-    check_arguments(*groups)
-    segmenter, method, data = groups[:3]
+    segmenter, method, data, strong, _ = groups
+    check_cutmix(data, strong)
     assert (method.method == "semivl") <= (segmenter.architecture == "semivl")
     assert data.crop_height % 14 == 0 or segmenter.architecture != "dpt"

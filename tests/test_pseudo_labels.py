@@ -160,7 +160,7 @@ def test_bad_input_of_prediction(street, model, predicted, tmp_path, capsys):
             ["--model", model, "--data", street, "--out", other, "--window_stride", "0.5"],
             "source.json: was made with window_stride",
         ),
-        (["--model", model, *base, "--window_stride", "0"], "outside of (0, 1]"),
+        (["--model", model, *base, "--window_stride", "0"], "window_stride: 0.0 is not above 0"),
     ):
         assert message in error_line(predict.main, argv, capsys)
     assert not out.exists() and contents(other) == contents(predicted)
@@ -239,6 +239,12 @@ def test_bad_input_of_an_audit(street, tmp_path, capsys):
     assert "no mask of one of" in error_line(audit.main, ["--predictions", predictions, "--data", street], capsys)
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(predictions / "masks" / "a.png")
     assert "a.png: size" in error_line(audit.main, ["--predictions", predictions, "--data", data], capsys)
+    for option, value, message in (
+        ("threshold", 95, "95.0 is outside of [0, 1]"),
+        ("pictures", -1, "-1 is less than 0"),
+    ):
+        argv = ["--predictions", predictions, "--data", data, f"--{option}", value]
+        assert f"{option}: {message}" in error_line(audit.main, argv, capsys)
     assert not (predictions / "audit.json").exists()
 
 

@@ -15,7 +15,8 @@ import torch
 from transformers import TrainingArguments
 
 from datasets_scripts.command_line import UsageError
-from trainers.argument_checks import check_above_zero, check_choice, check_shares
+from trainers.argument_checks import check_above_zero, check_choice, check_least, check_shares
+from trainers.base_trainer import check_training
 
 METHODS = ("supervised", "unimatch", "unimatch_v2", "semivl")
 ARCHITECTURES = ("segformer", "dpt", "deeplabv3plus", "semivl")
@@ -26,6 +27,27 @@ Share = Annotated[float, "in [0, 1]"]
 
 def _choice(default: str | None, choices: tuple[str, ...], text: str) -> Any:
     return field(default=default, metadata={"help": f"{' | '.join(choices)}. {text}", "choices": choices})
+
+
+def check_fields(arguments: Any) -> None:
+    """Raises:
+    UsageError: a value that none of the field's choices is, or a `Share` outside of [0, 1].
+    """
+    types = get_type_hints(type(arguments), include_extras=True)
+    for one in fields(arguments):
+        if "choices" in one.metadata and getattr(arguments, one.name) is not None:
+            check_choice(arguments, **{one.name: one.metadata["choices"]})
+        if types[one.name] == Share:
+            check_shares(arguments, one.name)
+
+
+def _check_range(arguments: Any, name: str) -> None:
+    """Raises:
+    UsageError: `name`_min and `name`_max are no range of numbers from 0 on.
+    """
+    low, high = (getattr(arguments, f"{name}_{end}") for end in ("min", "max"))
+    if not 0 <= low <= high:
+        raise UsageError(f"{name}_min, {name}_max: {low} to {high} is no range; 0 <= min <= max would be right")
 
 
 @dataclass
@@ -88,6 +110,14 @@ class SegmenterArguments:
         "the class being its best concept.",
     )
 
+    def __post_init__(self):
+        check_fields(self)
+        check_least(self, decoder_channels=1)
+        if self.output_stride not in (16, 32):
+            raise UsageError(f"output_stride: {self.output_stride} is not one of 16, 32")
+        if not self.atrous_rates or min(self.atrous_rates) < 1:
+            raise UsageError(f"atrous_rates: {self.atrous_rates} is no list of rates of 1 or more")
+
 
 @dataclass
 class SegmentationDataArguments:
@@ -128,6 +158,12 @@ class SegmentationDataArguments:
         metadata={"help": "Decoded images kept in memory by each process and each dataloader worker."},
     )
 
+    def __post_init__(self):
+        check_fields(self)
+        check_least(self, crop_height=1, crop_width=1, cache_scenes=0)
+        check_above_zero(self, "image_scale", "scale_min")
+        _check_range(self, "scale")
+
 
 @dataclass
 class StrongViewArguments:
@@ -143,15 +179,22 @@ class StrongViewArguments:
     blur_sigma_min: float = field(default=0.1, metadata={"help": "Pixels."})
     blur_sigma_max: float = field(default=2.0, metadata={"help": "Pixels."})
     cutmix_probability: Share = field(default=0.5, metadata={"help": "Of a CutMix box in a strong view."})
-    cutmix_area_min: float = field(default=0.02, metadata={"help": "Of the box, as a share of the crop."})
-    cutmix_area_max: float = field(default=0.4, metadata={"help": "Of the box, as a share of the crop."})
-    cutmix_aspect_min: float = field(default=0.3, metadata={"help": "Height / width of the box; at most 1 / this."})
+    cutmix_area_min: Share = field(default=0.02, metadata={"help": "Of the box, as a share of the crop."})
+    cutmix_area_max: Share = field(default=0.4, metadata={"help": "Of the box, as a share of the crop."})
+    cutmix_aspect_min: Share = field(default=0.3, metadata={"help": "Height / width of the box; at most 1 / this."})
     mix_partner: str = _choice(
         "other_image",
         ("other_image", "same_image"),
         "unimatch and semivl: where a box is filled from. The paper says another unlabelled batch; the public codes go "
         "through two loaders in the same order, so that it is another crop of the same image.",
     )
+
+    def __post_init__(self):
+        check_fields(self)
+        check_least(self, brightness=0, contrast=0, saturation=0, hue=0)
+        check_above_zero(self, "cutmix_area_min", "cutmix_aspect_min")
+        for name in ("blur_sigma", "cutmix_area"):
+            _check_range(self, name)
 
 
 @dataclass
@@ -209,6 +252,12 @@ class MethodArguments:
         "all", ("all", "sure"), "semivl: what the guidance loss is divided by; all = SemiVL's `mean_all`."
     )
 
+    def __post_init__(self):
+        check_fields(self)
+        check_least(self, ohem_min_kept=0, strong_loss_weight=0, feature_loss_weight=0, guidance_weight=0)
+        if self.feature_dropout == 1:
+            raise UsageError("feature_dropout: 1 drops every channel; a share in [0, 1) would be right")
+
 
 @dataclass
 class SemiSupervisedTrainingArguments(TrainingArguments):
@@ -236,7 +285,7 @@ class SemiSupervisedTrainingArguments(TrainingArguments):
         default=83_760, metadata={"help": "UniMatch: 240 passes over the unlabelled images of 1/16, 8 at a time."}
     )
     logging_steps: float = field(default=50, metadata={"help": "Steps between log lines."})
-    window_stride: float = field(
+    window_stride: Share = field(
         default=2 / 3, metadata={"help": "Of the sliding window on val, as a share of the crop; UniMatch 2/3."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "The method needs every column."})
@@ -247,6 +296,16 @@ class SemiSupervisedTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        check_fields(self)
+        check_training(self)
+        # windows further apart than their length would leave pixels that none of them sees
+        check_above_zero(self, "window_stride")
+        check_least(self, learning_rate=0, head_learning_rate_multiplier=0, momentum=0, weight_decay=0)
+        if self.load_best_model_at_end:
+            raise UsageError(
+                "load_best_model_at_end: true would choose by val, and a teacher's weights not at all; false would be "
+                "right"
+            )
         if self.push_to_hub:
             raise UsageError(
                 "push_to_hub: true would publish all of output_dir, training_args.bin and pseudo-labels in it too, and "
@@ -259,43 +318,12 @@ class SemiSupervisedTrainingArguments(TrainingArguments):
         self._n_gpu = min(self.n_gpu, 1)
 
 
-def check_arguments(*groups: Any) -> None:
-    """Raises:
-    UsageError: a value that none of the choices is, a share outside of [0, 1], or a range that is none.
+def check_cutmix(data: SegmentationDataArguments, strong: StrongViewArguments) -> None:
+    """The largest box must fit into the crop at some aspect, or `cutmix_box` would draw for ever.
+
+    Raises:
+        UsageError: it does not.
     """
-    for group in groups:
-        types = get_type_hints(type(group), include_extras=True)
-        for one in fields(group):
-            choices = one.metadata.get("choices")
-            if choices and getattr(group, one.name) is not None:
-                check_choice(group, **{one.name: choices})
-            if types[one.name] == Share:
-                check_shares(group, one.name)
-        if isinstance(group, SegmenterArguments) and group.output_stride not in (16, 32):
-            raise UsageError(f"output_stride: {group.output_stride} is not one of 16, 32")
-        if isinstance(group, SemiSupervisedTrainingArguments) and not 0 < group.window_stride <= 1:
-            # windows further apart than their length leave pixels that none of them sees
-            raise UsageError(f"window_stride: {group.window_stride} is outside of (0, 1]")
-        if isinstance(group, SegmentationDataArguments):
-            if min(group.crop_height, group.crop_width) < 1:
-                raise UsageError(f"crop_height, crop_width: {group.crop_height} x {group.crop_width} is no crop")
-            check_above_zero(group, "image_scale")
-            if not 0 < group.scale_min <= group.scale_max:
-                raise UsageError(f"scale_min, scale_max: {group.scale_min} to {group.scale_max} is no range of scales")
-        if isinstance(group, StrongViewArguments):
-            if not 0 < group.cutmix_area_min <= group.cutmix_area_max <= 1:
-                raise UsageError(
-                    f"cutmix_area_min, cutmix_area_max: {group.cutmix_area_min} to {group.cutmix_area_max} is no range"
-                )
-            if not 0 < group.cutmix_aspect_min <= 1:
-                raise UsageError(f"cutmix_aspect_min: {group.cutmix_aspect_min} is outside of (0, 1]")
-    given = {type(group): group for group in groups}
-    if {SegmentationDataArguments, StrongViewArguments} <= given.keys():
-        _check_cutmix(given[SegmentationDataArguments], given[StrongViewArguments])
-
-
-def _check_cutmix(data: SegmentationDataArguments, strong: StrongViewArguments) -> None:
-    """The largest box must fit into the crop at some aspect, or `cutmix_box` would draw for ever."""
     longest = max(data.crop_height / data.crop_width, data.crop_width / data.crop_height)
     if strong.cutmix_probability and longest * strong.cutmix_aspect_min * strong.cutmix_area_max > 1:
         raise UsageError(

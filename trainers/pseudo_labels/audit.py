@@ -25,7 +25,9 @@ from tqdm.auto import tqdm
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.folder import read_folder
 from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet
+from trainers.argument_checks import check_least
 from trainers.arguments import parse_recipe
+from trainers.pseudo_labels.arguments import Share, check_fields
 from trainers.pseudo_labels.audit_page import write_page
 from trainers.pseudo_labels.evaluation import confusion_matrix, scores
 from trainers.pseudo_labels.predictions import mask_path, read_meta, read_prediction, write_json
@@ -39,8 +41,12 @@ class AuditArguments:
     predictions: str = field(default="", metadata={"help": "Folder that predict.py or import_masks.py wrote."})
     data: str = field(default="", metadata={"help": "The data set, with the label maps that are to be compared."})
     out: str = field(default="", metadata={"help": "Folder for audit.html and audit.json; the predictions' own."})
-    threshold: float = field(default=0.95, metadata={"help": "Confidence from which a pixel counts as covered."})
+    threshold: Share = field(default=0.95, metadata={"help": "Confidence from which a pixel counts as covered."})
     pictures: int = field(default=20, metadata={"help": "Least certain images to show."})
+
+    def __post_init__(self):
+        check_fields(self)
+        check_least(self, pictures=0)
 
 
 class Audit:

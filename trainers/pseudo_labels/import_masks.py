@@ -28,6 +28,7 @@ from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.folder import read_folder
 from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet, image_size, read_map
 from trainers.arguments import parse_recipe
+from trainers.pseudo_labels.arguments import check_fields
 from trainers.pseudo_labels.predictions import META, SOURCE, write_json, write_prediction
 
 ENDINGS = ("_leftImg8bit", "_gtFine_labelTrainIds", "_gtFine_labelIds", "_pred")
@@ -51,6 +52,9 @@ class ImportArguments:
     )
     method: str = field(default="imported", metadata={"help": "What to call them in meta.json."})
     out: str = field(default="", metadata={"help": "Folder for the pseudo-labels; new."})
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 def image_id_of_mask(path: Path) -> str:
@@ -154,8 +158,6 @@ def run_import(arguments: ImportArguments) -> dict:
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = parse_recipe((ImportArguments,), argv)
-    if arguments.values not in ("class_ids", "raw"):
-        raise UsageError(f"--values {arguments.values}: is not class_ids or raw")
     meta = run_import(arguments)
     print(f"{meta['images']} images in {arguments.out}")
 

@@ -29,8 +29,10 @@ from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import claim_folder
 from datasets_scripts.folder import read_folder
 from datasets_scripts.records import DataError, Scene
+from trainers.argument_checks import check_above_zero
 from trainers.arguments import parse_recipe
 from trainers.loading import inference_accelerator
+from trainers.pseudo_labels.arguments import Share, check_fields
 from trainers.pseudo_labels.evaluation import predict_scene
 from trainers.pseudo_labels.predictions import (
     META,
@@ -53,9 +55,13 @@ class PredictionArguments:
         default=None, metadata={"help": "Folder with labeled.txt and unlabeled.txt, the same as in training."}
     )
     out: str = field(default="", metadata={"help": "Folder for the pseudo-labels."})
-    window_stride: float = field(
+    window_stride: Share = field(
         default=2 / 3, metadata={"help": "Of the sliding window, as a share of the training crop; UniMatch 2/3."}
     )
+
+    def __post_init__(self):
+        check_fields(self)
+        check_above_zero(self, "window_stride")
 
 
 def load_segmenter(model: str) -> tuple[SemanticSegmenter, dict]:
@@ -84,8 +90,6 @@ def run_prediction(arguments: PredictionArguments) -> dict:
     """Predicts what is missing; returns what `meta.json` says."""
     if not arguments.out:
         raise UsageError("--out: not given; a folder for the pseudo-labels")
-    if not 0 < arguments.window_stride <= 1:
-        raise UsageError(f"--window_stride {arguments.window_stride}: is outside of (0, 1]")
     accelerator = inference_accelerator()
     segmenter, record = load_segmenter(arguments.model)
     scene_set = read_folder(arguments.data, arguments.split_lists)

@@ -28,14 +28,14 @@ from transformers.trainer_utils import set_seed
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import write_text
 from trainers.arguments import parse_recipe
-from trainers.base_trainer import check_training, checkpoint_to_resume, refuse_evaluation
+from trainers.base_trainer import checkpoint_to_resume, refuse_evaluation
 from trainers.pseudo_labels.arguments import (
     MethodArguments,
     SegmentationDataArguments,
     SegmenterArguments,
     SemiSupervisedTrainingArguments,
     StrongViewArguments,
-    check_arguments,
+    check_cutmix,
 )
 from trainers.pseudo_labels.backbones import build_segmenter, frozen_clip
 from trainers.pseudo_labels.dataset import SemiSupervisedDataset
@@ -56,6 +56,25 @@ ARGUMENTS = (
     SemiSupervisedTrainingArguments,
 )
 RECORD = "training.json"
+
+
+def check_batch(
+    segmenter: SegmenterArguments, method: MethodArguments, arguments: SemiSupervisedTrainingArguments
+) -> None:
+    """Raises:
+    UsageError: too few images in a batch for the network, or an odd number for the method.
+    """
+    # UniMatch's perturbed features may be decoded apart from all others
+    apart = method.method == "unimatch" and method.batch_norm_statistics == "clean"
+    alone = method.method == "supervised" or method.burn_in > 0 or apart
+    if segmenter.architecture == "deeplabv3plus" and alone and arguments.train_batch_size * arguments.world_size == 1:
+        raise UsageError(
+            "per_device_train_batch_size: 1 is too few; deeplabv3plus normalises the images' means by each other"
+        )
+    if method.method == "unimatch_v2" and arguments.train_batch_size % 2:
+        raise UsageError(
+            f"per_device_train_batch_size: {arguments.train_batch_size} is odd; unimatch_v2 pastes between pairs"
+        )
 
 
 def build_method(
@@ -112,28 +131,9 @@ def announce_absent(scenes: TrainingScenes, absent_classes: str) -> None:
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     segmenter_arguments, method_arguments, data_arguments, strong_arguments, arguments = parse_recipe(ARGUMENTS, argv)
-    check_arguments(segmenter_arguments, method_arguments, data_arguments, strong_arguments, arguments)
-    check_training(arguments)
-    if arguments.load_best_model_at_end:
-        raise UsageError(
-            "load_best_model_at_end: true would choose by val, and a teacher's weights not at all; false would be right"
-        )
+    check_cutmix(data_arguments, strong_arguments)
+    check_batch(segmenter_arguments, method_arguments, arguments)
     checkpoint = checkpoint_to_resume(arguments.resume_from_checkpoint, arguments.output_dir)
-    # UniMatch's perturbed features may be decoded apart from all others
-    apart = method_arguments.method == "unimatch" and method_arguments.batch_norm_statistics == "clean"
-    alone = method_arguments.method == "supervised" or method_arguments.burn_in > 0 or apart
-    if (
-        segmenter_arguments.architecture == "deeplabv3plus"
-        and alone
-        and arguments.train_batch_size * arguments.world_size == 1
-    ):
-        raise UsageError(
-            "per_device_train_batch_size: 1 is too few; deeplabv3plus normalises the images' means by each other"
-        )
-    if method_arguments.method == "unimatch_v2" and arguments.train_batch_size % 2:
-        raise UsageError(
-            f"per_device_train_batch_size: {arguments.train_batch_size} is odd; unimatch_v2 pastes between pairs"
-        )
     set_seed(arguments.seed)
     main_process = arguments.process_index == 0
     scenes = read_training_scenes(
