@@ -16,6 +16,7 @@ from datasets_scripts.records import read_image, read_map
 from datasets_scripts.scenes import write_scenes
 from trainers.pseudo_labels import audit, import_masks, predict
 from trainers.pseudo_labels.augmentation import pixels
+from trainers.pseudo_labels.backbones import load_segmenter
 from trainers.pseudo_labels.evaluation import predict_probabilities
 from trainers.pseudo_labels.import_masks import image_id_of_mask
 from trainers.pseudo_labels.segmenter import SemanticSegmenter
@@ -132,7 +133,7 @@ def test_several_processes_share_the_images(street, model, predicted, tmp_path):
         def __init__(self, process_index):
             self.process_index, self.is_main_process = process_index, process_index == 0
 
-    segmenter, _ = predict.load_segmenter(str(model))
+    segmenter = load_segmenter(str(model), "--model")
     scenes = predict.read_folder(street).split("train", labelled=False)
     predict._predict_own(segmenter, scenes, tmp_path, 2 / 3, Turn(1))
     assert len(list((tmp_path / "masks").iterdir())) == 1
@@ -148,13 +149,14 @@ def test_bad_input_of_prediction(street, model, predicted, tmp_path, capsys):
     shutil.rmtree(empty / "unlabelled")
     out, other = tmp_path / "out", tmp_path / "other"
     shutil.copytree(predicted, other)
-    unfinished = tmp_path / "unfinished"
+    backbone, unfinished = small_backbones.save_segformer(tmp_path / "backbone"), tmp_path / "unfinished"
     shutil.copytree(model, unfinished)
     (unfinished / "training.json").unlink()
     base = ["--data", street, "--out", out]
     for argv, message in (
         (base, "--model not given"),
         (["--model", unfinished, *base], "has its training ended?"),
+        (["--model", backbone, *base], f"--model {backbone}: is no trained segmenter (its config.json names no "),
         (["--model", model, "--data", empty, "--out", out], "no unlabelled training image"),
         (
             ["--model", model, "--data", street, "--out", other, "--window_stride", "0.5"],

@@ -144,21 +144,33 @@ def build_segmenter(
     return segmenter
 
 
+def load_segmenter(name: str, field: str) -> SemanticSegmenter:
+    """A trained segmenter, from a folder or the Hub, in evaluation mode.
+
+    Args:
+        field: that named it.
+
+    Raises:
+        UsageError: it is none, or its weights are not all there.
+    """
+    try:
+        config = SegmenterConfig.from_pretrained(name)
+        if config.class_ids is None:  # of a backbone, say, which would load with nothing in its place
+            raise ValueError("its config.json names no classes")
+        segmenter, info = SemanticSegmenter.from_pretrained(name, config=config, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UsageError(f"{field} {name}: is no trained segmenter ({_first_line(error)})") from None
+    _refuse_missing(info, f"{field} {name}")
+    return segmenter
+
+
 def _take_weights(segmenter: SemanticSegmenter, folder: str) -> None:
     """All of another segmenter's.
 
     Raises:
         UsageError: it does not load, or has other classes or parts.
     """
-    try:
-        config = SegmenterConfig.from_pretrained(folder)
-        if config.class_ids is None:  # of a backbone, say, which would load with nothing in its place
-            raise ValueError("its config.json names no classes")
-        trained, info = SemanticSegmenter.from_pretrained(folder, config=config, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UsageError(f"start_from {folder}: is no trained segmenter ({_first_line(error)})") from None
-    if missing := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
-        raise UsageError(f"start_from {folder}: its weights lack {', '.join(missing[:3])}")
+    trained = load_segmenter(folder, "start_from")
     for name in SAME_AT_A_START:
         theirs, own = getattr(trained.config, name), getattr(segmenter.config, name)
         if theirs != own:
@@ -287,10 +299,13 @@ def _from_pretrained(
         model, info = kind.from_pretrained(backbone, dtype=torch.float32, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"{field} {backbone}: cannot be loaded ({_first_line(error)})") from None
-    wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
-    if wrong:
-        raise UsageError(f"{field} {backbone}: its weights lack, or have in another shape, {', '.join(wrong[:3])}")
+    _refuse_missing(info, f"{field} {backbone}")
     return model
+
+
+def _refuse_missing(info: dict, model: str) -> None:
+    if wrong := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
+        raise UsageError(f"{model}: its weights lack, or have in another shape, {', '.join(wrong[:3])}")
 
 
 def _first_line(error: Exception) -> str:

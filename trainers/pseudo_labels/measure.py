@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 from datasets_scripts.command_line import ArgumentParser, UsageError, one_line_errors
 from datasets_scripts.files import write_text
+from modeling_cora.hub.run_folder import TRAINING
 from trainers.arguments import split_sections
 from trainers.comparison import Comparison
 from trainers.pseudo_labels.arguments import METHODS
@@ -55,7 +56,7 @@ def read_run(cell: Cell, folders: StepFolders) -> dict[str, float]:
     train, _, audit = cell.steps
     found = {}
     if folders.done(train).exists():
-        record = json.loads((folders.folder(train) / "training.json").read_text(encoding="utf-8"))
+        record = json.loads((folders.folder(train) / TRAINING).read_text(encoding="utf-8"))
         found[SCORES[0]] = (record["val"] or {}).get("miou")
     if folders.done(audit).exists():
         found[SCORES[1]] = json.loads((folders.folder(audit) / "audit.json").read_text(encoding="utf-8"))["miou"]

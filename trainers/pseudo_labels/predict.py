@@ -17,34 +17,32 @@ if __name__ == "__main__":
     # run as a file: this folder has modules with names of libraries, and `import evaluate` would find another's file
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import json
 from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import claim_folder
 from datasets_scripts.folder import read_folder
+from datasets_scripts.json_files import read_json
 from datasets_scripts.records import DataError, Scene
+from modeling_cora.hub.run_folder import TRAINING, weights_digest
 from trainers.argument_checks import check_above_zero
 from trainers.arguments import parse_recipe
 from trainers.loading import inference_accelerator
 from trainers.pseudo_labels.arguments import Share, check_fields
+from trainers.pseudo_labels.backbones import load_segmenter
 from trainers.pseudo_labels.evaluation import predict_scene
 from trainers.pseudo_labels.predictions import (
     META,
     SOURCE,
     mask_path,
-    sha256_of,
     write_json,
     write_prediction,
 )
 from trainers.pseudo_labels.segmenter import SemanticSegmenter
-
-RECORD = "training.json"
 
 
 @dataclass
@@ -64,34 +62,18 @@ class PredictionArguments:
         check_above_zero(self, "window_stride")
 
 
-def load_segmenter(model: str) -> tuple[SemanticSegmenter, dict]:
-    """The segmenter in evaluation mode, and `training.json`.
-
-    Raises:
-        UsageError: not a folder of `train.py`, or weights that do not fit.
-    """
-    folder = Path(model)
-    if not model or not (folder / "model.safetensors").is_file():
-        raise UsageError(f"--model {model or 'not given'}: a folder that train.py wrote, with model.safetensors")
-    try:
-        segmenter, info = SemanticSegmenter.from_pretrained(folder, output_loading_info=True)
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"--model {model}: has no {RECORD}; has its training ended?") from None
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UsageError(f"--model {model}: cannot be loaded ({str(error).splitlines()[0]})") from None
-    wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
-    if wrong:
-        raise UsageError(f"--model {model}: its weights lack {', '.join(wrong[:3])}")
-    return segmenter.eval(), record
-
-
 def run_prediction(arguments: PredictionArguments) -> dict:
     """Predicts what is missing; returns what `meta.json` says."""
     if not arguments.out:
         raise UsageError("--out: not given; a folder for the pseudo-labels")
+    folder = Path(arguments.model)
+    if not (folder / "model.safetensors").is_file():
+        raise UsageError(f"--model {arguments.model or 'not given'}: a folder that train.py wrote would be right")
     accelerator = inference_accelerator()
-    segmenter, record = load_segmenter(arguments.model)
+    segmenter = load_segmenter(arguments.model, "--model")
+    if not (folder / TRAINING).is_file():
+        raise UsageError(f"--model {folder}: has no {TRAINING}; has its training ended?")
+    record = read_json(folder / TRAINING)
     scene_set = read_folder(arguments.data, arguments.split_lists)
     scenes = scene_set.split("train", labelled=False)
     if not scenes:
@@ -102,7 +84,7 @@ def run_prediction(arguments: PredictionArguments) -> dict:
             raise DataError(f"{arguments.data}: class {number} is {classes.get(number)!r}, for the model {name!r}")
     out = Path(arguments.out)
     identity = {
-        "weights_sha256": sha256_of(Path(arguments.model) / "model.safetensors"),
+        "weights_sha256": weights_digest(folder)["model.safetensors"],
         "data": str(arguments.data),
         "split_lists": arguments.split_lists,
         "window_stride": arguments.window_stride,

@@ -8,7 +8,6 @@ DIR/meta.json                 who made them: method, weights, split, classes, mI
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from datasets_scripts.files import write_image, write_text
+from datasets_scripts.json_files import read_json
 from datasets_scripts.records import DataError, read_map
 
 META, SOURCE = "meta.json", "source.json"
@@ -58,20 +58,8 @@ def read_meta(folder: Path) -> dict:
         unfinished = (folder / SOURCE).exists()
         hint = "unfinished; run predict.py again" if unfinished else "no pseudo-labels; predict.py writes them"
         raise DataError(f"{folder}: {hint} ({META} is missing)")
-    return _read_json(path)
+    return read_json(path)
 
 
 def write_json(folder: Path, name: str, content: dict) -> None:
     write_text(folder / name, json.dumps(content, indent=1) + "\n")
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not JSON ({error})") from None

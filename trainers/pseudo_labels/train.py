@@ -27,6 +27,7 @@ from transformers.trainer_utils import set_seed
 
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import write_text
+from modeling_cora.hub.run_folder import TRAINING
 from trainers.arguments import parse_recipe
 from trainers.base_trainer import checkpoint_to_resume, refuse_evaluation
 from trainers.pseudo_labels.arguments import (
@@ -55,7 +56,6 @@ ARGUMENTS = (
     StrongViewArguments,
     SemiSupervisedTrainingArguments,
 )
-RECORD = "training.json"
 
 
 def check_batch(
@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
         trained = method.trained(trainer.accelerator.unwrap_model(trainer.model))
         trained.save_pretrained(arguments.output_dir)
         record = training_record(trainer, scenes, method_arguments, data_arguments, segmenter_arguments.start_from)
-        write_text(Path(arguments.output_dir) / RECORD, json.dumps(record, indent=1) + "\n")
+        write_text(Path(arguments.output_dir) / TRAINING, json.dumps(record, indent=1) + "\n")
     trainer.save_state()
 
 
