@@ -205,7 +205,8 @@ def make_audited(tmp_path: Path) -> tuple[Path, Path]:
         for kind, values in (("masks", mask), ("confidence", confidence)):
             (predictions / kind).mkdir(parents=True, exist_ok=True)
             Image.fromarray(values).save(predictions / kind / f"{name}.png")
-    (predictions / "meta.json").write_text('{"method": "unimatch", "val_miou": 0.5, "identity": {}}')
+    meta = {"method": "unimatch", "val_miou": 0.5, "identity": {}, "classes": {"0": "road", "1": "car"}}
+    (predictions / "meta.json").write_text(json.dumps(meta))
     return data, predictions
 
 
@@ -238,7 +239,20 @@ def test_an_audit_without_confidence_or_truth(tmp_path):
 def test_bad_input_of_an_audit(street, tmp_path, capsys):
     data, predictions = make_audited(tmp_path)
     assert "no pseudo-labels" in error_line(audit.main, ["--predictions", tmp_path, "--data", data], capsys)
-    assert "no mask of one of" in error_line(audit.main, ["--predictions", predictions, "--data", street], capsys)
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    (other / "classes.json").write_text('{"0": "car", "1": "road"}')
+    line = error_line(audit.main, ["--predictions", predictions, "--data", other], capsys)
+    assert f"{other}: class 0 is 'car', for the pseudo-labels 'road'" in line
+    shutil.copy(data / "classes.json", other)
+    for path in other.rglob("*.png"):
+        path.rename(path.with_stem(f"other_{path.stem}"))
+    assert "no mask of one of" in error_line(audit.main, ["--predictions", predictions, "--data", other], capsys)
+    for values, message in ((7, "7 is not a class id"), (300, "300 is not a class id")):
+        mask = Image.fromarray(np.full((20, 40), values, np.uint8 if values < 256 else np.uint16))
+        mask.save(predictions / "masks" / "c.png")
+        line = error_line(audit.main, ["--predictions", predictions, "--data", data], capsys)
+        assert f"c.png: {message}" in line
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(predictions / "masks" / "a.png")
     assert "a.png: size" in error_line(audit.main, ["--predictions", predictions, "--data", data], capsys)
     for option, value, message in (

@@ -51,14 +51,12 @@ class PseudoLabels:
         Raises:
             DataError: a file is missing or damaged, holds an unknown class id, or is not of its image's size.
         """
-        labels, confidence = read_prediction(self.folder, image_id)
+        labels, confidence = read_prediction(self.folder, image_id, known)
         if labels.shape != size:
             raise DataError(
                 f"{mask_path(self.folder, image_id)}: size {labels.shape[1]}x{labels.shape[0]} differs from its "
                 f"image's {size[1]}x{size[0]}"
             )
-        if unknown := set(np.unique(labels).tolist()) - known - {IGNORE_INDEX}:
-            raise DataError(f"{mask_path(self.folder, image_id)}: {min(unknown)} is not a class id of the data set")
         if self.min_confidence:
             if confidence is None:
                 raise DataError(f"{self.folder}: has no confidence of {image_id}; pseudo_confidence 0 needs none")

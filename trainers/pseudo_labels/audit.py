@@ -30,7 +30,7 @@ from trainers.arguments import parse_recipe
 from trainers.pseudo_labels.arguments import Share, check_fields
 from trainers.pseudo_labels.audit_page import write_page
 from trainers.pseudo_labels.evaluation import confusion_matrix, scores
-from trainers.pseudo_labels.predictions import mask_path, read_meta, read_prediction, write_json
+from trainers.pseudo_labels.predictions import check_classes, mask_path, read_meta, read_prediction, write_json
 
 LEVELS, TENTHS = 256, 10
 CONFIDENCES = np.arange(LEVELS) / 255
@@ -153,9 +153,9 @@ def read_audited(
     """Pseudo-label, confidence and truth of a scene, uint8 (H, W); None for what there is not.
 
     Raises:
-        DataError: a file is missing or damaged, or sizes differ.
+        DataError: a file is missing or damaged, holds an unknown class id, or sizes differ.
     """
-    mask, confidence = read_prediction(predictions, scene.image_id)
+    mask, confidence = read_prediction(predictions, scene.image_id, {c.id for c in scene_set.classes})
     truth = scene_set.read_maps(scene)[0] if scene.labelled else None
     if truth is not None and truth.shape != mask.shape:
         raise DataError(f"{mask_path(predictions, scene.image_id)}: size differs from {scene.label_map}")
@@ -169,6 +169,7 @@ def run_audit(arguments: AuditArguments) -> dict:
     predictions = Path(arguments.predictions)
     meta = read_meta(predictions)
     scene_set = read_folder(arguments.data)
+    check_classes({int(number): name for number, name in meta["classes"].items()}, scene_set, arguments.data)
     scenes = audited_scenes(scene_set, predictions)
     audit = Audit(scene_set, arguments.threshold)
     for scene in tqdm(scenes, desc="auditing", unit="image"):

@@ -64,7 +64,7 @@ def write_page(path: Path, summary: dict, shown: Sequence[Scene], predictions: P
 
 
 def _picture(scene: Scene, summary: dict, predictions: Path, scene_set: SceneSet) -> str:
-    mask, confidence = read_prediction(predictions, scene.image_id)
+    mask, confidence = read_prediction(predictions, scene.image_id, {c.id for c in scene_set.classes})
     image = read_image(scene.image)
     size = (min(PICTURE_WIDTH, image.width), max(1, round(image.height * min(1, PICTURE_WIDTH / image.width))))
     image = image.resize(size)

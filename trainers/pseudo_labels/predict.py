@@ -38,6 +38,7 @@ from trainers.pseudo_labels.evaluation import predict_scene
 from trainers.pseudo_labels.predictions import (
     META,
     SOURCE,
+    check_classes,
     mask_path,
     write_json,
     write_prediction,
@@ -78,10 +79,7 @@ def run_prediction(arguments: PredictionArguments) -> dict:
     scenes = scene_set.split("train", labelled=False)
     if not scenes:
         raise DataError(f"{arguments.split_lists or arguments.data}: no unlabelled training image")
-    classes = {c.id: c.name for c in scene_set.classes}
-    for number, name in zip(segmenter.config.class_ids, segmenter.classes, strict=True):
-        if classes.get(number) != name:
-            raise DataError(f"{arguments.data}: class {number} is {classes.get(number)!r}, for the model {name!r}")
+    check_classes(dict(zip(segmenter.config.class_ids, segmenter.classes, strict=True)), scene_set, arguments.data)
     out = Path(arguments.out)
     identity = {
         "weights_sha256": weights_digest(folder)["model.safetensors"],

@@ -9,6 +9,7 @@ DIR/meta.json                 who made them: method, weights, split, classes, mI
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 
 from datasets_scripts.files import write_image, write_text
 from datasets_scripts.json_files import read_json
-from datasets_scripts.records import DataError, read_map
+from datasets_scripts.records import IGNORE_INDEX, DataError, SceneSet, read_map
 
 META, SOURCE = "meta.json", "source.json"
 
@@ -36,13 +37,18 @@ def write_prediction(folder: Path, image_id: str, mask: np.ndarray, confidence: 
     write_image(mask_path(folder, image_id), Image.fromarray(mask))
 
 
-def read_prediction(folder: Path, image_id: str) -> tuple[np.ndarray, np.ndarray | None]:
+def read_prediction(folder: Path, image_id: str, known: Collection[int]) -> tuple[np.ndarray, np.ndarray | None]:
     """Mask and confidence, uint8 (H, W).
 
+    Args:
+        known: class ids that may occur.
+
     Raises:
-        DataError: a file is missing or no map of ids, or the two differ in size.
+        DataError: a file is missing or no map of ids, holds an unknown class id, or the two differ in size.
     """
     mask, path = read_map(mask_path(folder, image_id)), confidence_path(folder, image_id)
+    if unknown := set(np.unique(mask).tolist()) - {*known, IGNORE_INDEX}:
+        raise DataError(f"{mask_path(folder, image_id)}: {min(unknown)} is not a class id of the data set")
     confidence = read_map(path) if path.exists() else None
     if confidence is not None and confidence.shape != mask.shape:
         raise DataError(f"{path}: size {confidence.shape[::-1]} differs from its mask's {mask.shape[::-1]}")
@@ -59,6 +65,20 @@ def read_meta(folder: Path) -> dict:
         hint = "unfinished; run predict.py again" if unfinished else "no pseudo-labels; predict.py writes them"
         raise DataError(f"{folder}: {hint} ({META} is missing)")
     return read_json(path)
+
+
+def check_classes(classes: Mapping[int, str], scene_set: SceneSet, place: str) -> None:
+    """Args:
+        classes: name by id, of pseudo-labels or of what makes them.
+        place: of the data set.
+
+    Raises:
+        DataError: the data set calls one of them something else.
+    """
+    own = {c.id: c.name for c in scene_set.classes}
+    for number, name in classes.items():
+        if own.get(number) != name:
+            raise DataError(f"{place}: class {number} is {own.get(number)!r}, for the pseudo-labels {name!r}")
 
 
 def write_json(folder: Path, name: str, content: dict) -> None:
