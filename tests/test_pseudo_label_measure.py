@@ -137,6 +137,10 @@ def test_runs_go_on_from_one_supervised_training(tmp_path, capsys):
         (["--baseline", "none"], "--baseline none: is not"),
         (["--first", "none.yaml"], "none.yaml: no such recipe"),
         (["--stage1.flip", "0"], "'--stage1.flip'"),
+        (["--segmenter.seed", "3"], "--segmenter.seed: 3 has no effect here; --seeds would be right"),
+        (["--segmenter.start_from", "F", "--first", RECIPE], "has no effect here; --first alone would be right"),
+        (["--segmenter.data", "E"], "--segmenter.data: 'E' has no effect here; --data would be right"),
+        (["--segmenter.method", "semivl"], "--segmenter.method: 'semivl' has no effect here; --methods would be right"),
     ],
 )
 def test_bad_arguments_get_one_line(tmp_path, capsys, changes, message):

@@ -322,6 +322,7 @@ def test_bad_input_gets_one_line_and_leaves_nothing(street, backbones, tmp_path,
         (options(street, backbones, out, cutmix_area_min=0.6), "is no range"),
         (options(street, backbones, out, crop_height=4, crop_width=40), "no box of 0.4 of a crop of 4 x 40 has"),
         (options(street, backbones, out, load_best_model_at_end=True, eval_strategy="no"), "load_best_model_at_end: "),
+        (options(street, backbones, out, optim="adafactor"), "optim: adafactor has no effect here; optimizer sgd or"),
         (options(street, backbones, out, push_to_hub=True), "push_to_hub: true would publish all of output_dir"),
         (options(street, backbones, out, method="supervised", **one_image), "1 is too few"),
         (options(street, backbones, out, burn_in=0.5, **one_image), "1 is too few"),
@@ -342,6 +343,13 @@ def test_bad_input_gets_one_line_and_leaves_nothing(street, backbones, tmp_path,
     for argv, message in bad:
         assert message in error_line(argv, capsys)
         assert not out.exists()
+
+
+def test_sharded_weights_take_one_line(street, backbones, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("trainers.base_trainer.is_deepspeed_zero3_enabled", lambda: True)
+    line = error_line(options(street, backbones, tmp_path / "out", method="unimatch_v2"), capsys)
+    assert "distributed_type: segmenters do not run with sharded weights (FSDP, ZeRO-3); trainers/accelerate/" in line
+    assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_a_wrong_choice_in_a_recipe_is_told(tmp_path, capsys):

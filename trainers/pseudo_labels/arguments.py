@@ -301,6 +301,8 @@ class SemiSupervisedTrainingArguments(TrainingArguments):
         # windows further apart than their length would leave pixels that none of them sees
         check_above_zero(self, "window_stride")
         check_least(self, learning_rate=0, head_learning_rate_multiplier=0, momentum=0, weight_decay=0)
+        if self.optim != TrainingArguments.optim:
+            raise UsageError(f"optim: {self.optim.value} has no effect here; optimizer sgd or adamw would be right")
         if self.load_best_model_at_end:
             raise UsageError(
                 "load_best_model_at_end: true would choose by val, and a teacher's weights not at all; false would be "

@@ -51,6 +51,16 @@ class Cell:
 SCORES = ("mIoU on val", "mIoU of the pseudo-labels")
 
 
+INSTEAD = {
+    "method": "--methods",
+    "seed": "--seeds",
+    "data": "--data",
+    "split_lists": "--splits and --fractions",
+    "output_dir": "--runs",
+}
+"""What to give in place of a training's field that differs from run to run."""
+
+
 def read_run(cell: Cell, folders: StepFolders) -> dict[str, float]:
     """`SCORES` of a run, as far as it has come."""
     train, _, audit = cell.steps
@@ -105,9 +115,12 @@ def main(argv: list[str] | None = None) -> None:
     for fraction in arguments.fractions:
         if not (arguments.splits / fraction).is_dir():
             raise UsageError(f"--splits {arguments.splits}: has no {fraction}")
+    instead = INSTEAD if arguments.first is None else {**INSTEAD, "start_from": "--first alone"}
     for name in dotted:
         if not name.startswith("segmenter."):
             raise UsageError(f"unknown argument '--{name}'; --segmenter.FIELD goes to every training")
+        if (decided := name.removeprefix("segmenter.")) in instead:
+            raise UsageError(f"--{name}: {dotted[name]!r} has no effect here; {instead[decided]} would be right")
     fields = {name.partition(".")[2]: value for name, value in dotted.items()}
     cells = [
         _cell(arguments, method, fraction, seed, fields)

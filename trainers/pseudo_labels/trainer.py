@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.records import DataError, Scene, SceneSet
-from trainers.base_trainer import BaseTrainer
+from trainers.base_trainer import SHARDED_WEIGHTS, BaseTrainer, weights_are_sharded
 
 from .arguments import SemiSupervisedTrainingArguments
 from .batch_norm import synchronise_batch_norm
@@ -54,6 +54,8 @@ class SemiSupervisedSegmentationTrainer(BaseTrainer):
             data_collator=collate,
             callbacks=[AfterStep(method)],
         )
+        if weights_are_sharded(self):  # a method calls the segmenter itself too, not only what is wrapped around it
+            raise UsageError(f"distributed_type: segmenters do not run with {SHARDED_WEIGHTS}")
         self.method, self.scene_set, self.val = method, scene_set, tuple(val)
         self.burn_in = Supervised(method.arguments)
         for part in (method.teacher, getattr(method, "clip", None)):
