@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import Dinov2Backbone, ResNetModel, SegformerModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.records import DataError, Scene, SceneSet, SemanticClass
@@ -89,6 +90,31 @@ def test_every_trained_parameter_gets_a_gradient(backbones, architecture):
     (logits * torch.randn_like(logits)).sum().backward()
     silent = [n for n, p in segmenter.named_parameters() if p.requires_grad and p.grad is None]
     assert not silent
+
+
+@pytest.mark.parametrize("architecture", ["segformer", "dpt", "semivl"])
+def test_activation_checkpointing_changes_no_gradient(backbones, architecture):
+    """Also with the network's own stochastic depth, and none of what is drawn or counted is done twice."""
+    batch, found = images(), []
+    for checkpointed in (False, True):
+        segmenter = segmenter_of(backbones, architecture, dropout=True).train()
+        calls = []
+        layer = next(m for m in segmenter.modules() if isinstance(m, GradientCheckpointingLayer))
+        if checkpointed:
+            segmenter.activation_checkpointing_enable()
+        next(m for m in layer.modules() if isinstance(m, torch.nn.LayerNorm)).register_forward_hook(
+            lambda *given, calls=calls: calls.append(1)
+        )
+        torch.manual_seed(3)
+        clean, masks = View(batch), [torch.ones(2, width) / 2 for width in segmenter.network.channels]
+        logits = segmenter([clean, View(batch, masks, statistics="none")])
+        torch.cat(logits).square().mean().backward()
+        gradients = {n: p.grad for n, p in segmenter.named_parameters() if p.grad is not None}
+        found.append((gradients, dict(segmenter.named_buffers()), len(calls)))
+    (plain, buffers, once), (again, buffers_again, twice) = found
+    assert twice > once and plain.keys() == again.keys()
+    assert all(torch.allclose(again[name], plain[name], atol=1e-7) for name in plain)
+    assert all(torch.equal(buffers_again[name], buffers[name]) for name in buffers)
 
 
 def test_the_skip_encoder_is_a_resnets_first_stage_with_its_own_normalisation(backbones):

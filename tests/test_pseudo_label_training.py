@@ -270,6 +270,12 @@ def test_a_run_starts_from_a_trained_segmenter(street, backbones, tmp_path, caps
     assert any((first[name] - moved[name]).abs().max() > 1e-4 for name in learned)
 
 
+def test_activation_checkpointing_changes_no_step(street, backbones, tmp_path):
+    for name, checkpointed in (("plain", False), ("checkpointed", True)):
+        main(options(street, backbones, tmp_path / name, activation_checkpointing=checkpointed))
+    assert largest_difference(tmp_path / "plain", tmp_path / "checkpointed") < 1e-6
+
+
 def test_training_learns(street, backbones, tmp_path):
     """From chance to far below it on the labelled crops."""
     main(options(street, backbones, tmp_path, max_steps=40, learning_rate=1e-2, logging_steps=10, method="supervised"))
@@ -325,6 +331,12 @@ def test_bad_input_gets_one_line_and_leaves_nothing(street, backbones, tmp_path,
         (options(street, backbones, out, optim="adafactor"), "optim: adafactor has no effect here; optimizer sgd or"),
         (options(street, backbones, out, push_to_hub=True), "push_to_hub: true would publish all of output_dir"),
         (options(street, backbones, out, method="supervised", **one_image), "1 is too few"),
+        (
+            options(
+                street, backbones, out, **one_image | dict(per_device_train_batch_size=2, gradient_checkpointing=True)
+            ),
+            "activation_checkpointing: deeplabv3plus's ResNet has none",
+        ),
         (options(street, backbones, out, burn_in=0.5, **one_image), "1 is too few"),
         (options(street, backbones, out, batch_norm_statistics="clean", **one_image), "1 is too few"),
         (options(street, backbones, out, burn_in=2), "burn_in: 2.0 is outside of [0, 1]"),

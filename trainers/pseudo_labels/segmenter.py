@@ -75,6 +75,8 @@ class SemanticSegmenter(PreTrainedModel):
     config_class = SegmenterConfig
     base_model_prefix = "network"
     main_input_name = "views"
+    # the layers of its backbone do, but for a ResNet's
+    supports_gradient_checkpointing = True
     # `forward` takes no loss arguments; see Trainer's `model_accepts_loss_kwargs`
     accepts_loss_kwargs = False
 

@@ -58,12 +58,15 @@ ARGUMENTS = (
 )
 
 
-def check_batch(
+def check_together(
     segmenter: SegmenterArguments, method: MethodArguments, arguments: SemiSupervisedTrainingArguments
 ) -> None:
     """Raises:
-    UsageError: too few images in a batch for the network, or an odd number for the method.
+    UsageError: too few images in a batch for the network, or an odd number for the method; or activation checkpointing
+        of a backbone that has none.
     """
+    if arguments.activation_checkpointing and segmenter.architecture == "deeplabv3plus":
+        raise UsageError("activation_checkpointing: deeplabv3plus's ResNet has none; false would be right")
     # UniMatch's perturbed features may be decoded apart from all others
     apart = method.method == "unimatch" and method.batch_norm_statistics == "clean"
     alone = method.method == "supervised" or method.burn_in > 0 or apart
@@ -132,7 +135,7 @@ def announce_absent(scenes: TrainingScenes, absent_classes: str) -> None:
 def main(argv: list[str] | None = None) -> None:
     segmenter_arguments, method_arguments, data_arguments, strong_arguments, arguments = parse_recipe(ARGUMENTS, argv)
     check_cutmix(data_arguments, strong_arguments)
-    check_batch(segmenter_arguments, method_arguments, arguments)
+    check_together(segmenter_arguments, method_arguments, arguments)
     checkpoint = checkpoint_to_resume(arguments.resume_from_checkpoint, arguments.output_dir)
     set_seed(arguments.seed)
     main_process = arguments.process_index == 0
