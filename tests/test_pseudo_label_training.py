@@ -332,10 +332,8 @@ def test_bad_input_gets_one_line_and_leaves_nothing(street, backbones, tmp_path,
         (options(street, backbones, out, push_to_hub=True), "push_to_hub: true would publish all of output_dir"),
         (options(street, backbones, out, method="supervised", **one_image), "1 is too few"),
         (
-            options(
-                street, backbones, out, **one_image | dict(per_device_train_batch_size=2, gradient_checkpointing=True)
-            ),
-            "activation_checkpointing: deeplabv3plus's ResNet has none",
+            options(street, backbones, out, activation_checkpointing=True, **one_image),
+            "deeplabv3plus's ResNet has none",
         ),
         (options(street, backbones, out, burn_in=0.5, **one_image), "1 is too few"),
         (options(street, backbones, out, batch_norm_statistics="clean", **one_image), "1 is too few"),

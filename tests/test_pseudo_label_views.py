@@ -223,6 +223,20 @@ def test_shrunk_images_keep_their_labels_where_they_were(tmp_path):
     assert np.array_equal(items[0]["weak"], found)
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_the_blur_follows_the_image_scale(scenes, scale):
+    """A single bright pixel's spread is the sigma: of two pixels at the image's own size, one at half of it."""
+    only = dict(jitter_probability=0, grey_probability=0, blur_probability=1, blur_sigma_min=2, blur_sigma_max=2)
+    crop = SegmentationDataArguments(crop_height=41, crop_width=41, image_scale=scale, scale_min=1, scale_max=1)
+    items = SemiSupervisedDataset(scenes, BOTH, crop, StrongViewArguments(**only), 1, 0)
+    point = np.zeros((41, 41, 3), np.uint8)
+    point[20, 20] = 255
+    view = items._views(Image.fromarray(point), np.random.default_rng(0))["strong1"][0].astype(float)
+    rows = np.arange(41) - 20
+    spread = np.sqrt((view.sum(1) * rows**2).sum() / view.sum())
+    assert spread == pytest.approx(2 * scale, rel=0.2)
+
+
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 

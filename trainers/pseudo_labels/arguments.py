@@ -176,8 +176,10 @@ class StrongViewArguments:
     hue: float = field(default=0.25, metadata={"help": "Largest turn of the hue, as a share of the full circle."})
     grey_probability: Share = field(default=0.2, metadata={"help": "Of a grey view."})
     blur_probability: Share = field(default=0.5, metadata={"help": "Of a Gaussian blur."})
-    blur_sigma_min: float = field(default=0.1, metadata={"help": "Pixels."})
-    blur_sigma_max: float = field(default=2.0, metadata={"help": "Pixels."})
+    blur_sigma_min: float = field(
+        default=0.1, metadata={"help": "Pixels at image_scale 1; at .5 half as many, which blur the picture as much."}
+    )
+    blur_sigma_max: float = field(default=2.0, metadata={"help": "Likewise."})
     cutmix_probability: Share = field(default=0.5, metadata={"help": "Of a CutMix box in a strong view."})
     cutmix_area_min: Share = field(default=0.02, metadata={"help": "Of the box, as a share of the crop."})
     cutmix_area_max: Share = field(default=0.4, metadata={"help": "Of the box, as a share of the crop."})

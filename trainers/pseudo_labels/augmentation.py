@@ -69,15 +69,21 @@ def _resized_size(
     return (long_side, short_side) if height > width else (short_side, long_side)
 
 
-def strong_view(image: Image.Image, arguments: StrongViewArguments, rng: np.random.Generator) -> Image.Image:
-    """Colour jitter, grey and blur, each with its probability. No pixel moves."""
+def strong_view(
+    image: Image.Image, arguments: StrongViewArguments, rng: np.random.Generator, image_scale: float = 1.0
+) -> Image.Image:
+    """Colour jitter, grey and blur, each with its probability. No pixel moves.
+
+    Args:
+        image_scale: of the image, so that a picture of half the size is blurred as much as the whole one.
+    """
     if rng.random() < arguments.jitter_probability:
         image = colour_jitter(image, arguments, rng)
     if rng.random() < arguments.grey_probability:
         image = image.convert("L").convert("RGB")
     if rng.random() < arguments.blur_probability:
         sigma = rng.uniform(arguments.blur_sigma_min, arguments.blur_sigma_max)
-        image = image.filter(ImageFilter.GaussianBlur(sigma))
+        image = image.filter(ImageFilter.GaussianBlur(sigma * image_scale))
     return image
 
 

@@ -97,7 +97,8 @@ class SemiSupervisedDataset(torch.utils.data.Dataset):
 
     def _views(self, image: Image.Image, rng: np.random.Generator) -> dict:
         weak, _, ignore = random_crop(image, None, self.data_arguments, rng)
-        strong = [strong_view(weak, self.strong_arguments, rng) for _ in range(2)]
+        scale = self.data_arguments.image_scale
+        strong = [strong_view(weak, self.strong_arguments, rng, scale) for _ in range(2)]
         return {"weak": pixels(weak), "strong1": pixels(strong[0]), "strong2": pixels(strong[1]), "ignore": ignore}
 
     def _box(self, rng: np.random.Generator) -> tuple[int, int, int, int]:
