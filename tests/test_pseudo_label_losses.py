@@ -20,9 +20,8 @@ from trainers.pseudo_labels.losses import (
     weighted_sum,
 )
 from trainers.pseudo_labels.methods.unimatch import unimatch_weights
-from trainers.pseudo_labels.methods.unimatch_v2 import unimatch_v2_weights
+from trainers.pseudo_labels.methods.unimatch_v2 import ema_ratio, unimatch_v2_weights, update_teacher
 from trainers.pseudo_labels.perturbation import channel_dropout_masks, complementary_masks, draws_dropout
-from trainers.pseudo_labels.teacher import ema_ratio, update_teacher
 
 from .conftest import SHARED
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from datasets_scripts.files import write_text
 from datasets_scripts.records import Scene, SceneSet, read_image
 from modeling_cora.pictures import captioned, grid, heat_map, overlay, palette
 from trainers.report import STYLE
+from trainers.summary import html_table
 
 from .predictions import read_prediction
 
@@ -34,29 +35,23 @@ def write_page(path: Path, summary: dict, shown: Sequence[Scene], predictions: P
         else f"None of the {summary['images']} images has a truth to compare with."
     )
     val = "" if summary["val_miou"] is None else f" The model's mIoU on val: {_number(summary['val_miou'])}."
-    classes = (
-        (
-            name,
-            _number(entry["predicted_share"]),
-            _number(entry["truth_share"]),
-            _number(entry["confident_share"]),
-            _number(summary["iou"].get(name)),
-        )
-        for name, entry in summary["coverage"].items()
-    )
-    tenths = (
-        (f"{k + 1}", f"{_number(g['lowest'])} to {_number(g['highest'])}", _number(g["accuracy"]))
-        for k, g in enumerate(summary["deciles"])
-    )
+    classes = [("class", "predicted", "truth", "confident", "IoU")]
+    for name, entry in summary["coverage"].items():
+        shares = (entry[f"{kind}_share"] for kind in ("predicted", "truth", "confident"))
+        classes.append((name, *map(_number, shares), _number(summary["iou"].get(name))))
+    tenths = [("tenth", "confidence", "accuracy")]
+    for k, group in enumerate(summary["deciles"], 1):
+        confidence = f"{_number(group['lowest'])} to {_number(group['highest'])}"
+        tenths.append((str(k), confidence, _number(group["accuracy"])))
     confident = f"at least {summary['threshold']:g} confident"
     pictures = "".join(_picture(scene, summary, predictions, scene_set) for scene in shown)
     body = f"""<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title>
 <style>{STYLE}</style><h1>{html.escape(title)}</h1><p>{html.escape(truth + val)}</p>
 <h2>Classes</h2><p>Shares of all pixels; of the pixels of the class, how many are {confident}.</p>
-<div class="wide">{_table(("class", "predicted", "truth", "confident", "IoU"), classes)}</div>
+<div class="wide">{html_table(classes)}</div>
 <h2>Accuracy by confidence</h2><p>Each row is a tenth of the pixels, from the least to the most confident.</p>
-{_table(("tenth", "confidence", "accuracy"), tenths) if summary["deciles"] else "<p>Not known.</p>"}
+{html_table(tenths) if summary["deciles"] else "<p>Not known.</p>"}
 <h2>The least certain images</h2><p>Left the pseudo-labels, right how uncertain they are.</p>
 {pictures or "<p>Nothing is known of the confidence.</p>"}</html>
 """
@@ -93,9 +88,3 @@ def _resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    cells = "".join(f"<th>{html.escape(name)}" for name in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in row) for row in rows)
-    return f"<table><tr>{cells}{body}</table>"

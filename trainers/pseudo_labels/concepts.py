@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from datasets_scripts.json_files import excerpt, read_json
 from datasets_scripts.records import DataError, SemanticClass
 
 CITYSCAPES_CONCEPTS = {
@@ -58,15 +58,10 @@ def concepts_of(classes: Sequence[SemanticClass], path: str | None = None) -> li
 
 
 def _read(path: Path) -> dict[str, list[str]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not JSON ({error})") from None
+    content = read_json(path)
     if not isinstance(content, dict):
         raise DataError(f'{path}: is not of the form {{"car": ["car", "van"]}}')
     for name, words in content.items():
         if not isinstance(words, list) or not words or not all(isinstance(w, str) and w.strip() for w in words):
-            raise DataError(f"{path}: {name}: {json.dumps(words)[:60]} is not a list of words")
+            raise DataError(f"{path}: {name}: {excerpt(words)} is not a list of words")
     return content

@@ -5,26 +5,17 @@ Images, pseudo-labels, confidences and ignore maps are pasted with the same box,
 
 from __future__ import annotations
 
-from typing import Protocol
-
+import numpy as np
 import torch
 from torch import Tensor
 
 NO_BOX = (0, 0, 0, 0)
 
 
-class Draws(Protocol):
-    """What is asked of a `numpy.random.Generator`."""
-
-    def random(self) -> float: ...
-    def uniform(self, low: float, high: float) -> float: ...
-    def integers(self, low: int, high: int) -> int: ...
-
-
 def cutmix_box(
     height: int,
     width: int,
-    rng: Draws,
+    rng: np.random.Generator,
     probability: float = 0.5,
     area: tuple[float, float] = (0.02, 0.4),
     aspect: tuple[float, float] = (0.3, 1 / 0.3),

@@ -105,8 +105,7 @@ def image_ratio_consistency(
     logits: Tensor, labels: Tensor, confidence: Tensor, ignore: Tensor, threshold: float
 ) -> Mean:
     """As above, the weight being the share of the image's pixels that are confident (SemiVL's `pixelratio`)."""
-    valid = ignore != IGNORE_INDEX
-    return image_confidence_consistency(logits, labels, (confidence >= threshold).float(), torch.where(valid, 0, 255))
+    return image_confidence_consistency(logits, labels, (confidence >= threshold).float(), ignore)
 
 
 def guidance(logits: Tensor, clip_labels: Tensor, over: str = "all") -> Mean:
@@ -129,8 +128,4 @@ def pseudo_labels(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 def weighted_sum(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
     """The loss. Every weight has its term and every term its weight."""
-    return sum((weights[name] * terms[name] for name in weights), start=torch.zeros((), device=_device(terms)))
-
-
-def _device(terms: dict[str, Tensor]) -> torch.device:
-    return next(iter(terms.values())).device
+    return sum(weights[name] * terms[name] for name in weights)

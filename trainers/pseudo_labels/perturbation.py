@@ -11,8 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-NOT_DROPPED, DROPPED = 0, 1
-
 
 def channel_dropout_masks(seeds: Sequence[int], channels: Sequence[int], probability: float) -> list[Tensor]:
     """UniMatch's `Dropout2d`: for each level (B, channels), 0 with `probability`, else 1 / (1 - probability).
@@ -45,19 +43,19 @@ def complementary_dropout(seeds: Sequence[int], dropped: Sequence[int], channels
 
     Args:
         seeds: one per sample.
-        dropped: `DROPPED` or `NOT_DROPPED` for each sample; half of each (see `draws_dropout`).
+        dropped: 0 or 1 for each sample; half of each (see `draws_dropout`).
     """
     kept = torch.stack([(_uniform(seed, channels) < 0.5).float() for seed in seeds])
-    return complementary_masks(kept, torch.tensor(list(dropped)) == DROPPED)
+    return complementary_masks(kept, torch.tensor(dropped, dtype=torch.bool))
 
 
 def draws_dropout(index: int, coin: int) -> int:
-    """Whether item `index` is dropped: one of each two neighbours, by a coin that the two share.
+    """Whether item `index` is dropped, 0 or 1: one of each two neighbours, by a coin that the two share.
 
     UniMatch V2 leaves a random half of a GPU's batch of 2 undropped; this is the same for any batch and any number of
     processes.
     """
-    return DROPPED if (index + coin) % 2 else NOT_DROPPED
+    return (index + coin) % 2
 
 
 def _uniform(seed: int, count: int) -> Tensor:

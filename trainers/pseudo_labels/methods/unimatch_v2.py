@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..arguments import MethodArguments
 from ..cutmix import paste
@@ -13,7 +13,6 @@ from ..dataset import Views
 from ..losses import Mean, pseudo_labels
 from ..perturbation import complementary_dropout
 from ..segmenter import SemanticSegmenter, View
-from ..teacher import ema_ratio, update_teacher
 from . import Method, Step
 from .unimatch import box_insides
 
@@ -71,3 +70,22 @@ class UniMatchV2(Method):
 def swapped(batch: Tensor) -> Tensor:
     """Neighbours change places: 1 0 3 2 5 4 ...; of an even number of samples."""
     return batch.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+
+
+def ema_ratio(step: int, highest: float = 0.996) -> float:
+    """min(1 - 1 / (step + 1), highest): what is kept of the teacher after optimizer step 0, 1, 2, ...
+
+    0 at step 0 (the teacher becomes the student), then the plain average of all students so far until `highest`.
+    """
+    return min(1 - 1 / (step + 1), highest)
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, ratio: float) -> None:
+    """teacher = ratio * teacher + (1 - ratio) * student; running statistics too. Counters are copied."""
+    theirs = student.state_dict()
+    for name, own in teacher.state_dict().items():
+        if own.is_floating_point():
+            own.mul_(ratio).add_(theirs[name].to(own), alpha=1 - ratio)
+        else:
+            own.copy_(theirs[name])
