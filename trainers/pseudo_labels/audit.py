@@ -29,8 +29,9 @@ from trainers.argument_checks import check_least
 from trainers.arguments import parse_recipe
 from trainers.pseudo_labels.arguments import Share, check_fields
 from trainers.pseudo_labels.audit_page import write_page
-from trainers.pseudo_labels.evaluation import confusion_matrix, scores
+from trainers.pseudo_labels.evaluation import scores
 from trainers.pseudo_labels.predictions import check_classes, mask_path, read_meta, read_prediction, write_json
+from trainers.pseudo_labels.scenes import class_index_lookup
 
 LEVELS, TENTHS = 256, 10
 CONFIDENCES = np.arange(LEVELS) / 255
@@ -50,54 +51,51 @@ class AuditArguments:
 
 
 class Audit:
-    """Sums over images; `summary` says what they come to."""
+    """How many pixels have which truth, pseudo-label and confidence; `summary` says what they come to.
+
+    Attributes:
+        joint: (classes + 1, classes + 1, LEVELS + 1), the last of each for what is not known.
+        mean_confidence: of each image that has one.
+    """
 
     def __init__(self, scene_set: SceneSet, threshold: float):
         self.classes, self.threshold = scene_set.classes, threshold
-        self.confusion = np.zeros((len(self.classes),) * 2, np.int64)
-        self.pixels_at = np.zeros(LEVELS, np.int64)
-        self.correct_at = np.zeros(LEVELS, np.int64)
-        self.predicted = np.zeros(LEVELS, np.int64)
-        self.covered = np.zeros(LEVELS, np.int64)
+        unknown = len(self.classes)
+        self.joint = np.zeros((unknown + 1, unknown + 1, LEVELS + 1), np.int64)
+        self._index_of = np.minimum(class_index_lookup(self.classes), unknown)
         self.mean_confidence: dict[str, float] = {}
         self.images_with_truth = 0
 
     def add(self, image_id: str, mask: np.ndarray, confidence: np.ndarray | None, truth: np.ndarray | None) -> None:
         """All uint8 (H, W); 255 in the mask is no answer, in the truth it is unknown."""
-        self.predicted += np.bincount(mask.ravel(), minlength=LEVELS)
         if confidence is not None:
-            self.covered += np.bincount(mask[confidence >= self.threshold * 255], minlength=LEVELS)
             self.mean_confidence[image_id] = float(confidence.mean() / 255)
-        if truth is None:
-            return
-        self.images_with_truth += 1
-        counted = (truth != IGNORE_INDEX) & (mask != IGNORE_INDEX)
-        self.confusion += confusion_matrix(truth[counted], mask[counted], self.classes)
-        if confidence is not None:
-            right = confidence[counted & (mask == truth)]
-            self.pixels_at += np.bincount(confidence[counted], minlength=LEVELS)
-            self.correct_at += np.bincount(right, minlength=LEVELS)
+        self.images_with_truth += truth is not None
+        truth = np.full_like(mask, IGNORE_INDEX) if truth is None else truth
+        levels = np.full(mask.shape, LEVELS) if confidence is None else confidence
+        places = np.ravel_multi_index((self._index_of[truth], self._index_of[mask], levels), self.joint.shape)
+        self.joint += np.bincount(places.ravel(), minlength=self.joint.size).reshape(self.joint.shape)
 
     def summary(self) -> dict:
-        total, known = int(self.predicted.sum()), int(self.confusion.sum())
-        truth = self.confusion.sum(1)
+        known = self.joint[:-1, :-1]
+        confusion = known.sum(2)
+        predicted = self.joint.sum((0, 2))
+        covered = self.joint[:, :, :-1][:, :, np.arange(LEVELS) >= self.threshold * 255].sum((0, 2))
+        truth_share = confusion.sum(1) / max(1, confusion.sum())
         coverage = {
             one.name: {
-                "predicted_share": float(self.predicted[one.id] / total),
-                "confident_share": float(self.covered[one.id] / max(1, self.predicted[one.id])),
-                "truth_share": float(truth[k] / known) if known else None,
+                "predicted_share": float(predicted[k] / predicted.sum()),
+                "confident_share": float(covered[k] / max(1, predicted[k])) if self.mean_confidence else None,
+                "truth_share": float(truth_share[k]) if confusion.any() else None,
             }
             for k, one in enumerate(self.classes)
         }
-        if not self.mean_confidence:
-            for entry in coverage.values():
-                entry["confident_share"] = None
         return {
             "images": len(self.mean_confidence),
             "images_with_truth": self.images_with_truth,
             "threshold": self.threshold,
-            **scores(self.confusion, self.classes),
-            "deciles": deciles(self.pixels_at, self.correct_at),
+            **scores(confusion, self.classes),
+            "deciles": deciles(known.sum((0, 1))[:-1], known.trace()[:-1]),
             "coverage": coverage,
         }
 

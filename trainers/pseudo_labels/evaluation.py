@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from datasets_scripts.records import IGNORE_INDEX, Scene, SceneSet, SemanticClass, read_image
 
 from .augmentation import pixels, scaled
+from .scenes import class_index_lookup
 from .segmenter import SemanticSegmenter
 
 
@@ -71,9 +72,7 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: Sequenc
     Args:
         labels, predicted: class ids, uint8 of any one shape.
     """
-    index_of = np.full(256, -1)
-    for index, one in enumerate(classes):
-        index_of[one.id] = index
+    index_of = class_index_lookup(classes).astype(int)
     counted = labels != IGNORE_INDEX
     pairs = index_of[labels[counted]] * len(classes) + index_of[predicted[counted]]
     return np.bincount(pairs, minlength=len(classes) ** 2).reshape(len(classes), -1)
