@@ -18,9 +18,9 @@ from datasets_scripts.command_line import UsageError
 from trainers.argument_checks import check_above_zero, check_choice, check_least, check_shares
 from trainers.base_trainer import check_training
 
-METHODS = ("supervised", "unimatch", "unimatch_v2", "semivl")
-ARCHITECTURES = ("segformer", "dpt", "deeplabv3plus", "semivl")
+from .segmenter import NETWORKS
 
+METHODS = ("supervised", "unimatch", "unimatch_v2", "semivl")
 
 Share = Annotated[float, "in [0, 1]"]
 
@@ -53,7 +53,7 @@ def _check_range(arguments: Any, name: str) -> None:
 @dataclass
 class SegmenterArguments:
     architecture: str = _choice(
-        "segformer", ARCHITECTURES, "dpt takes a DINOv2 backbone (UniMatch V2), deeplabv3plus a ResNet (UniMatch)."
+        "segformer", tuple(NETWORKS), "dpt takes a DINOv2 backbone (UniMatch V2), deeplabv3plus a ResNet (UniMatch)."
     )
     backbone: str = field(
         default="mit-b0",

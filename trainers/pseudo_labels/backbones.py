@@ -30,10 +30,9 @@ from datasets_scripts.records import SemanticClass
 from .arguments import SegmenterArguments
 from .clip import FrozenClip, mean_of_concepts, word_embeddings
 from .concepts import concepts_of
-from .segmenter import SegmenterConfig, SemanticSegmenter
+from .segmenter import NETWORKS, SegmenterConfig, SemanticSegmenter
 from .text_decoder import trained_in_clip
 
-MODEL_TYPES = {"segformer": "segformer", "dpt": "dinov2", "deeplabv3plus": "resnet", "semivl": "clip_vision_model"}
 SAME_AT_A_START = (
     "architecture",
     "class_names",
@@ -46,7 +45,6 @@ SAME_AT_A_START = (
     "image_std",
 )
 """What weights are trained for and their shapes do not show; window and image_scale may be others."""
-DECODER_CHANNELS = {"segformer": 256, "dpt": 128, "deeplabv3plus": 256, "semivl": 128}
 
 
 def random_start(size: str) -> PreTrainedConfig | None:
@@ -97,11 +95,11 @@ def build_segmenter(
         # the vision tower's own idea of the joint width is a default that nothing keeps true
         own.vision_config.projection_dim = own.projection_dim
         own = own.vision_config
-    wanted = MODEL_TYPES[arguments.architecture]
-    if own.model_type != wanted:
+    network = NETWORKS[arguments.architecture]
+    if own.model_type != network.model_type:
         raise UsageError(
             f"backbone {arguments.backbone}: is a {own.model_type}; architecture {arguments.architecture} needs a "
-            f"{wanted}"
+            f"{network.model_type}"
         )
     _prepare(own, arguments)
     is_clip = arguments.architecture == "semivl"
@@ -113,7 +111,7 @@ def build_segmenter(
         skip_encoder_config=None if skip_encoder is None else skip_encoder.to_dict(),
         class_ids=[c.id for c in classes],
         class_names=[c.name for c in classes],
-        decoder_channels=arguments.decoder_channels or DECODER_CHANNELS[arguments.architecture],
+        decoder_channels=arguments.decoder_channels or network.decoder_channels,
         output_stride=arguments.output_stride,
         atrous_rates=list(arguments.atrous_rates),
         window=list(window),
@@ -232,16 +230,7 @@ def _direction(word: str, width: int) -> torch.Tensor:
 def _prepare(own: PreTrainedConfig, arguments: SegmenterArguments) -> None:
     """Which layers the decoder sees; trained in fp32, whatever the weights are stored in."""
     own.dtype = torch.float32
-    if arguments.architecture == "dpt":
-        # UniMatch V2 counts layers from 0: 2 5 8 11 of 12, 4 11 17 23 of 24
-        known = {12: [3, 6, 9, 12], 24: [5, 12, 18, 24], 40: [10, 20, 30, 40]}
-        layers = own.num_hidden_layers
-        own.out_indices = known.get(layers) or [max(1, layers * k // 4) for k in range(1, 5)]
-        own.apply_layernorm, own.reshape_hidden_states = True, True
-    elif arguments.architecture == "deeplabv3plus":
-        own.out_indices = [1, 4]
-    elif arguments.architecture == "segformer":
-        own.reshape_last_stage = True
+    NETWORKS[arguments.architecture].prepare(own)
 
 
 def _skip_encoder(arguments: SegmenterArguments) -> tuple[PreTrainedConfig | None, bool]:

@@ -75,6 +75,24 @@ def mean_of_concepts(embeddings: Tensor, concepts_of_class: Sequence[int]) -> Te
     return F.normalize(torch.stack([part.mean(0) for part in parts]), dim=-1)
 
 
+def best_of_class(maps: Tensor, concepts_of_class: list[int]) -> Tensor:
+    """(B, concepts, h, w) -> (B, classes, h, w): the highest of each class's concepts, which follow one another."""
+    if len(concepts_of_class) == maps.shape[1]:
+        return maps
+    return torch.stack([part.amax(1) for part in maps.split(concepts_of_class, dim=1)], 1)
+
+
+def normalised(images: Tensor, mean: Tensor, std: Tensor, patch_size: int) -> Tensor:
+    """float (B, 3, H', W') of uint8 images, filled up on the right and below to whole patches.
+
+    Args:
+        mean, std: (3, 1, 1), of pixels in 0..1.
+    """
+    pixels = (images.to(mean.dtype) / 255 - mean) / std
+    right, below = -images.shape[-1] % patch_size, -images.shape[-2] % patch_size
+    return F.pad(pixels, (0, right, 0, below), mode="replicate") if right or below else pixels
+
+
 class FrozenClip(nn.Module):
     """CLIP as it was trained, asked about every pixel (SemiVL: dense CLIP guidance). It never trains.
 
@@ -104,15 +122,11 @@ class FrozenClip(nn.Module):
         Args:
             images: uint8 (B, 3, H, W).
         """
-        pixels = (images.float() / 255 - self.mean) / self.std
-        patch = self.model.config.patch_size
-        right, below = -images.shape[-1] % patch, -images.shape[-2] % patch
-        padded = F.pad(pixels, (0, right, 0, below), mode="replicate") if right or below else pixels
-        dense, _ = dense_features(self.model, padded)
+        pixels = normalised(images, self.mean, self.std, self.model.config.patch_size)
+        dense, _ = dense_features(self.model, pixels)
         similarity = torch.einsum("bdhw,nd->bnhw", F.normalize(dense, dim=1), self.embeddings)
-        parts = similarity.split(self.concepts_of_class, dim=1)
-        of_class = torch.stack([part.amax(1) for part in parts], 1)
-        whole = F.interpolate(of_class, size=padded.shape[-2:], mode="bilinear", align_corners=False)
+        of_class = best_of_class(similarity, self.concepts_of_class)
+        whole = F.interpolate(of_class, size=pixels.shape[-2:], mode="bilinear", align_corners=False)
         whole = whole[..., : images.shape[-2], : images.shape[-1]]
         confidence, labels = (LOGIT_SCALE * whole).softmax(1).max(1)
         return torch.where(confidence >= threshold, labels, IGNORE_INDEX)

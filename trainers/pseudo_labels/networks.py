@@ -2,51 +2,48 @@
 logits, (B, classes, h', w')), so that features can be perturbed in between.
 
 Attributes of every network:
+    model_type: of its backbone.
+    decoder_channels: where none are given.
     channels: of each level.
     patch_size: the images' sides are whole multiples of it.
     align_corners: how its logits are enlarged to the image.
     backbone: the part that trains at the backbone's learning rate.
+
+`prepare` tells the configuration of a backbone which layers the decoder sees.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoBackbone, AutoConfig, DPTConfig, SegformerConfig, SegformerModel
+from transformers import AutoBackbone, AutoConfig, DPTConfig, PreTrainedConfig, SegformerConfig, SegformerModel
 from transformers.models.dpt.modeling_dpt import DPTFeatureFusionLayer, DPTNeck
 from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 
-from .text_decoder import SimilarityNetwork
 
-
-def build_network(config) -> nn.Module:
-    """The network of a `SegmenterConfig`, with a random start."""
-    networks = {
-        "segformer": SegformerNetwork,
-        "dpt": DptNetwork,
-        "deeplabv3plus": DeepLabV3PlusNetwork,
-        "semivl": SimilarityNetwork,
-    }
-    return networks[config.architecture](config)
-
-
-def backbone_config(config):
-    fields = dict(config.backbone_config)
+def read_config(values: dict) -> PreTrainedConfig:
+    """Of a backbone, from a dict in a `SegmenterConfig`."""
+    fields = dict(values)
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
 class SegformerNetwork(nn.Module):
     """SegFormer (arXiv 2105.15203): Mix Transformer and all-MLP decoder."""
 
+    model_type, decoder_channels = "segformer", 256
     patch_size, align_corners = 1, False
+
+    @staticmethod
+    def prepare(own: PreTrainedConfig) -> None:
+        own.reshape_last_stage = True
 
     def __init__(self, config):
         super().__init__()
-        own: SegformerConfig = backbone_config(config)
+        own: SegformerConfig = read_config(config.backbone_config)
         own.decoder_hidden_size, own.num_labels = config.decoder_channels, len(config.class_ids)
         self.backbone = SegformerModel(own)
         self.decoder = SegformerDecodeHead(own)
@@ -66,11 +63,20 @@ class SegformerNetwork(nn.Module):
 class DptNetwork(nn.Module):
     """DINOv2 and DPT as in UniMatch V2 (`model/semseg/dpt.py`): four levels, no class token, no BatchNorm."""
 
+    model_type, decoder_channels = "dinov2", 128
     align_corners = True
+
+    @staticmethod
+    def prepare(own: PreTrainedConfig) -> None:
+        # UniMatch V2 counts layers from 0: 2 5 8 11 of 12, 4 11 17 23 of 24
+        known = {12: [3, 6, 9, 12], 24: [5, 12, 18, 24], 40: [10, 20, 30, 40]}
+        layers = own.num_hidden_layers
+        own.out_indices = known.get(layers) or [max(1, layers * k // 4) for k in range(1, 5)]
+        own.apply_layernorm, own.reshape_hidden_states = True, True
 
     def __init__(self, config):
         super().__init__()
-        own = backbone_config(config)
+        own = read_config(config.backbone_config)
         self.backbone = AutoBackbone.from_config(own)
         width, levels = own.hidden_size, len(own.out_indices)
         # UniMatch V2's 96 192 384 768 for the width 128
@@ -122,20 +128,25 @@ def fused(layer: DPTFeatureFusionLayer, x: Tensor, size: Sequence[int]) -> Tenso
 class DeepLabV3PlusNetwork(nn.Module):
     """ResNet and DeepLabV3+ (arXiv 1802.02611) as in UniMatch (`model/semseg/deeplabv3plus.py`)."""
 
+    model_type, decoder_channels = "resnet", 256
     patch_size, align_corners = 1, True
+
+    @staticmethod
+    def prepare(own: PreTrainedConfig) -> None:
+        own.out_indices = [1, 4]
 
     def __init__(self, config):
         super().__init__()
-        own = backbone_config(config)
+        own = read_config(config.backbone_config)
         self.backbone = AutoBackbone.from_config(own)
         if config.output_stride == 16:
             dilate_last_stage(self.backbone)
         low, high = self.backbone.channels[0], self.backbone.channels[-1]
         width = config.decoder_channels
         self.aspp = AtrousPyramid(high, width, config.atrous_rates)
-        self.reduce = _conv_norm(low, max(8, width * 48 // 256), 1)
+        self.reduce = conv_norm(low, max(8, width * 48 // 256), 1)
         self.fuse = nn.Sequential(
-            _conv_norm(width + max(8, width * 48 // 256), width, 3, padding=1), _conv_norm(width, width, 3, padding=1)
+            conv_norm(width + max(8, width * 48 // 256), width, 3, padding=1), conv_norm(width, width, 3, padding=1)
         )
         self.classifier = nn.Conv2d(width, len(config.class_ids), 1)
         self.channels = [low, high]
@@ -150,14 +161,21 @@ class DeepLabV3PlusNetwork(nn.Module):
 
 
 class AtrousPyramid(nn.Module):
-    """Parallel dilated convolutions and the image's mean (ASPP)."""
+    """Parallel dilated convolutions and the image's mean (ASPP).
 
-    def __init__(self, channels: int, width: int, rates: list[int]):
+    Args:
+        rates: of the dilations, beside a 1x1 convolution.
+        norm: a layer for a number of channels.
+    """
+
+    def __init__(
+        self, channels: int, width: int, rates: Sequence[int], norm: Callable[[int], nn.Module] = nn.BatchNorm2d
+    ):
         super().__init__()
-        self.branches = nn.ModuleList([_conv_norm(channels, width, 1)])
-        self.branches.extend(_conv_norm(channels, width, 3, padding=rate, dilation=rate) for rate in rates)
-        self.pool = _conv_norm(channels, width, 1)
-        self.project = _conv_norm((len(rates) + 2) * width, width, 1)
+        self.branches = nn.ModuleList([conv_norm(channels, width, 1, norm)])
+        self.branches.extend(conv_norm(channels, width, 3, norm, padding=rate, dilation=rate) for rate in rates)
+        self.pool = conv_norm(channels, width, 1, norm)
+        self.project = conv_norm((len(rates) + 2) * width, width, 1, norm)
 
     def forward(self, features: Tensor) -> Tensor:
         mean = self.pool(features.mean((2, 3), keepdim=True)).expand(-1, -1, *features.shape[-2:])
@@ -175,5 +193,7 @@ def dilate_last_stage(backbone: nn.Module) -> None:
                 module.dilation = module.padding = (2, 2)
 
 
-def _conv_norm(channels: int, width: int, size: int, **options: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(channels, width, size, bias=False, **options), nn.BatchNorm2d(width), nn.ReLU())
+def conv_norm(
+    channels: int, width: int, size: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d, **options: int
+) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, width, size, bias=False, **options), norm(width), nn.ReLU())

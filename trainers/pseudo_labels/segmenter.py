@@ -13,7 +13,16 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .batch_norm import kept_statistics
-from .networks import build_network
+from .clip import normalised
+from .networks import DeepLabV3PlusNetwork, DptNetwork, SegformerNetwork
+from .text_decoder import SimilarityNetwork
+
+NETWORKS = {
+    "segformer": SegformerNetwork,
+    "dpt": DptNetwork,
+    "deeplabv3plus": DeepLabV3PlusNetwork,
+    "semivl": SimilarityNetwork,
+}
 
 
 @strict
@@ -34,7 +43,7 @@ class SegmenterConfig(PreTrainedConfig):
 
     model_type = "semantic_segmenter"
 
-    architecture: Literal["segformer", "dpt", "deeplabv3plus", "semivl"] = "segformer"
+    architecture: Literal[tuple(NETWORKS)] = "segformer"
     backbone_config: Any = None
     skip_encoder_config: Any = None
     class_ids: list[int] | None = None
@@ -82,7 +91,7 @@ class SemanticSegmenter(PreTrainedModel):
 
     def __init__(self, config: SegmenterConfig):
         super().__init__(config)
-        self.network = build_network(config)
+        self.network = NETWORKS[config.architecture](config)
         self.register_buffer("image_mean", torch.tensor(config.image_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(config.image_std).view(3, 1, 1), persistent=False)
         self.post_init()
@@ -116,11 +125,8 @@ class SemanticSegmenter(PreTrainedModel):
         return list(self.config.class_names)
 
     def normalised(self, images: Tensor) -> Tensor:
-        """float (B, 3, H', W'), filled up on the right and below to whole patches."""
-        pixels = (images.to(self.image_mean.dtype) / 255 - self.image_mean) / self.image_std
-        step = self.network.patch_size
-        right, below = -images.shape[-1] % step, -images.shape[-2] % step
-        return F.pad(pixels, (0, right, 0, below), mode="replicate") if right or below else pixels
+        """float (B, 3, H', W'), see `clip.normalised`."""
+        return normalised(images, self.image_mean, self.image_std, self.network.patch_size)
 
     def _logits(self, view: View) -> Tensor:
         pixels = self.normalised(view.images)

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoBackbone, AutoConfig, CLIPVisionModelWithProjection
+from transformers import AutoBackbone, CLIPVisionModelWithProjection, PreTrainedConfig
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from .clip import dense_features
+from .clip import best_of_class, dense_features
+from .networks import AtrousPyramid, conv_norm, read_config
 
 SKIPS = (0, 4)
 """Layers whose own values (`dense_features`) join the decoder on its way up, the later one first. A skip encoder stands
@@ -25,20 +26,23 @@ class SimilarityNetwork(nn.Module):
     """CLIP ViT of which attention and positions train (see `trained_in_clip`), and for the finer skip features a whole
     ResNet stage beside it, where the configuration has one."""
 
+    model_type, decoder_channels = "clip_vision_model", 128
     align_corners = False
+
+    @staticmethod
+    def prepare(own: PreTrainedConfig) -> None:
+        """`dense_features` sees every layer."""
 
     def __init__(self, config):
         super().__init__()
-        fields = dict(config.backbone_config)
-        own = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        own = read_config(config.backbone_config)
         self.backbone = CLIPVisionModelWithProjection(own)
         self.patch_size = own.patch_size
         self.skips = tuple(min(skip, own.num_hidden_layers - 1) for skip in SKIPS)
         skip_widths = [own.hidden_size] * len(SKIPS)
         self.skip_encoder = None
         if config.skip_encoder_config is not None:
-            fields = dict(config.skip_encoder_config)
-            self.skip_encoder = AutoBackbone.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
+            self.skip_encoder = AutoBackbone.from_config(read_config(config.skip_encoder_config))
             self.skips, skip_widths[0] = self.skips[1:], self.skip_encoder.channels[0]
             # from CLIP's normalisation, which the segmenter applies, to that of a ResNet
             mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.image_mean, config.image_std))
@@ -77,13 +81,6 @@ def trained_in_clip(network: SimilarityNetwork) -> None:
         parameter.requires_grad = ("self_attn" in name or "position_embedding" in name) and not unused
 
 
-def best_of_class(maps: Tensor, concepts_of_class: list[int]) -> Tensor:
-    """(B, concepts, h, w) -> (B, classes, h, w): the highest of each class's concepts, which follow one another."""
-    if len(concepts_of_class) == maps.shape[1]:
-        return maps
-    return torch.stack([part.amax(1) for part in maps.split(concepts_of_class, dim=1)], 1)
-
-
 class SimilarityDecoder(nn.Module):
     """Spatial reasoning on each map, semantic reasoning between the maps, then up by 4 with the skips.
 
@@ -104,7 +101,7 @@ class SimilarityDecoder(nn.Module):
     ):
         super().__init__()
         self.embed = nn.Conv2d(1, channels, 7, padding=3)
-        self.aspp = GroupedAtrousPyramid(channels)
+        self.aspp = AtrousPyramid(channels, channels, [6, 12, 18], group_norm)
         self.text = nn.Sequential(nn.Linear(text_width, channels), nn.ReLU())
         self.between = nn.ModuleList(BetweenClasses(channels, heads) for _ in range(layers))
         widths, skips = (channels // 2, channels // 4), (channels // 4, channels // finer_skip)
@@ -126,28 +123,14 @@ class SimilarityDecoder(nn.Module):
         """
         batch, count = len(embeddings), len(text)
         similarity = torch.einsum("bdhw,nd->bnhw", F.normalize(embeddings, dim=1), F.normalize(text, dim=-1))
-        x = self.aspp(self.embed(similarity.flatten(0, 1)[:, None]))
+        x = self.embed(similarity.flatten(0, 1)[:, None])
+        x = x + self.aspp(x)
         words = self.text(F.normalize(text, dim=-1))
         for layer in self.between:
             x = layer(x, words, batch)
         for up, project, skip in zip(self.up, self.skips, reversed(skips), strict=True):
             x = up(x, project(skip), count)
         return self.head(x).reshape(batch, count, *x.shape[-2:])
-
-
-class GroupedAtrousPyramid(nn.Module):
-    """ASPP with group normalisation and a residual connection; rates 1 6 12 18."""
-
-    def __init__(self, channels: int, rates: tuple[int, ...] = (6, 12, 18)):
-        super().__init__()
-        self.branches = nn.ModuleList([_conv_norm(channels, channels, 1)])
-        self.branches.extend(_conv_norm(channels, channels, 3, padding=rate, dilation=rate) for rate in rates)
-        self.pool = _conv_norm(channels, channels, 1)
-        self.project = _conv_norm((len(rates) + 2) * channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean = self.pool(x.mean((2, 3), keepdim=True)).expand_as(x)
-        return x + self.project(torch.cat([*(branch(x) for branch in self.branches), mean], 1))
 
 
 class BetweenClasses(nn.Module):
@@ -186,7 +169,9 @@ class UpWithSkip(nn.Module):
     def __init__(self, channels: int, width: int, skip: int):
         super().__init__()
         self.up = nn.ConvTranspose2d(channels, channels - skip, 2, stride=2)
-        self.convs = nn.Sequential(_conv_norm(channels, width, 3, padding=1), _conv_norm(width, width, 3, padding=1))
+        self.convs = nn.Sequential(
+            conv_norm(channels, width, 3, group_norm, padding=1), conv_norm(width, width, 3, group_norm, padding=1)
+        )
 
     def forward(self, x: Tensor, skip: Tensor, count: int) -> Tensor:
         x = self.up(x)
@@ -194,8 +179,5 @@ class UpWithSkip(nn.Module):
         return self.convs(torch.cat([x, skip.repeat_interleave(count, 0)], 1))
 
 
-def _conv_norm(channels: int, width: int, size: int, **options: int) -> nn.Sequential:
-    groups = max(1, width // 16)
-    return nn.Sequential(
-        nn.Conv2d(channels, width, size, bias=False, **options), nn.GroupNorm(groups, width), nn.ReLU()
-    )
+def group_norm(width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(max(1, width // 16), width)
