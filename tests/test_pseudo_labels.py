@@ -152,10 +152,13 @@ def test_bad_input_of_prediction(street, model, predicted, tmp_path, capsys):
     backbone, unfinished = small_backbones.save_segformer(tmp_path / "backbone"), tmp_path / "unfinished"
     shutil.copytree(model, unfinished)
     (unfinished / "training.json").unlink()
+    newer = shutil.copytree(model, tmp_path / "newer")
+    (newer / "config.json").write_text((newer / "config.json").read_text().replace('"segformer",', '"another",', 1))
     base = ["--data", street, "--out", out]
     for argv, message in (
         (base, "--model not given"),
         (["--model", unfinished, *base], "has its training ended?"),
+        (["--model", newer, *base], f"--model {newer}: is no trained segmenter (Validation error for field"),
         (["--model", backbone, *base], f"--model {backbone}: is no trained segmenter (its config.json names no "),
         (["--model", model, "--data", empty, "--out", out], "no unlabelled training image"),
         (

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch.nn import functional as F
 from transformers import (
@@ -156,7 +157,7 @@ def load_segmenter(name: str, field: str) -> SemanticSegmenter:
         if config.class_ids is None:  # of a backbone, say, which would load with nothing in its place
             raise ValueError("its config.json names no classes")
         segmenter, info = SemanticSegmenter.from_pretrained(name, config=config, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise UsageError(f"{field} {name}: is no trained segmenter ({_first_line(error)})") from None
     _refuse_missing(info, f"{field} {name}")
     return segmenter
