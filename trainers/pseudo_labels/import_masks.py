@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # run as a file: this folder has modules with names of libraries, and `import evaluate` would find another's file
+    # run as a file: the packages lie two folders up, and `import clip` would find this folder's file, not the library
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from dataclasses import dataclass, field
