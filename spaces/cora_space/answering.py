@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -95,6 +96,19 @@ class Answer:
         """Of the file, without its folders, which are the server's own."""
         return Path(self.path).name
 
+    def masks(self, threshold: float, size: Sequence[int] | None = None) -> np.ndarray:
+        """bool (n, *size), by default at image size.
+
+        Args:
+            threshold: of the probability, in (0, 1).
+        """
+        return self.logits.masks(logit(threshold), size).numpy()
+
+
+def logit(probability: float) -> float:
+    """The logit of a probability in (0, 1); 0.5 is 0."""
+    return math.log(probability / (1 - probability))
+
 
 class Answering:
     """
@@ -173,13 +187,6 @@ class Answering:
             return _told(self._answer, encoded, queries, uncertainty, anchors)
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """What the processor says against an input, in one line and without paths."""
-
-    reason: str
-
-
 def _refusing(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, which gives a refusal back: of an error in a lent GPU's process nothing arrives but its class."""
 
@@ -188,7 +195,7 @@ def _refusing(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*arguments)
         except ValueError as error:
-            return Refusal(str(error))
+            return VisitorError(f"The model cannot take this: {error}.")
 
     return wrapped
 
@@ -196,9 +203,9 @@ def _refusing(function: Callable[..., Any]) -> Callable[..., Any]:
 def _told(function: Callable[..., Any], *arguments: Any) -> Any:
     """
     Raises:
-        VisitorError: with what a refusal says.
+        VisitorError: that the function gives back.
     """
     result = function(*arguments)
-    if isinstance(result, Refusal):
-        raise VisitorError(f"The model cannot take this: {result.reason}.")
+    if isinstance(result, VisitorError):
+        raise result
     return result

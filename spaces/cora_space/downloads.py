@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_masks
 
-from .answering import Answer
-from .drawing import logit
+from .answering import Answer, logit
 from .inputs import anchors_of
 
 ANCHOR_FILE = "anchor.png"
@@ -24,7 +23,7 @@ def masks_zip(answer: Answer, threshold: float) -> bytes:
     Args:
         threshold: of the probability, in (0, 1).
     """
-    masks = dict(enumerate(answer.logits.masks(logit(threshold)).numpy(), start=1))
+    masks = dict(enumerate(answer.masks(threshold), start=1))
     files = {f"mask_{number}.png": mask for number, mask in masks.items()}
     if answer.anchor is not None:
         files[ANCHOR_FILE] = answer.anchor
@@ -46,7 +45,7 @@ def coco_json(answer: Answer, threshold: float) -> str:
     height, width = answer.logits.size
     annotations = []
     for number, (query, score, mask) in enumerate(
-        zip(answer.queries, answer.logits.scores.tolist(), answer.logits.masks(logit(threshold)).numpy(), strict=True),
+        zip(answer.queries, answer.logits.scores.tolist(), answer.masks(threshold), strict=True),
         start=1,
     ):
         run_lengths = coco_masks.encode(np.asfortranarray(mask, dtype=np.uint8))

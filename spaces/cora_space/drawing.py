@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,19 +27,13 @@ def shown_picture(image: Image.Image) -> Image.Image:
     return image.resize((size[0], size[1]), Image.Resampling.BICUBIC)
 
 
-def logit(probability: float) -> float:
-    """The logit of a probability in (0, 1); 0.5 is 0."""
-    return math.log(probability / (1 - probability))
-
-
 def shown_masks(answer: Answer, threshold: float) -> np.ndarray:
     """bool (n, H', W') at the size of the shown picture.
 
     Args:
         threshold: of the probability, in (0, 1).
     """
-    size = (answer.picture.height, answer.picture.width)
-    return answer.logits.masks(logit(threshold), size).numpy()
+    return answer.masks(threshold, (answer.picture.height, answer.picture.width))
 
 
 def draw(answer: Answer, masks: np.ndarray, opacity: float) -> Image.Image:
