@@ -42,9 +42,6 @@ def check_fields(arguments: Any) -> None:
 
 
 def _check_range(arguments: Any, name: str) -> None:
-    """Raises:
-    UsageError: `name`_min and `name`_max are no range of numbers from 0 on.
-    """
     low, high = (getattr(arguments, f"{name}_{end}") for end in ("min", "max"))
     if not 0 <= low <= high:
         raise UsageError(f"{name}_min, {name}_max: {low} to {high} is no range; 0 <= min <= max would be right")

@@ -51,13 +51,7 @@ class Cell:
 SCORES = ("mIoU on val", "mIoU of the pseudo-labels")
 
 
-INSTEAD = {
-    "method": "--methods",
-    "seed": "--seeds",
-    "data": "--data",
-    "split_lists": "--splits and --fractions",
-    "output_dir": "--runs",
-}
+INSTEAD = dict(method="--methods", seed="--seeds", data="--data", split_lists="--splits", output_dir="--runs")
 """What to give in place of a training's field that differs from run to run."""
 
 

@@ -35,14 +35,7 @@ from trainers.loading import inference_accelerator
 from trainers.pseudo_labels.arguments import Share, check_fields
 from trainers.pseudo_labels.backbones import load_segmenter
 from trainers.pseudo_labels.evaluation import predict_scene
-from trainers.pseudo_labels.predictions import (
-    META,
-    SOURCE,
-    check_classes,
-    mask_path,
-    write_json,
-    write_prediction,
-)
+from trainers.pseudo_labels.predictions import META, SOURCE, check_classes, mask_path, write_json, write_prediction
 from trainers.pseudo_labels.segmenter import SemanticSegmenter
 
 
