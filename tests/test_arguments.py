@@ -37,7 +37,7 @@ def test_null_overrides_a_recipe_and_a_default(tmp_path):
     assert unlabelled.sigma is None and unlabelled.rephrasings == 6
     *_, unlabelled = parse_recipe(types, [*given, "--bank_negatives", "null", "--bank_negatives", "7"])
     assert unlabelled.bank_negatives == 7  # the last one counts
-    with pytest.raises(UsageError, match="rephrasings: invalid int value: 'null'"):
+    with pytest.raises(UsageError, match="rephrasings: null: a value is needed"):
         parse_recipe((UnlabelledArguments,), ["--rephrasings", "null"])
 
 
@@ -122,6 +122,48 @@ def test_what_is_no_recipe_gets_one_line(tmp_path):
             parse_recipe((DataArguments,), [str(tmp_path / name)])
 
 
+@dataclass
+class Lists:
+    seeds: list[int] = field(default_factory=list)
+    fractions: list[str] = field(default_factory=list)
+    more: dict = field(default_factory=dict)
+    title: str = field(default="")
+
+
+def test_a_recipe_is_read_as_a_command_line(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("{seeds: 0, fractions: ['1_30', '[a'], more: {a: [1]}, title: '[b'}")
+    (read,) = parse_recipe((Lists,), [str(path)])
+    assert read == Lists(seeds=[0], fractions=["1_30", "[a"], more={"a": [1]}, title="[b")
+    (read,) = parse_recipe((Lists,), [str(path), "--fractions=[1_30]", "--seeds", "1", "2", "--title", "5"])
+    assert read == Lists(seeds=[1, 2], fractions=["1_30"], more={"a": [1]}, title="5")
+    path.write_text("{query_pretraining_learning_rate: 3e-4, query_pretraining_steps: 7}")
+    (read,) = parse_recipe((QueryPretrainingArguments,), [str(path)])
+    assert (read.query_pretraining_learning_rate, read.query_pretraining_steps) == (3e-4, 7)
+
+
+@pytest.mark.parametrize(
+    ("group", "recipe", "message"),
+    [
+        (Lists, "fractions: [1_30]", 'fractions: 130 is no text; YAML keeps what is in quotes, as "1_30"'),
+        (Lists, "title: 2020-01-01", "title: 2020-01-01 is no text"),
+        (Lists, "seeds: [0, a]", "seeds: invalid int value: 'a'"),
+        (Lists, "seeds: null", "seeds: null: a value is needed"),
+        (Lists, "more: [1]", "more: invalid dict value: '[1]'"),
+        (CoraTrainingArguments, "max_steps: null", "max_steps: null: a value is needed"),
+        (CoraTrainingArguments, "max_steps: [1, 2]", "max_steps: invalid int value: '[1, 2]'"),
+        (QueryPretrainingArguments, "query_pretraining_steps: 1.7", "query_pretraining_steps: invalid int value"),
+        (DataArguments, "queries_per_image: null", "queries_per_image: null: a value is needed"),
+    ],
+)  # fmt: skip
+def test_a_recipes_value_that_does_not_fit_gets_one_line(tmp_path, group, recipe, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe)
+    with pytest.raises(DataError, match=r"^[^\n]+$") as raised:
+        parse_recipe((group,), [str(path)])
+    assert str(raised.value).startswith(f"{path}: {message}")
+
+
 @pytest.mark.parametrize(
     ("group", "given", "message"),
     [
@@ -145,7 +187,6 @@ def test_what_is_no_recipe_gets_one_line(tmp_path):
         (UnlabelledArguments, {"unlabelled_kinds": ["semantics"]}, "unlabelled_kinds: 'semantics' is not one of "
          "semantic, attribute; did you mean 'semantic'?"),
         (UnlabelledArguments, {"unlabelled_kinds": ["conditional"]}, "unlabelled_kinds: 'conditional' is not one of"),
-        (UnlabelledArguments, {"unlabelled_kinds": "semantic"}, "unlabelled_kinds: 'semantic' is no list; [semantic]"),
         (UnlabelledArguments, {"unlabelled_kinds": []}, "unlabelled_kinds: none is given"),
         (ConsistencyArguments, {"kinds": ["semantic", "atribute"]}, "kinds: 'atribute' is not one of semantic, "
          "attribute; did you mean 'attribute'?"),

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from datasets_scripts.folder import read_folder
-from datasets_scripts.records import read_map
+from datasets_scripts.records import DataError, read_map
 from datasets_scripts.scenes import write_scenes
 from datasets_scripts.splits import write_split
 from modeling_cora import CoraForReasoningSegmentation
@@ -434,6 +434,13 @@ def test_settings_are_those_of_the_run_unless_others_are_given(run, tmp_path):
     assert of_run[2].flip == 0.5 and of_run[6].unlabelled_queries == 5 and of_run[5].train_batch_size == 2
     assert parse_diagnosis([*given, "--flip", "0.25"])[2].flip == 0.25
     assert parse_diagnosis([STAGE2_RECIPE, *given])[2].kinds == ["conditional"]
+
+
+def test_a_damaged_record_gets_one_line(tmp_path):
+    path = tmp_path / "training.json"
+    path.write_text(json.dumps({"stage": "stage3", "settings": {"flip": "often"}}))
+    with pytest.raises(DataError, match=f"^{path}: flip: invalid float value: 'often'$"):
+        parse_diagnosis(["--stage3", str(tmp_path)])
 
 
 @pytest.mark.parametrize(

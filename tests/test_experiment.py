@@ -247,7 +247,7 @@ def test_a_variant_is_its_method_with_fields_of_its_own(tmp_path):
         ("{more: {method: lise}}", "method 'lise'"),
         ("{more: {method: 3}}", "is no mapping with a `method`"),
         ("{cora: {method: lisa}}", "variants: cora: is a method; another name"),
-        ("[cora]", "variants: ['cora'] is no mapping of names"),
+        ("[cora]", """variants: invalid dict value: '["cora"]'"""),
         ("{more: {method: lisa, stage4: {max_steps: 3}}}", "stage4: {'max_steps': 3} is no section of a run; did you"),
         ("{more: {method: lisa, stage3: 3}}", "variants: more: stage3: 3 is no section of a run"),
     ],

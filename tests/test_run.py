@@ -311,6 +311,7 @@ def test_options_of_sections_override_the_recipe(tmp_path):
     ("recipe", "argv", "error", "message"),
     [
         ("methods: lisa", [], DataError, "unknown field 'methods'; did you mean 'method'?"),
+        ("seed: many", [], DataError, "recipe.yaml: seed: invalid int value: 'many'"),
         ("stage1: 3", [], DataError, "stage1: holds 3; a section is a mapping"),
         ("", ["--stage4.max_steps", "3"], UsageError, "unknown argument '--stage4.max_steps'; did you mean 'stage3'?"),
         ("evaluated_stages: [stage4]", [], UsageError, "evaluated_stages: 'stage4' is not one of stage1"),

@@ -19,8 +19,6 @@ def check_kinds(name: str, given: Sequence[str], known: Sequence[str]) -> None:
     """Raises:
     UsageError: none is given, or one that is not known.
     """
-    if isinstance(given, str):  # as a recipe may have it
-        raise UsageError(f"{name}: {given!r} is no list; [{given}] would be right")
     for kind in given:
         if kind not in known:
             raise UsageError(f"{name}: {kind!r} is not one of {', '.join(known)}{nearest(str(kind), known)}")

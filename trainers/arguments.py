@@ -7,13 +7,14 @@ Field texts name the equation or table of the paper (arXiv 2511.17755), or the p
 
 from __future__ import annotations
 
-import re
+import json
 import sys
+from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 import yaml
@@ -347,15 +348,50 @@ class _RecipeParser(ArgumentParser, HfArgumentParser):
     be `"[a, b]"` instead of `a b`."""
 
     def __init__(self, types: Sequence[type]):
-        self._optional = {name for t in types for name, hint in get_type_hints(t).items() if NoneType in get_args(hint)}
+        self._hints = {f.name: hints[f.name] for t in types for hints in [get_type_hints(t)] for f in fields(t)}
         super().__init__(tuple(types))
 
     def _get_values(self, action, arg_strings):
-        if arg_strings == ["null"] and action.dest in self._optional:
-            return None
+        if arg_strings == ["null"]:
+            if NoneType in get_args(self._hints.get(action.dest)):
+                return None
+            raise ArgumentError(action, "null: a value is needed")
         if action.nargs in ("+", "*") and len(arg_strings) == 1 and arg_strings[0].startswith("["):
-            arg_strings = [str(value) for value in _read_value(action.dest, arg_strings[0])]
+            # every value as it is written: the fraction 1_30 would be the number 130
+            values = _read_value(action.dest, arg_strings[0], yaml.BaseLoader)
+            arg_strings = [str(value) for value in values]
         return super()._get_values(action, arg_strings)
+
+    def checked(self, path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields of a file with their values, as the command line would read them.
+
+        Raises:
+            DataError: an unknown field (told with the nearest known one), or a value that does not fit.
+        """
+        for name in given:
+            if name not in self._hints:
+                raise DataError(f"{path}: unknown field {name!r}{nearest(str(name), self._hints)}")
+        try:
+            return {name: self._value(name, value) for name, value in given.items()}
+        except ArgumentError as error:
+            raise DataError(f"{path}: {(error.argument_name or '').split('/')[0][2:]}: {error.message}") from None
+
+    def _value(self, name: str, value: Any) -> Any:
+        action, hint = self._option_string_actions[f"--{name}"], self._hints[name]
+        known = {get_origin(kind) or kind for kind in (hint, *get_args(hint))}
+        if action.nargs != "+" and isinstance(value, dict | list) and type(value) in known:
+            return value  # transformers' own fields, and variants: none of them can be told in words
+        for one in value if isinstance(value, list) else [value]:
+            if action.type is str and not isinstance(one, str | bool | NoneType):
+                raise ArgumentError(action, f'{one} is no text; YAML keeps what is in quotes, as "1_30"')
+        return self._get_values(action, [as_word(value)])
+
+
+def as_word(value: Any) -> str:
+    """The value of a field as the parser reads it."""
+    if isinstance(value, str | Path):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def parse_recipe(
@@ -364,41 +400,40 @@ def parse_recipe(
     """Reads `[recipe.yaml] [--field value ...]` into one instance of each dataclass; the value `null` is None.
 
     Args:
-        defaults: of fields, in place of the dataclasses' own.
+        defaults: of fields, in place of the dataclasses' own, as `read_recipe` has them.
 
     Raises:
-        DataError: the recipe is missing, not YAML, or has an unknown field (told with the nearest known one).
+        DataError: the recipe is missing, not YAML, has an unknown field (told with the nearest known one), or a value
+            that does not fit.
         UsageError: an unknown argument, or a value that does not fit.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _RecipeParser(types)
     parser.set_defaults(**(defaults or {}))
-    known = {f.name: f for t in types for f in fields(t)}
     if argv and not argv[0].startswith("-"):
         path = Path(argv.pop(0))
-        parser.set_defaults(**read_recipe(path, types))
+        parser.set_defaults(**parser.checked(path, read_yaml(path)))
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
     except ValueError as error:
         raise UsageError(str(error)) from None
     if unknown:
-        raise UsageError(f"unknown argument {unknown[0]!r}{nearest(unknown[0].lstrip('-'), known)}")
+        name, known = unknown[0].partition("=")[0], [f.name for t in types for f in fields(t)]
+        raise UsageError(f"unknown argument {name!r}{nearest(name.lstrip('-'), known)}")
     return parsed
 
 
-def read_recipe(path: Path, types: Sequence[type]) -> dict:
+def read_recipe(path: Path, types: Sequence[type], given: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A YAML file of fields of these dataclasses, with their values.
 
+    Args:
+        given: its fields, where it holds more than these.
+
     Raises:
-        DataError: the recipe is missing, not YAML, or has an unknown field (told with the nearest known one).
+        DataError: the recipe is missing, not YAML, has an unknown field (told with the nearest known one), or a value
+            that does not fit.
     """
-    known = {f.name: f for t in types for f in fields(t)}
-    recipe = read_yaml(path)
-    for name, value in recipe.items():
-        if name not in known:
-            raise DataError(f"{path}: unknown field {name!r}{nearest(str(name), known)}")
-        recipe[name] = _checked(path, name, value, known[name])
-    return recipe
+    return _RecipeParser(types).checked(path, read_yaml(path) if given is None else given)
 
 
 def read_yaml(path: Path) -> dict:
@@ -449,21 +484,9 @@ def split_sections(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     return own, {name: given if len(given) > 1 else given[0] for name, given in read.items()}
 
 
-def _read_value(name: str, text: str) -> Any:
+def _read_value(name: str, text: str, loader: type = yaml.SafeLoader) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, loader)
     except (yaml.YAMLError, ValueError):
         hint = 'a list is `a b`, or "[a, b]" in quotes'
         raise UsageError(f"--{name}: {text!r} is not a YAML value; {hint}") from None
-
-
-def _checked(path: Path, name: str, value, known_field):
-    """Numbers such as 1e-3 are strings in YAML 1.1; the parser checks everything else."""
-    kinds = set(re.findall(r"\b(?:float|int|str|bool|list|dict)\b", str(known_field.type)))
-    if kinds in ({"float"}, {"int"}) and value is not None:
-        try:
-            return float(value) if kinds == {"float"} else int(value)
-        except (TypeError, ValueError):
-            kind = "a number" if kinds == {"float"} else "an integer"
-            raise DataError(f"{path}: {name}: {value!r} is not {kind}") from None
-    return value

@@ -43,6 +43,7 @@ from trainers.arguments import (
     TrainedPartsArguments,
     UnlabelledArguments,
     parse_recipe,
+    read_recipe,
 )
 from trainers.base_trainer import last_checkpoint, refuse_evaluation
 from trainers.consistency_maps import ConsistencyMaps
@@ -103,16 +104,16 @@ def parse_diagnosis(argv: Sequence[str] | None = None) -> list:
     parsed = parse_recipe(TYPES, argv)
     if parsed[-1].stage3 is None:
         return parsed
-    settings = _stage3_settings(Path(parsed[-1].stage3))
+    path = Path(parsed[-1].stage3) / TRAINING
+    settings = _stage3_settings(path)
     if not argv[0].startswith("-"):
         return parsed
     # a record leaves out what it does not use
-    chosen = {name: value for name, value in settings.items() if name in OF_A_RECORD}
-    return parse_recipe(TYPES, argv, {"lora_r": 0, **chosen})
+    chosen = {"lora_r": 0} | {name: value for name, value in settings.items() if name in OF_A_RECORD}
+    return parse_recipe(TYPES, argv, read_recipe(path, TYPES, chosen))
 
 
-def _stage3_settings(folder: Path) -> dict:
-    path = folder / TRAINING
+def _stage3_settings(path: Path) -> dict:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         stage, settings = record["stage"], record["settings"]
@@ -121,7 +122,7 @@ def _stage3_settings(folder: Path) -> dict:
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: no record of a training ({error})") from None
     if stage != "stage3":
-        raise UsageError(f"stage3: {folder} was trained by {stage}; a folder that trainers/stage3.py wrote")
+        raise UsageError(f"stage3: {path.parent} was trained by {stage}; a folder that trainers/stage3.py wrote")
     return settings
 
 

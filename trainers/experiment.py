@@ -214,8 +214,6 @@ def plan_cells(arguments: ExperimentArguments) -> list[Cell]:
     Raises:
         UsageError: an unknown method, a variant that cannot be, or a fraction that has no lists.
     """
-    if not isinstance(arguments.variants, dict):
-        raise UsageError(f"variants: {arguments.variants!r} is no mapping of names to variants")
     for name, variant in arguments.variants.items():
         _check_variant(name, variant)
     for method in (*arguments.methods, arguments.baseline):

@@ -149,14 +149,14 @@ def read_run(argv: Sequence[str] | None = None) -> tuple[RunArguments, dict[str,
     recipe_path = Path(argv.pop(0)) if argv and not argv[0].startswith("-") else None
     recipe = read_yaml(recipe_path) if recipe_path else {}
     sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
-    own: list[str] = []
+    own: dict[str, Any] = {}
     known = {*sections, *(f.name for f in fields(RunArguments))}
     for name, value in recipe.items():
         if name not in known:
             raise DataError(f"{recipe_path}: unknown field {name!r}{nearest(str(name), known)}")
         if name not in sections:
             if value is not None:  # null is what is not given
-                own += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+                own[name] = value
         elif not isinstance(value, dict):
             raise DataError(f"{recipe_path}: {name}: holds {value!r}; a section is a mapping of fields to values")
         else:
@@ -167,7 +167,8 @@ def read_run(argv: Sequence[str] | None = None) -> tuple[RunArguments, dict[str,
                 sections[name]["recipe"] = str(recipe_path.parent / value["recipe"])
     given, dotted = split_sections(argv)
     override(sections, dotted)
-    (arguments,) = parse_recipe((RunArguments,), [*own, *given])
+    defaults = read_recipe(recipe_path, (RunArguments,), own) if recipe_path else {}
+    (arguments,) = parse_recipe((RunArguments,), given, defaults)
     return arguments, sections
 
 

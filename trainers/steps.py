@@ -26,7 +26,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.files import write_text
 
-from .arguments import parse_recipe, read_recipe, read_yaml
+from .arguments import as_word, parse_recipe, read_recipe, read_yaml
 from .file_hashes import FileHashes
 
 RESUMES = ("--resume_from_checkpoint", "true")
@@ -190,11 +190,10 @@ class StepFolders:
         command = [*step.words, *([str(step.recipe)] if step.recipe else [])]
         for name, value in {**step.fields, step.output: self.folder(step)}.items():
             value = self.folder(value) if isinstance(value, Step) else value
-            if value is None and not step.arguments:
-                continue  # what argparse takes for a field that is not given
-            # for `parse_recipe` null is a value, which overrides a recipe's and a default
-            values = value if isinstance(value, list | tuple) else ["null" if value is None else value]
-            command += [f"--{name}", *map(str, values)]
+            if step.arguments:
+                command.append(f"--{name}={as_word(value)}")  # null as well, which overrides a recipe's and a default
+            elif value is not None:  # argparse has no word for a field that is not given
+                command += [f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value])]
         return command
 
     def run(self, steps: Sequence[Step]) -> None:
