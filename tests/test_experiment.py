@@ -15,9 +15,12 @@ from PIL import Image
 from datasets_scripts.files import write_text
 from datasets_scripts.scenes import write_scenes
 from datasets_scripts.splits import write_split
+from trainers import comparison
 from trainers.arguments import parse_recipe
 from trainers.comparison import Comparison
+from trainers.diagnose import main as diagnose
 from trainers.experiment import ALL, Cell, ExperimentArguments, Plans, main, plan_cells, run_of, sections_of
+from trainers.pseudo_labels.measure import main as measure
 from trainers.run import STAGES, RunArguments, plan, read_run
 
 from .test_run import RECIPE, SECTIONS
@@ -130,6 +133,16 @@ def test_bad_options_of_one_method_stop_an_experiment_before_its_first_run(tmp_p
         main(argv)  # lisa would take it
     assert "stage3.alignment: False, but method cora decides True" in capsys.readouterr().err
     assert not (tmp_path / "steps").exists()
+
+
+@pytest.mark.parametrize("program", [main, diagnose, measure])
+def test_without_matplotlib_nothing_begins(tmp_path, monkeypatch, capsys, program):
+    monkeypatch.setattr(comparison, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        program(options(tmp_path))
+    error = capsys.readouterr().err
+    assert error.startswith("error: matplotlib: not installed") and error.count("\n") == 1
+    assert "pip install -e '.[experiment]'" in error and not (tmp_path / "results.csv").exists()
 
 
 def test_one_threshold_is_for_all_methods(tmp_path):

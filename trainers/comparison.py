@@ -6,8 +6,10 @@ import io
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
+from datasets_scripts.command_line import UsageError
 from datasets_scripts.files import write_bytes
 from datasets_scripts.instructions.statistics import markdown_table
 
@@ -91,6 +93,16 @@ class Comparison:
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=150)
         write_bytes(path, content.getvalue())
+
+
+def require_matplotlib() -> None:
+    """For programs that draw when they have computed for hours.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise UsageError("matplotlib: not installed, and figures need it; pip install -e '.[experiment]' brings it")
 
 
 def mean_and_spread(values: Sequence[float]) -> str:

@@ -46,6 +46,7 @@ from trainers.arguments import (
     read_recipe,
 )
 from trainers.base_trainer import last_checkpoint, refuse_evaluation
+from trainers.comparison import require_matplotlib
 from trainers.consistency_maps import ConsistencyMaps
 from trainers.consistency_weights import ConsistencyArguments, asked_of, scene_variances
 from trainers.diagnosis.gradients import TermTrainer, measure_gradients
@@ -264,6 +265,7 @@ def _reliability(one: Diagnosed) -> dict:
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
+    require_matplotlib()
     one = prepare(argv)
     diagnosis, out = diagnose(one), Path(one.arguments.out)
     report = diagnosis_report(diagnosis)

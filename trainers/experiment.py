@@ -45,7 +45,7 @@ from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import write_text
 from trainers.argument_checks import nearest
 from trainers.arguments import parse_recipe, split_sections
-from trainers.comparison import Comparison
+from trainers.comparison import Comparison, require_matplotlib
 from trainers.file_hashes import FileHashes
 from trainers.methods import BASELINES, method_named
 from trainers.run import SECTIONS, STAGES, RunArguments, override, plan, read_run, run
@@ -283,6 +283,7 @@ def _as_number(fraction: str) -> Fraction:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    require_matplotlib()
     argv = list(sys.argv[1:] if argv is None else argv)
     own, dotted = split_sections(argv)
     (arguments,) = parse_recipe((ExperimentArguments,), own)

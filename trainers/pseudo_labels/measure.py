@@ -31,7 +31,7 @@ from datasets_scripts.command_line import ArgumentParser, UsageError, one_line_e
 from datasets_scripts.files import write_text
 from modeling_cora.hub.run_folder import TRAINING
 from trainers.arguments import split_sections
-from trainers.comparison import Comparison
+from trainers.comparison import Comparison, require_matplotlib
 from trainers.pseudo_labels.arguments import METHODS
 from trainers.pseudo_labels.steps import pseudo_label_steps
 from trainers.steps import Step, StepFolders
@@ -101,6 +101,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
+    require_matplotlib()
     own, dotted = split_sections(sys.argv[1:] if argv is None else argv)
     arguments = _parse(own)
     for option, method in (*(("methods", method) for method in arguments.methods), ("baseline", arguments.baseline)):
