@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from datasets_scripts.command_line import UsageError
-from trainers.file_hashes import FileHashes
+from trainers.file_hashes import FileHashes, _walk
 
 
 def test_files_are_read_again_after_a_change_alone(tmp_path, monkeypatch):
@@ -33,6 +33,21 @@ def test_files_are_read_again_after_a_change_alone(tmp_path, monkeypatch):
     assert FileHashes(kept).content(tmp_path / "a") == one.content(tmp_path / "a") and read[3:] == ["a"]
     with pytest.raises(UsageError, match="none: no such file or folder"):
         one.content(tmp_path / "none")
+
+
+def test_a_link_that_leads_back_is_not_followed(tmp_path):
+    """Neither to the folder that it lies in, nor round by way of another one."""
+    for name in ("data", "data/deeper", "beside"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "data/a.png").write_text("a")
+    (tmp_path / "beside/b.png").write_text("b")
+    (tmp_path / "data/deeper/up").symlink_to(tmp_path / "data")
+    (tmp_path / "data/beside").symlink_to(tmp_path / "beside")
+    (tmp_path / "beside/back").symlink_to(tmp_path / "data")
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in _walk(tmp_path / "data")) == [
+        "data/a.png",
+        "data/beside/b.png",
+    ]
 
 
 def test_a_folder_that_is_a_link_counts_with_what_it_holds(tmp_path):

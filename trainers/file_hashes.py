@@ -83,8 +83,14 @@ class FileHashes:
 def _walk(folder: Path) -> Iterator[Path]:
     """All files below a folder. Folders that are links count as they do for whoever reads a data set; `rglob` leaves
     them out."""
-    for parent, _, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not _leads_back(Path(parent, name))]
         yield from (Path(parent, name) for name in names)
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether it is a link to a folder that contains it, which would be walked again and again."""
+    return folder.is_symlink() and any(p.resolve().is_relative_to(folder.resolve()) for p in folder.parents)
 
 
 def _name(path: Path) -> str:
