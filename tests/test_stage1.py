@@ -19,7 +19,7 @@ from datasets_scripts.scenes import write_scenes
 from modeling_cora import CoraForReasoningSegmentation
 from modeling_cora.presets import cora_tiny
 from trainers.arguments import QueryPretrainingArguments
-from trainers.loading import load_trained
+from trainers.loading import half_with_trained_parts, load_trained
 from trainers.nouns import names_a_whole_class, nouns
 from trainers.query_pretraining import pretrain_queries
 from trainers.stage1 import main
@@ -225,6 +225,21 @@ def test_query_pretraining_of_a_model_stored_in_bfloat16(street, tmp_path):
     given = dict(max_steps=1, query_pretraining_steps=2, lora_r=0, bf16=True, model=tmp_path / "first")
     main([*options(street, tmp_path / "out", **given), "--trained_parts", "embeddings", "seg_projector"])
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("shard", ["1GB", "5MB"])
+def test_trained_parts_beside_half_ones_are_known_on_the_hub_too(tiny, tmp_path, hub, shard):
+    """Loaded in bfloat16, what an earlier stage has trained would be rounded."""
+    tiny[0].vlm.bfloat16()
+    tiny[0].save_pretrained(tmp_path / "model", max_shard_size=shard)
+    assert len([*(tmp_path / "model").glob("*.safetensors")]) > (shard != "1GB")
+    hub.serve("models", "org/half", tmp_path / "model")
+    for model in (str(tmp_path / "model"), "org/half"):
+        assert half_with_trained_parts(model) is torch.bfloat16
+    tiny[0].bfloat16().save_pretrained(tmp_path / "whole", max_shard_size=shard)
+    hub.serve("models", "org/whole", tmp_path / "whole")
+    for model in ("org/whole", "org/nowhere", "cora-tiny", str(tmp_path / "nowhere")):
+        assert half_with_trained_parts(model) is None
 
 
 def test_a_trained_model_gets_no_query_pretraining(street, tmp_path, capsys):

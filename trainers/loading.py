@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from safetensors import SafetensorError, safe_open
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils.hub import get_checkpoint_shard_files
 
 from datasets_scripts.command_line import UsageError
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor, loading
+from modeling_cora.named_models import resolve_name
 
 from .adapters import check_record
 
@@ -28,15 +30,27 @@ def inference_accelerator() -> Accelerator:
 
 
 def half_with_trained_parts(model: str) -> torch.dtype | None:
-    """The half type of a folder's frozen parts, where others are fp32, as after a training without LoRA; else None."""
-    types = set()
-    for path in Path(model).glob("*.safetensors"):
-        try:
+    """The half type of a model's frozen parts, where others are fp32, as after a training without LoRA; else None.
+
+    Args:
+        model: folder, Hub id or `cora-tiny`.
+    """
+    types: set[str] = set()
+    try:
+        for path in [] if model == "cora-tiny" else _weights(resolve_name(model)):
             with safe_open(path, "pt") as file:  # its head alone
                 types |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-        except SafetensorError:
-            return None  # whoever loads it says so
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return None  # whoever loads it says what is wrong
     return next((dtype for name, dtype in HALF.items() if {"F32", name} <= types), None)
+
+
+def _weights(model: str) -> list[str]:
+    """The files that `from_pretrained` loads."""
+    try:
+        return [cached_file(model, SAFE_WEIGHTS_NAME)]
+    except OSError:
+        return get_checkpoint_shard_files(model, cached_file(model, SAFE_WEIGHTS_INDEX_NAME))[0]
 
 
 def load_trained(model: str, **kwargs: Any) -> tuple[CoraForReasoningSegmentation, CoraProcessor]:
