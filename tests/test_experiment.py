@@ -15,7 +15,7 @@ from PIL import Image
 from datasets_scripts.files import write_text
 from datasets_scripts.scenes import write_scenes
 from datasets_scripts.splits import write_split
-from trainers import comparison
+from trainers import comparison, experiment
 from trainers.arguments import parse_recipe
 from trainers.comparison import Comparison
 from trainers.diagnose import main as diagnose
@@ -247,6 +247,17 @@ def test_a_variant_is_its_method_with_fields_of_its_own(tmp_path):
         assert (own.method, Path(own.out).name, own.steps) == ("lisa", name, "out/steps")
         assert sections["stage3"] == {"max_steps": steps, "flip": 0.0}
         assert sections["stage2"] == {"max_steps": 9, "flip": 0.5}
+
+
+def test_a_variants_recipe_lies_beside_the_experiments(tmp_path, monkeypatch):
+    recipe, seen = tmp_path / "recipes/experiment.yaml", []
+    write_text(recipe, f"recipe: {RECIPE}\nvariants: {{longer: {{method: lisa, stage3: {{recipe: own.yaml}}}}}}\n")
+    write_text(recipe.with_name("own.yaml"), "max_steps: 7\n")
+    monkeypatch.setattr(experiment, "run", lambda _, sections: seen.append(sections["stage3"]["recipe"]))
+    (tmp_path / "data").mkdir()
+    argv = ["--methods", "longer", "--seeds", "0", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    main([str(recipe), *argv])
+    assert seen == [str(tmp_path / "recipes/own.yaml")]
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ from trainers.arguments import parse_recipe, split_sections
 from trainers.comparison import Comparison, require_matplotlib
 from trainers.file_hashes import FileHashes
 from trainers.methods import BASELINES, method_named
-from trainers.run import SECTIONS, STAGES, RunArguments, override, plan, read_run, run
+from trainers.run import SECTIONS, STAGES, RunArguments, override, plan, read_run, run, section_of
 from trainers.steps import StepFolders
 
 ALL = "all"
@@ -294,6 +294,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"only: {arguments.only!r} is not `results`")
     cells = plan_cells(arguments)
     recipe = Path(own[0]).parent / arguments.recipe if own and not own[0].startswith("-") else Path(arguments.recipe)
+    for variant in arguments.variants.values():
+        variant |= {name: section_of(Path(own[0]), name, given) for name, given in sections_of(variant).items()}
     plans = Plans(arguments, recipe, dotted)
     for cell in cells if not arguments.only else ():
         plan(*plans.of(cell))  # whose errors nobody wants to wait for

@@ -157,19 +157,26 @@ def read_run(argv: Sequence[str] | None = None) -> tuple[RunArguments, dict[str,
         if name not in sections:
             if value is not None:  # null is what is not given
                 own[name] = value
-        elif not isinstance(value, dict):
-            raise DataError(f"{recipe_path}: {name}: holds {value!r}; a section is a mapping of fields to values")
         else:
-            sections[name] = dict(value)
-            if "recipe" in value:
-                if not isinstance(value["recipe"], str):
-                    raise DataError(f"{recipe_path}: {name}: recipe: {value['recipe']!r} is no file")
-                sections[name]["recipe"] = str(recipe_path.parent / value["recipe"])
+            sections[name] = section_of(recipe_path, name, value)
     given, dotted = split_sections(argv)
     override(sections, dotted)
     defaults = read_recipe(recipe_path, (RunArguments,), own) if recipe_path else {}
     (arguments,) = parse_recipe((RunArguments,), given, defaults)
     return arguments, sections
+
+
+def section_of(path: Path, name: str, value: Any) -> dict[str, Any]:
+    """A section of a file; the recipe that it names lies beside that file.
+
+    Raises:
+        DataError: it is no mapping, or names no file.
+    """
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: {name}: holds {value!r}; a section is a mapping of fields to values")
+    if not isinstance(value.get("recipe", ""), str):
+        raise DataError(f"{path}: {name}: recipe: {value['recipe']!r} is no file")
+    return {**value, "recipe": str(path.parent / value["recipe"])} if "recipe" in value else dict(value)
 
 
 def override(sections: dict[str, dict[str, Any]], dotted: Mapping[str, Any]) -> None:
