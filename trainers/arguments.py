@@ -134,7 +134,7 @@ class QueryPretrainingArguments:
 class DataArguments:
     data: str = field(
         default="",
-        metadata={"help": "Folder: images/ masks/ unlabelled/ classes.json, or the Cityscapes layout."},
+        metadata={"help": "Folder with images and masks in a layout of datasets_scripts/folder.py, or built tables."},
     )
     split_lists: str | None = field(
         default=None, metadata={"help": "Folder with labeled.txt and unlabeled.txt (UniMatch's format)."}
@@ -348,12 +348,13 @@ class _RecipeParser(ArgumentParser, HfArgumentParser):
     be `"[a, b]"` instead of `a b`."""
 
     def __init__(self, types: Sequence[type]):
-        self._hints = {f.name: hints[f.name] for t in types for hints in [get_type_hints(t)] for f in fields(t)}
+        known = [(f.name, hints) for t in types for hints in [get_type_hints(t)] for f in fields(t) if f.init]
+        self.hints = {name: hints[name] for name, hints in known}
         super().__init__(tuple(types))
 
     def _get_values(self, action, arg_strings):
         if arg_strings == ["null"]:
-            if NoneType in get_args(self._hints.get(action.dest)):
+            if NoneType in get_args(self.hints.get(action.dest)):
                 return None
             raise ArgumentError(action, "null: a value is needed")
         if action.nargs in ("+", "*") and len(arg_strings) == 1 and arg_strings[0].startswith("["):
@@ -362,22 +363,9 @@ class _RecipeParser(ArgumentParser, HfArgumentParser):
             arg_strings = [str(value) for value in values]
         return super()._get_values(action, arg_strings)
 
-    def checked(self, path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Fields of a file with their values, as the command line would read them.
-
-        Raises:
-            DataError: an unknown field (told with the nearest known one), or a value that does not fit.
-        """
-        for name in given:
-            if name not in self._hints:
-                raise DataError(f"{path}: unknown field {name!r}{nearest(str(name), self._hints)}")
-        try:
-            return {name: self._value(name, value) for name, value in given.items()}
-        except ArgumentError as error:
-            raise DataError(f"{path}: {(error.argument_name or '').split('/')[0][2:]}: {error.message}") from None
-
-    def _value(self, name: str, value: Any) -> Any:
-        action, hint = self._option_string_actions[f"--{name}"], self._hints[name]
+    def value(self, name: str, value: Any) -> Any:
+        """A recipe's value of a field, as the command line would read it."""
+        action, hint = self._option_string_actions[f"--{name}"], self.hints[name]
         known = {get_origin(kind) or kind for kind in (hint, *get_args(hint))}
         if action.nargs != "+" and isinstance(value, dict | list) and type(value) in known:
             return value  # transformers' own fields, and variants: none of them can be told in words
@@ -411,15 +399,14 @@ def parse_recipe(
     parser = _RecipeParser(types)
     parser.set_defaults(**(defaults or {}))
     if argv and not argv[0].startswith("-"):
-        path = Path(argv.pop(0))
-        parser.set_defaults(**parser.checked(path, read_yaml(path)))
+        parser.set_defaults(**read_recipe(Path(argv.pop(0)), types))
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
     except ValueError as error:
         raise UsageError(str(error)) from None
     if unknown:
-        name, known = unknown[0].partition("=")[0], [f.name for t in types for f in fields(t)]
-        raise UsageError(f"unknown argument {name!r}{nearest(name.lstrip('-'), known)}")
+        name = unknown[0].partition("=")[0]
+        raise UsageError(f"unknown argument {name!r}{nearest(name.lstrip('-'), parser.hints)}")
     return parsed
 
 
@@ -433,7 +420,15 @@ def read_recipe(path: Path, types: Sequence[type], given: Mapping[str, Any] | No
         DataError: the recipe is missing, not YAML, has an unknown field (told with the nearest known one), or a value
             that does not fit.
     """
-    return _RecipeParser(types).checked(path, read_yaml(path) if given is None else given)
+    parser, found = _RecipeParser(types), {}
+    for name, value in (read_yaml(path) if given is None else given).items():
+        if name not in parser.hints:
+            raise DataError(f"{path}: unknown field {name!r}{nearest(str(name), parser.hints)}")
+        try:
+            found[name] = parser.value(name, value)
+        except (ArgumentError, UsageError) as error:
+            raise DataError(f"{path}: {name}: {getattr(error, 'message', error)}") from None
+    return found
 
 
 def read_yaml(path: Path) -> dict:
