@@ -15,13 +15,16 @@ from .modeling_cora import CoraForReasoningSegmentation
 from .processing_cora import CoraProcessor
 
 
-def merge_adapter(adapter: str | Path, out: str | Path, dtype: torch.dtype | None = None) -> None:
+def merge_adapter(
+    adapter: str | Path, out: str | Path, dtype: torch.dtype | None = None, record: str | Path | None = None
+) -> None:
     """W + (alpha / r) B A; peft adds the product, which it has in the adapter's precision, and rounds once.
 
     Args:
         adapter: folder or Hub id that a LoRA training wrote.
         out: new folder, whole or not there.
         dtype: of the result; the base's own where not given.
+        record: see `save_whole`.
 
     Raises:
         ConversionError: no adapter, or a damaged one; its base cannot be loaded whole; `out` holds something.
@@ -41,7 +44,7 @@ def merge_adapter(adapter: str | Path, out: str | Path, dtype: torch.dtype | Non
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConversionError(f"--adapter {adapter}: {' '.join(str(error).split())[:500]}") from None
     merged = wrapped.merge_and_unload(progressbar=True).to(base.dtype)
-    save_whole(merged, processor, out)
+    save_whole(merged, processor, out, record)
 
 
 def refuse_filled(out: Path) -> None:
@@ -54,12 +57,20 @@ def refuse_filled(out: Path) -> None:
         raise ConversionError(f"--out {out}: is not empty; a new folder would be right")
 
 
-def save_whole(model: CoraForReasoningSegmentation, processor: CoraProcessor, out: Path) -> None:
-    """Model and processor in a new or empty folder, which appears whole or not at all."""
+def save_whole(
+    model: CoraForReasoningSegmentation, processor: CoraProcessor, out: Path, record: str | Path | None = None
+) -> None:
+    """Model and processor in a new or empty folder, which appears whole or not at all.
+
+    Args:
+        record: a file that goes with them, `training.json` of what they are made of.
+    """
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     processor.save_pretrained(partial)
+    if record is not None:
+        shutil.copyfile(record, partial / Path(record).name)
     if out.exists():
         out.rmdir()
     partial.rename(out)

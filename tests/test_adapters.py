@@ -18,11 +18,12 @@ from datasets_scripts.folder import read_folder
 from datasets_scripts.scenes import write_scenes
 from modeling_cora import CoraForReasoningSegmentation
 from modeling_cora.presets import cora_tiny
-from trainers import add_anchors, diagnose, merge_adapter, run, stage1, stage2, stage3
+from trainers import add_anchors, diagnose, evaluate, merge_adapter, run, stage1, stage2, stage3
 from trainers.adapters import load_adapter
 from trainers.arguments import TrainedPartsArguments
 from trainers.loading import load_trained
 from trainers.trained_parts import select_trained_parts
+from trainers.training_record import has_learned_anchors
 
 from .conftest import TEXTS, noise_image
 from .test_run import options as run_options
@@ -135,6 +136,30 @@ def test_a_base_gets_anchors_and_answers_as_before(plain, base, tmp_path, capsys
     line = refused(capsys, add_anchors.main, ["--model", str(base), "--out", str(tmp_path / "new")])
     assert f"--model {base}: has an anchor encoder" in line and not (tmp_path / "new").exists()
     assert "is not empty" in refused(capsys, add_anchors.main, ["--model", str(plain), "--out", str(base)])
+
+
+def test_anchors_are_shown_to_who_has_learned_them(street, base, first, second, tmp_path):
+    """A base may have an encoder that nothing has trained yet; stage 1 does not train it either."""
+    for model, learned in ((first, False), (second, True)):
+        assert json.loads((model / "training.json").read_text())["anchors"] is learned
+        given = {"model": str(model), "data": str(street), "split": "train", "kinds": ["conditional"], "examples": 0}
+        for anchors, expected in (("learned", "given" if learned else "none"), ("given", "given")):
+            evaluate.run_evaluation(evaluate.EvaluationArguments(**given, anchors=anchors, out=str(tmp_path)))
+            assert json.loads((tmp_path / "metrics.json").read_text())["evaluation"]["anchors"] == expected
+    assert has_learned_anchors(str(base))  # of which no record tells
+    stage1.main(options(street, second, tmp_path / "more", max_steps=1))
+    assert has_learned_anchors(str(tmp_path / "more"))  # before this stage
+
+
+def test_what_is_made_of_a_trained_model_is_one(street, plain, second, tmp_path):
+    """Or stage 1's words would be learned again over it, and the card would not know its origins."""
+    merge_adapter.main(["--adapter", str(second), "--out", str(tmp_path / "merged")])
+    record = (second / "training.json").read_bytes()
+    assert (tmp_path / "merged/training.json").read_bytes() == record
+    trained = shutil.copytree(plain, tmp_path / "trained")
+    (trained / "training.json").write_bytes(record)
+    add_anchors.main(["--model", str(trained), "--out", str(tmp_path / "anchors")])
+    assert (tmp_path / "anchors/training.json").read_bytes() == record
 
 
 def test_no_learning_returns_the_adapter_to_the_bit(street, base, first, tmp_path):
@@ -252,6 +277,16 @@ def test_a_run_that_could_not_get_to_stage_2_never_begins(street, plain, tmp_pat
     line = refused(capsys, run.main, argv)
     assert f"model {start}: " in line and ("add_anchors.py" in line) == (model == "plain")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_shows_no_anchors_needs_no_encoder(street, plain, tmp_path, monkeypatch):
+    def begin(*_):
+        raise InterruptedError
+
+    monkeypatch.setattr(run.StepFolders, "run", begin)
+    for method, ended in (("lisa", InterruptedError), ("cora", SystemExit)):
+        with pytest.raises(ended):
+            run.main(run_options(street, tmp_path / "out", stage1__model=plain, stage1__lora_r=4, method=method))
 
 
 def test_an_adapter_of_a_model_with_tied_tables_is_taken_up_whole(tmp_path):

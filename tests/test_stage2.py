@@ -146,7 +146,7 @@ def test_evaluation_gives_conditional_queries_their_anchors(street, first_stage,
     stage2(stage2_options(street, first_stage, tmp_path / "model", max_steps=1))
     kinds = ["semantic", "conditional"]
     summaries, records = {}, {}
-    for anchors in ("given", "none"):
+    for anchors in ("given", "none", "learned"):
         out = tmp_path / anchors
         arguments = EvaluationArguments(
             model=str(tmp_path / "model"), data=str(street), split="train", kinds=kinds, out=str(out), examples=0,
@@ -154,6 +154,7 @@ def test_evaluation_gives_conditional_queries_their_anchors(street, first_stage,
         )  # fmt: skip
         summaries[anchors] = run_evaluation(arguments)
         records[anchors] = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert records["learned"] == records["given"]
     by_claim = summaries["given"]["by_claim"]
     asked = Counter(f"{r['kind']}, {r['claim']}" for r in records["given"] if r["claim"])
     assert {name: s["queries"] for name, s in by_claim.items()} == asked and "conditional, left" in asked
@@ -163,5 +164,9 @@ def test_evaluation_gives_conditional_queries_their_anchors(street, first_stage,
     }
     assert scores["given"]["semantic"] == pytest.approx(scores["none"]["semantic"], abs=2e-4)
     assert np.abs(np.subtract(scores["given"]["conditional"], scores["none"]["conditional"])).max() > 1e-3
+    shown = {
+        name: json.loads((tmp_path / name / "metrics.json").read_text())["evaluation"]["anchors"] for name in records
+    }
+    assert shown == {"given": "given", "none": "none", "learned": "given"}
     with pytest.raises(UsageError, match="anchors: 'some'"):
         run_evaluation(EvaluationArguments(model="x", data=str(street), anchors="some"))

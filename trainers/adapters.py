@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from pathlib import Path
 
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
-from transformers.utils import cached_file, find_adapter_config_file
+from transformers.utils import find_adapter_config_file
 
 from datasets_scripts.command_line import UsageError
 from modeling_cora import CoraConfig
-from modeling_cora.hub.run_folder import TRAINING
 from modeling_cora.named_models import resolve_name
+
+from .training_record import read_record
 
 ARGUMENT_OF = {"r": "lora_r", "target_modules": "lora_target_modules"}
 """What `TrainedPartsArguments` call a field of peft's configuration, where the names differ."""
@@ -67,16 +67,9 @@ def check_record(adapter: str, config: CoraConfig) -> None:
     Raises:
         UsageError: its record names another value of `OF_THE_BASE`, or cannot be read.
     """
-    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    if (path := cached_file(resolve_name(adapter), TRAINING, **missing)) is None:
-        return
-    try:
-        settings = json.loads(Path(path).read_text(encoding="utf-8"))["settings"]
-        recorded = {name: settings.get(name) for name in OF_THE_BASE}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"model {adapter}: {TRAINING}: no record of a training ({_line(error)})") from None
-    for name, was in recorded.items():
-        if was is not None and was != (has := getattr(config, name)):
+    settings = read_record(adapter).get("settings", {})
+    for name in OF_THE_BASE:
+        if (was := settings.get(name)) is not None and was != (has := getattr(config, name)):
             raise UsageError(
                 f"model {adapter}: was trained with {name} {was}, but its base {base_of(adapter)} has {has}; "
                 f"{name} {was} in the config.json of the base would be right"

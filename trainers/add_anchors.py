@@ -23,6 +23,7 @@ from modeling_cora.checkpoint_shards import ConversionError
 from modeling_cora.merging import refuse_filled, save_whole
 from trainers.adapters import anchors_needed, base_of
 from trainers.loading import load_trained
+from trainers.training_record import record_path
 
 
 @one_line_errors
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UsageError(f"--model {arguments.model}: has an anchor encoder; it can be used as it is")
     torch.manual_seed(arguments.seed)
     model.add_anchors(processor.add_anchor_token())
-    save_whole(model, processor, arguments.out)
+    save_whole(model, processor, arguments.out, record_path(arguments.model))
 
 
 if __name__ == "__main__":

@@ -144,5 +144,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_float32_matmul_precision("high")
     main()

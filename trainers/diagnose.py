@@ -27,7 +27,6 @@ from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 
 import numpy as np
-import torch
 from peft import PeftModel
 from transformers.trainer_utils import set_seed
 
@@ -45,7 +44,7 @@ from trainers.arguments import (
     parse_recipe,
     read_recipe,
 )
-from trainers.base_trainer import last_checkpoint, refuse_evaluation
+from trainers.base_trainer import last_checkpoint
 from trainers.comparison import require_matplotlib
 from trainers.consistency_maps import ConsistencyMaps
 from trainers.consistency_weights import ConsistencyArguments, asked_of, scene_variances
@@ -54,20 +53,10 @@ from trainers.diagnosis.picture import draw_diagnosis
 from trainers.diagnosis.reliability import measure_reliability
 from trainers.diagnosis.report import diagnosis_report
 from trainers.diagnosis.separation import Embeddings, agreement, ask_embeddings, projected, separation
-from trainers.embedding_cache import add_embedding_cache
-from trainers.instruction_dataset import InstructionDataset
-from trainers.pseudo_instructions import PseudoInstructionDataset
 from trainers.report import read_history
-from trainers.stage import (
-    ARGUMENTS,
-    EVALUATED_AFTERWARDS,
-    drawing_seed,
-    labelled_instructions,
-    load_for_training,
-    unlabelled_items,
-)
+from trainers.stage import ARGUMENTS, prepare_training
 from trainers.token_bank import BANK_FILE
-from trainers.unlabelled_dataset import PairedCollator, PairedDataset, UnlabelledDataset
+from trainers.training_record import read_record
 
 
 @dataclass
@@ -105,26 +94,22 @@ def parse_diagnosis(argv: Sequence[str] | None = None) -> list:
     parsed = parse_recipe(TYPES, argv)
     if parsed[-1].stage3 is None:
         return parsed
-    path = Path(parsed[-1].stage3) / TRAINING
-    settings = _stage3_settings(path)
+    folder = Path(parsed[-1].stage3)
+    settings = _stage3_settings(folder)
     if not argv[0].startswith("-"):
         return parsed
     # a record leaves out what it does not use
     chosen = {"lora_r": 0} | {name: value for name, value in settings.items() if name in OF_A_RECORD}
-    return parse_recipe(TYPES, argv, read_recipe(path, TYPES, chosen))
+    return parse_recipe(TYPES, argv, read_recipe(folder / TRAINING, TYPES, chosen))
 
 
-def _stage3_settings(path: Path) -> dict:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        stage, settings = record["stage"], record["settings"]
-    except FileNotFoundError:
-        raise DataError(f"stage3: {path}: no such file; a folder that trainers/stage3.py wrote") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: no record of a training ({error})") from None
-    if stage != "stage3":
-        raise UsageError(f"stage3: {path.parent} was trained by {stage}; a folder that trainers/stage3.py wrote")
-    return settings
+def _stage3_settings(folder: Path) -> dict:
+    if not (folder / TRAINING).is_file():
+        raise DataError(f"stage3: {folder / TRAINING}: no such file; a folder that trainers/stage3.py wrote")
+    record = read_record(str(folder))
+    if (stage := record.get("stage")) != "stage3":
+        raise UsageError(f"stage3: {folder} was trained by {stage}; a folder that trainers/stage3.py wrote")
+    return record["settings"]
 
 
 @dataclass(frozen=True)
@@ -134,14 +119,13 @@ class Diagnosed:
     Attributes:
         name: of the model.
         scene_set: as it is trained on.
-        with_truth: its images with the label maps that training must not see.
+        with_truth: the images with the label maps that training must not see.
     """
 
     trainer: TermTrainer
     name: str
     scene_set: SceneSet
     with_truth: SceneSet
-    labels: UnlabelledDataset | PseudoInstructionDataset
     arguments: DiagnosisArguments
 
 
@@ -149,7 +133,8 @@ def prepare(argv: Sequence[str] | None = None) -> Diagnosed:
     """Raises:
     DataError, UsageError: bad input.
     """
-    of_model, parts, data, _, caching, training, unlabelled, arguments = parse_diagnosis(argv)
+    *stage, training, unlabelled, arguments = parse_diagnosis(argv)
+    of_model, _, data, *_ = stage
     if not arguments.out:
         raise UsageError("--out: not given; a folder for the diagnosis")
     if of_model.model == ModelArguments.model:
@@ -158,37 +143,17 @@ def prepare(argv: Sequence[str] | None = None) -> Diagnosed:
         raise UsageError("sigma: 0 leaves the unlabelled losses out; another value, or none for the default")
     if unlabelled.consistency == "ahead" and not unlabelled.consistency_weights:
         unlabelled = replace(unlabelled, consistency="online")
-    refuse_evaluation(training, EVALUATED_AFTERWARDS)
-    set_seed(training.seed)
-    scene_set, built = read_data(data.data, data.split_lists, components=True)
-    with_truth, _ = read_data(data.data)
-    scenes = scene_set.split("train", labelled=True)
-    every_kind = labelled_instructions(scene_set, scenes, built, training.seed)
-    instructions = [i for i in every_kind if i.kind in data.kinds]
-    batches = max(arguments.embedding_batches, arguments.gradient_batches)
-    length = batches * training.train_batch_size
-    labelled = InstructionDataset(scene_set, scenes, instructions, data, length, drawing_seed(training), anchors=True)
-    ratio = unlabelled.unlabelled_per_labelled
-    labels = unlabelled_items(scene_set, unlabelled, data, length * ratio, labelled.seed)
-    model, processor = load_for_training(of_model, parts, [], training.seed, anchors=True)
     training.output_dir = arguments.out
-    add_embedding_cache(model, caching, training=True)
-    trainer = TermTrainer(
-        model=model,
-        args=training,
-        train_dataset=PairedDataset(labelled, labels, ratio),
-        data_collator=PairedCollator(processor),
-        processing_class=processor,
-        unlabelled=unlabelled,
-        num_classes=len(scene_set.classes),
-    )
+    batches = max(arguments.embedding_batches, arguments.gradient_batches)
+    trainer, scene_set, *_ = prepare_training(TermTrainer, [*stage, training, unlabelled], batches)
+    with_truth, _ = read_data(data.data)
     # as `train` does: forward passes, and nothing else, are under autocast where the precision asks for it
     trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)
     if arguments.stage3 and (checkpoint := last_checkpoint(arguments.stage3)):
-        width = model.config.sam_config.prompt_encoder_config.hidden_size
+        width = trainer.model.config.sam_config.prompt_encoder_config.hidden_size
         _load_bank(trainer, Path(checkpoint), width, {c.id for c in scene_set.classes})
     name = Path(of_model.model).resolve().name if Path(of_model.model).is_dir() else of_model.model
-    return Diagnosed(trainer, name, scene_set, with_truth, labels, arguments)
+    return Diagnosed(trainer, name, scene_set, with_truth, arguments)
 
 
 def _load_bank(trainer: TermTrainer, checkpoint: Path, width: int, known: set[int]) -> None:
@@ -255,10 +220,10 @@ def _reliability(one: Diagnosed) -> dict:
         with trainer.accelerator.autocast():
             return scene_variances(model, trainer.processing_class, scene, asked, asking)
 
-    scenes = one.labels.scenes[: one.arguments.limit]
-    kind, temperature = options.weight_kind, options.weight_temperature
+    unlabelled, kind = trainer.train_dataset.unlabelled, options.weight_kind
+    scenes, labels = unlabelled.scenes[: one.arguments.limit], unlabelled.pseudo_labels
     found = measure_reliability(
-        one.scene_set, one.with_truth, scenes, one.labels.pseudo_labels, variances, kind, temperature
+        one.scene_set, one.with_truth, scenes, labels, variances, kind, options.weight_temperature
     )
     return {"source": "now" if stored is None else "ahead", "kind": kind, **found}
 
@@ -276,5 +241,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_float32_matmul_precision("high")
     main()

@@ -23,11 +23,10 @@ if __name__ == "__main__":
 import json
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
@@ -52,6 +51,7 @@ from trainers.loading import inference_accelerator, load_trained
 from trainers.protocols import PROTOCOLS, Protocol, ask, protocol_named
 from trainers.stage import labelled_instructions
 from trainers.summary import markdown, summarise_records, summary_table
+from trainers.training_record import has_learned_anchors
 
 
 @dataclass
@@ -68,9 +68,10 @@ class EvaluationArguments:
     )
     protocol: str = field(default="lisa", metadata={"help": "lisa, generated or segzero; see trainers/protocols.py."})
     anchors: str = field(
-        default="given",
-        metadata={"help": "Of conditional queries: `given` (their true masks, to a model with an anchor encoder), or "
-                  "`none` (words alone)."},
+        default="learned",
+        metadata={"help": "Of conditional queries: `given` (their true masks, to a model with an anchor encoder), "
+                  "`none` (words alone), or `learned`: given to a model whose encoder a stage has trained, as its "
+                  "training.json says, and to one that has no such record."},
     )  # fmt: skip
     mirror: bool = field(
         default=False,
@@ -89,7 +90,7 @@ class EvaluationArguments:
     def __post_init__(self):
         check_kinds("kinds", self.kinds, get_args(Kind))
         protocol_named(self.protocol)
-        check_choice(self, anchors=("given", "none"))
+        check_choice(self, anchors=("learned", "given", "none"))
         check_least(self, limit=1, queries_per_kind=1, examples=0)
 
 
@@ -112,9 +113,9 @@ def evaluate_scenes(
         anchors: give conditional queries their anchors' true masks, if the model has an anchor encoder.
 
     Returns:
-        dicts of image_id, kind, claim, class_name, query, intersection, union (pixels), score, `failed` (the answer had
-        no mask), and `trivial`: the counts of each trivial answer; of a query about a part of its class, `inside`
-        (`baselines.part_counts`) too.
+        dicts of image_id, kind, claim, target ("class" or "instance"), class_name, query, intersection, union (pixels),
+        score, `failed` (the answer had no mask), and `trivial`: the counts of each trivial answer; of a query about a
+        part of its class, `inside` (`baselines.part_counts`) too.
     """
     accelerator = accelerator or Accelerator()
     by_image: dict[str, list[tuple[int, Instruction]]] = {}
@@ -123,7 +124,6 @@ def evaluate_scenes(
     asked = [scene for scene in scenes if scene.image_id in by_image]
     own = asked[accelerator.process_index :: accelerator.num_processes]
     model.eval()
-    anchors = anchors and model.config.anchor_token_id is not None
     records = []
     for scene in tqdm(own, desc="evaluating", unit="image", disable=not accelerator.is_main_process):
         orders, own_instructions = zip(*by_image[scene.image_id], strict=True)
@@ -147,7 +147,7 @@ def _ask_scene(model, processor, scene_set, scene, instructions, anchors, protoc
     image = read_image(scene.image)
     class_ids = {c.name: c.id for c in scene_set.classes}
     pointed = None
-    if anchors:
+    if anchors and model.config.anchor_token_id is not None:
         pointed = [anchor_masks(i, class_ids, labels, instances, image.size) for i in instructions]
     targets = [i.target_mask(class_ids[i.class_name], labels, instances) for i in instructions]
     return image, labels, targets, ask(protocol, model, processor, image, [i.query for i in instructions], pointed)
@@ -193,7 +193,6 @@ def overlay_grid(
 ) -> Image.Image:
     """Rows: scenes spread over the split; columns: queries, from the largest target to the smallest, answered as in
     `evaluate_scenes`."""
-    anchors = anchors and model.config.anchor_token_id is not None
     rows = []
     by_image: dict[str, list[Instruction]] = {}
     for instruction in instructions:
@@ -288,7 +287,8 @@ def run_evaluation(arguments: EvaluationArguments, caching: EmbeddingCacheArgume
     if arguments.mirror:
         scenes, instructions = mirrored(scene_set, scenes, instructions)
     mean_mask = MeanMask(scene_set, scene_set.split("train", labelled=True))
-    anchors = {"given": True, "none": False}[arguments.anchors]
+    anchors = arguments.anchors == "given" or (arguments.anchors == "learned" and has_learned_anchors(arguments.model))
+    shown = "given" if anchors and model.config.anchor_token_id is not None else "none"
     records = evaluate_scenes(
         model, processor, scene_set, scenes, instructions, mean_mask, accelerator, anchors, protocol
     )
@@ -296,20 +296,13 @@ def run_evaluation(arguments: EvaluationArguments, caching: EmbeddingCacheArgume
     if accelerator.is_main_process and arguments.out:
         out = Path(arguments.out)
         write_text(out / "samples.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-        measured = _measured(arguments, scenes, len({instruction.image_id for instruction in instructions}))
+        images = len({instruction.image_id for instruction in instructions})
+        measured = _measured(replace(arguments, anchors=shown), scenes, images)
         write_text(out / "metrics.json", json.dumps({"evaluation": measured, **summary}, indent=1) + "\n")
         write_text(out / "metrics.md", markdown(summary_table(summary)))
         if arguments.examples:
-            picture = overlay_grid(
-                model,
-                processor,
-                scene_set,
-                scenes,
-                instructions,
-                arguments.examples,
-                anchors=anchors,
-                protocol=protocol,
-            )
+            asked = (model, processor, scene_set, scenes, instructions)
+            picture = overlay_grid(*asked, arguments.examples, anchors=anchors, protocol=protocol)
             write_image(out / "overlays.png", picture)
     return summary
 
@@ -321,5 +314,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_float32_matmul_precision("high")
     main()

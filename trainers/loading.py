@@ -24,7 +24,8 @@ HALF = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 def inference_accelerator() -> Accelerator:
     """For programs that share images out and meet at the end: one that is done waits for the others a day, and not the
-    ten minutes after which NCCL stops all of them."""
+    ten minutes after which NCCL stops all of them. fp32 products may use tensor cores (TF32), as in training."""
+    torch.set_float32_matmul_precision("high")
     patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
     return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
 

@@ -1,4 +1,4 @@
-"""Adapter + base -> one plain CORA folder that needs neither peft nor the base.
+"""Adapter + base -> one plain CORA folder that needs neither peft nor the base, with the record of its training.
 
 python trainers/merge_adapter.py --adapter runs/mine --out runs/mine-merged [--dtype bfloat16]
 """
@@ -16,6 +16,7 @@ from datasets_scripts.command_line import ArgumentParser, UsageError, one_line_e
 from modeling_cora.checkpoint_shards import ConversionError
 from modeling_cora.conversion import DTYPES
 from modeling_cora.merging import merge_adapter
+from trainers.training_record import record_path
 
 
 @one_line_errors
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default=None, help="of the weights; default: the base's")
     arguments = parser.parse_args(argv)
     try:
-        merge_adapter(arguments.adapter, arguments.out, DTYPES.get(arguments.dtype))
+        merge_adapter(arguments.adapter, arguments.out, DTYPES.get(arguments.dtype), record_path(arguments.adapter))
     except ConversionError as error:
         raise UsageError(str(error)) from None
 

@@ -4,7 +4,8 @@
 
 The class whose own `[SEG]` embedding is nearest (cosine) to that of the query, as the diagnosis of stage 3 has it
 (`diagnosis/separation.py`): the mean over the images' queries that name or describe a class as a whole. Masks are not
-asked for, so what is seen of a thing plays no part. Anchors are given to a model that has an encoder for them.
+asked for, so what is seen of a thing plays no part. Anchors are given to a model that has learned them, as
+`evaluate.py` does.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from accelerate.utils import send_to_device
 from PIL import Image
 from tqdm.auto import tqdm
 
-from datasets_scripts.command_line import UsageError, one_line_errors
+from datasets_scripts.command_line import one_line_errors
 from datasets_scripts.folder import read_data
 from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, read_image
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
+from trainers.argument_checks import check_least
 from trainers.arguments import CLASS_KINDS, parse_recipe
 from trainers.diagnosis.separation import Embeddings, agreement
 from trainers.evaluate import each_once, some_of_each
@@ -35,6 +37,7 @@ from trainers.instruction_dataset import anchor_masks
 from trainers.loading import load_trained
 from trainers.query_pretraining import without_masks
 from trainers.stage import labelled_instructions
+from trainers.training_record import has_learned_anchors
 
 
 @dataclass
@@ -47,9 +50,7 @@ class NounArguments:
     queries: int = field(default=24, metadata={"help": "Conditional queries about an image, at most."})
 
     def __post_init__(self):
-        for name in ("every", "queries"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: {getattr(self, name)} is less than 1")
+        check_least(self, every=1, queries=1)
 
 
 def names_a_whole_class(instruction: Instruction) -> bool:
@@ -86,9 +87,13 @@ def nouns(
     scene_set: SceneSet,
     scenes: Sequence[Scene],
     instructions: Sequence[Instruction],
+    anchors: bool = True,
 ) -> dict[str, float]:
     """Of the conditional ones among the instructions: how many `queries`, and which share of them is nearest to the
     class of their `target` and of their first `anchor`.
+
+    Args:
+        anchors: give conditional queries their anchors' true masks, if the model has an anchor encoder.
 
     Raises:
         DataError: there are none, or none about a class that is asked for as a whole.
@@ -101,8 +106,9 @@ def nouns(
         whole = [i for i in own if names_a_whole_class(i)]
         conditional = [i for i in own if i.kind == "conditional"]
         image, (labels, instances) = read_image(scene.image), scene_set.read_maps(scene)
-        anchors = [anchor_masks(i, ids, labels, instances, image.size) for i in whole + conditional]
-        given = anchors if model.config.anchor_token_id is not None else None
+        given = None
+        if anchors and model.config.anchor_token_id is not None:
+            given = [anchor_masks(i, ids, labels, instances, image.size) for i in whole + conditional]
         if whole + conditional:
             embeddings = seg_embeddings(model, processor, image, whole + conditional, given)
             said["whole"].append(embeddings[: len(whole)])
@@ -135,7 +141,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     instructions = each_once(labelled_instructions(scene_set, scenes, built, seed=0))
     conditional = some_of_each([i for i in instructions if i.kind == "conditional"], arguments.queries)
     whole = [i for i in instructions if names_a_whole_class(i)]
-    found = nouns(model, processor, scene_set, scenes, whole + conditional)
+    anchors = has_learned_anchors(arguments.model)
+    found = nouns(model, processor, scene_set, scenes, whole + conditional, anchors)
     print(f"{found['queries']} conditional queries about {len(scenes)} images")
     print(f"nearest to their target's class {found['target']:.3f}, to their anchor's {found['anchor']:.3f}")
 

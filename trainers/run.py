@@ -254,13 +254,11 @@ def plan(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> 
     )
     stages = {"stage1": stage1, "stage2": stage2, "stage3": stage3}
     _refuse_overridden("evaluation", sections["evaluation"], {"model": stage3, **named}, "the run")
-    # a base may have an encoder of anchors that nothing has trained yet
-    shown = ("stage2", "stage3") if "cvi" in method.components else ()
     evaluations = {
         name: Step(
             f"evaluation_{name}",
             "trainers.evaluate",
-            {"anchors": "given" if name in shown else "none", "model": stage, **named, **sections["evaluation"]},
+            {"model": stage, **named, **sections["evaluation"]},
             arguments=(EvaluationArguments, EmbeddingCacheArguments),
         )
         for name, stage in stages.items()
@@ -445,9 +443,10 @@ def run(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> d
         raise UsageError(
             f"accelerate_config: {arguments.accelerate_config}: stages 2 and 3 do not run with {SHARDED_GRADIENTS}"
         )
-    stage1 = planned.stages["stage1"]
-    model, parts, *_ = parse_recipe(stage1.arguments, folders.command(stage1))
-    refuse_base_without_anchors(model.model, parts.lora_r)
+    if "cvi" in method_named(arguments.method).components:  # no other method's stages show anchors
+        stage1 = planned.stages["stage1"]
+        model, parts, *_ = parse_recipe(stage1.arguments, folders.command(stage1))
+        refuse_base_without_anchors(model.model, parts.lora_r)
     folders.run(planned.steps)
     return write_results(arguments, planned, folders)
 

@@ -8,7 +8,7 @@ and ends at the same weights. A folder in place of `true` is the checkpoint to g
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +37,16 @@ from .arguments import (
 )
 from .base_trainer import check_training, checkpoint_to_resume, refuse_evaluation
 from .cora_trainer import CoraTrainer, refuse_sharded_anchors
-from .embedding_cache import add_embedding_cache, refuse_sharded_weights, warn_of_new_images
+from .embedding_cache import EmbeddingCache, add_embedding_cache, refuse_sharded_weights, warn_of_new_images
 from .instruction_dataset import InstructionCollator, InstructionDataset
 from .loading import half_with_trained_parts, load_trained
 from .pseudo_instructions import PseudoInstructionDataset
 from .query_pretraining import pretrain_queries
 from .trained_parts import frozen_in, parameter_table, select_trained_parts
-from .training_record import is_trained, write_training_record
+from .training_record import record_path, write_training_record
 from .unlabelled_dataset import PairedCollator, PairedDataset, UnlabelledDataset
 
-CONFIG_FIELDS = (
-    "seg_state", "lm_loss_weight", "bce_loss_weight", "dice_loss_weight", "iou_loss_weight", "mask_loss_at",
-    "embedding_pooling",
-)  # fmt: skip
+CONFIG_FIELDS = tuple(f.name for f in fields(ModelArguments) if hasattr(CoraConfig, f.name))
 """Of `ModelArguments`, what overrides the model's configuration."""
 EVALUATED_AFTERWARDS = "a stage evaluates nothing; no would be right, and trainers/evaluate.py for what it has written"
 ARGUMENTS = (
@@ -158,80 +155,91 @@ def override_config(config: CoraConfig, arguments: ModelArguments) -> None:
         )
 
 
+def prepare_training(
+    trainer_class: type[CoraTrainer], parsed: Sequence[Any], steps: int
+) -> tuple[CoraTrainer, SceneSet, list[Instruction], EmbeddingCache | None]:
+    """A training that is ready to begin.
+
+    Args:
+        trainer_class: of the stage; `uses_anchors` says whether its conditional queries come with their anchors.
+        parsed: an instance of each of `ARGUMENTS`, and of `UnlabelledArguments` where `uses_unlabelled` says so.
+        steps: for which there are items.
+
+    Returns:
+        the trainer, the data, instructions of all kinds about its labelled scenes, the cache of SAM's embeddings.
+
+    Raises:
+        DataError, UsageError: bad input.
+    """
+    model_arguments, parts, data_arguments, _, caching, arguments, *rest = parsed
+    refuse_evaluation(arguments, EVALUATED_AFTERWARDS)
+    torch.set_float32_matmul_precision("high")
+    set_seed(arguments.seed)
+    scene_set, built = read_data(data_arguments.data, data_arguments.split_lists, components=True)
+    scenes = scene_set.split("train", labelled=True)
+    every_kind = labelled_instructions(scene_set, scenes, built, arguments.seed)
+    instructions = of_kinds(every_kind, data_arguments)
+    # who is never shown an anchor gets no encoder of them
+    anchors = trainer_class.uses_anchors and "conditional" in data_arguments.kinds
+    # the words of later stages, too, belong to a vocabulary that is made now
+    model, processor = load_for_training(model_arguments, parts, every_kind, arguments.seed, anchors)
+    if isinstance(model, PeftModel):
+        _check_base(base_of(model_arguments.model), model.config, anchors, arguments)
+    cache = add_embedding_cache(model, caching, training=True)
+    length = steps * arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    # of images, their views and their queries
+    seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+    dataset = InstructionDataset(scene_set, scenes, instructions, data_arguments, length, seed, anchors)
+    collator, more = InstructionCollator(processor), {}
+    if trainer_class.uses_unlabelled:
+        (unlabelled,) = rest
+        dataset, collator = _paired(dataset, unlabelled, arguments), PairedCollator(processor)
+        more = {"unlabelled": unlabelled, "num_classes": len(scene_set.classes)}
+    trainer = trainer_class(
+        model=model, args=arguments, train_dataset=dataset, data_collator=collator, processing_class=processor, **more
+    )
+    return trainer, scene_set, every_kind, cache
+
+
 def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = None) -> None:
     """Trains one stage.
 
     Args:
-        trainer_class: of the stage; `uses_anchors` says whether its conditional queries come with their anchors.
+        trainer_class: see `prepare_training`.
         argv: `[recipe.yaml] [--field value ...]`.
 
     Raises:
         DataError, UsageError: bad input.
     """
     types = (*ARGUMENTS, UnlabelledArguments) if trainer_class.uses_unlabelled else ARGUMENTS
-    model_arguments, parts, data_arguments, pretraining, caching, arguments, *rest = parse_recipe(types, argv)
+    model_arguments, parts, data_arguments, pretraining, caching, arguments, *rest = parsed = parse_recipe(types, argv)
     check_training(arguments)
-    refuse_evaluation(arguments, EVALUATED_AFTERWARDS)
     checkpoint = checkpoint_to_resume(arguments.resume_from_checkpoint, arguments.output_dir)
-    set_seed(arguments.seed)
-    scene_set, built = read_data(data_arguments.data, data_arguments.split_lists, components=True)
-    scenes = scene_set.split("train", labelled=True)
-    every_kind = labelled_instructions(scene_set, scenes, built, arguments.seed)
-    instructions = of_kinds(every_kind, data_arguments)
-    # who is never shown an anchor gets no encoder of them, or an evaluation would show it some
-    anchors = trainer_class.uses_anchors and "conditional" in data_arguments.kinds
-    # the words of later stages, too, belong to a vocabulary that is made now
-    model, processor = load_for_training(model_arguments, parts, every_kind, arguments.seed, anchors)
+    trainer, scene_set, every_kind, cache = prepare_training(trainer_class, parsed, arguments.max_steps)
     pretraining = _for_new_models(pretraining, model_arguments.model, arguments)
-    base = base_of(model_arguments.model)
-    if isinstance(model, PeftModel):
-        _check_base(base, model.config, anchors, arguments)
-    cache = add_embedding_cache(model, caching, training=True)
-    if arguments.process_index == 0:
-        print(parameter_table(model), flush=True)
-        if cache is not None:
-            warn_of_new_images(data_arguments)
-    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    dataset = InstructionDataset(
-        scene_set,
-        scenes,
-        instructions,
-        data_arguments,
-        length=arguments.max_steps * batch,
-        seed=drawing_seed(arguments),
-        anchors=anchors,
-    )
-    collator, more = InstructionCollator(processor), {}
-    if trainer_class.uses_unlabelled:
-        (unlabelled,) = rest
-        dataset = _paired(dataset, scene_set, unlabelled, data_arguments, arguments)
-        collator = PairedCollator(processor)
-        more = {"unlabelled": unlabelled, "num_classes": len(scene_set.classes)}
-    trainer = trainer_class(
-        model=model,
-        args=arguments,
-        train_dataset=dataset,
-        data_collator=collator,
-        processing_class=processor,
-        **more,
-    )
     refuse_sharded_anchors(trainer)
     if cache is not None:
         refuse_sharded_weights(trainer)
-    if trainer.is_world_process_zero():
-        stage, others = trainer_class.__name__.removesuffix("Trainer").lower(), [parts, pretraining, caching, *rest]
-        write_training_record(stage, trainer, base, scene_set, instructions, model_arguments, data_arguments, others)
-    if pretraining.query_pretraining_steps and checkpoint is None:
-        main_process, autocast = trainer.is_world_process_zero(), trainer.accelerator.autocast
-        pretrain_queries(
-            model, processor, scenes, every_kind, pretraining, arguments.seed, main_process, autocast=autocast
+    main_process = trainer.is_world_process_zero()
+    if main_process:
+        print(parameter_table(trainer.model), flush=True)
+        if cache is not None:
+            warn_of_new_images(data_arguments)
+        others = [parts, pretraining, caching, *rest]
+        write_training_record(
+            trainer, scene_set, base_of(model_arguments.model), model_arguments, data_arguments, others
         )
+    if pretraining.query_pretraining_steps and checkpoint is None:
+        pretrain_queries(
+            trainer.model, trainer.processing_class, scene_set.split("train", labelled=True), every_kind, pretraining,
+            arguments.seed, main_process, autocast=trainer.accelerator.autocast,
+        )  # fmt: skip
     trainer.train(resume_from_checkpoint=checkpoint)
-    if cache is not None and trainer.is_world_process_zero():
+    if cache is not None and main_process:
         print(cache.summary(), flush=True)
     trainer.save_state()
-    if trainer.is_world_process_zero():
-        write_instructions(Path(arguments.output_dir) / "instructions.jsonl", instructions)
+    if main_process:
+        write_instructions(Path(arguments.output_dir) / "instructions.jsonl", of_kinds(every_kind, data_arguments))
     trainer.save_model()  # with push_to_hub the upload as well, which may fail
 
 
@@ -240,7 +248,7 @@ def _for_new_models(
 ) -> QueryPretrainingArguments:
     """Without steps for a model that a stage has trained: it would forget what it has learned, and later stages take
     the recipe of the first one too."""
-    if not (pretraining.query_pretraining_steps and is_trained(model)):
+    if not (pretraining.query_pretraining_steps and record_path(model)):
         return pretraining
     if arguments.process_index == 0:
         print(f"query_pretraining_steps: left out, a stage has trained {model}", flush=True)
@@ -274,31 +282,19 @@ def _check_base(base: str, config: CoraConfig, anchors: bool, arguments: CoraTra
         )
 
 
-def drawing_seed(arguments: CoraTrainingArguments) -> int:
-    """Of images, their views and their queries."""
-    return arguments.seed if arguments.data_seed is None else arguments.data_seed
-
-
-def unlabelled_items(
-    scene_set: SceneSet, unlabelled: UnlabelledArguments, data: DataArguments, length: int, seed: int
-) -> UnlabelledDataset | PseudoInstructionDataset:
-    """What stage 3 asks about unlabelled images: whole classes, or parts of them too."""
-    kind = PseudoInstructionDataset if unlabelled.unlabelled_parts else UnlabelledDataset
-    return kind(scene_set, scene_set.split("train", labelled=False), unlabelled, data, length, seed)
-
-
 def _paired(
-    labelled: InstructionDataset,
-    scene_set: SceneSet,
-    unlabelled: UnlabelledArguments,
-    data_arguments: DataArguments,
-    arguments: CoraTrainingArguments,
+    labelled: InstructionDataset, unlabelled: UnlabelledArguments, arguments: CoraTrainingArguments
 ) -> PairedDataset:
     """Labelled items and the unlabelled ones that go with them; none, and none is read, for sigma = 0."""
     ratio, others = unlabelled.unlabelled_per_labelled, None
     if unlabelled.unlabelled_weight:
-        others = unlabelled_items(scene_set, unlabelled, data_arguments, len(labelled) * ratio, labelled.seed)
-        without = len(scene_set.split("train", labelled=False)) - len(others.scenes)
+        scene_set, kind = (
+            labelled.scene_set,
+            PseudoInstructionDataset if unlabelled.unlabelled_parts else UnlabelledDataset,
+        )
+        scenes = scene_set.split("train", labelled=False)
+        others = kind(scene_set, scenes, unlabelled, labelled.arguments, len(labelled) * ratio, labelled.seed)
+        without = len(scenes) - len(others.scenes)
         if without and arguments.process_index == 0:
             print(f"{without} unlabelled images have no pseudo-label and are left out", flush=True)
         kinds = unlabelled.unlabelled_kinds

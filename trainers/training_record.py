@@ -13,8 +13,9 @@ from peft import PeftModel
 from transformers import Trainer
 from transformers.utils import cached_file
 
+from datasets_scripts.command_line import UsageError
 from datasets_scripts.files import write_text
-from datasets_scripts.records import Instruction, SceneSet
+from datasets_scripts.records import SceneSet
 from modeling_cora.hub.run_folder import TRAINING, base_models
 from modeling_cora.named_models import resolve_name
 
@@ -35,18 +36,40 @@ OF_THE_TRAINER = (
 PACKAGES = ("torch", "transformers", "peft", "accelerate")
 
 
-def is_trained(model: str) -> bool:
-    """Whether a stage has trained a model: a folder or Hub id, which can be loaded, with a `training.json`."""
-    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    return model != "cora-tiny" and cached_file(resolve_name(model), TRAINING, **missing) is not None
+def record_path(model: str) -> str | None:
+    """`training.json` of a model that a stage has trained, a folder or Hub id; None where there is none."""
+    try:
+        return None if model == "cora-tiny" else cached_file(resolve_name(model), TRAINING)
+    except OSError:
+        return None  # if it is no model at all, whoever loads it says so
+
+
+def read_record(model: str) -> dict[str, Any]:
+    """`{}` for a model without one.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    if (path := record_path(model)) is None:
+        return {}
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(record["settings"], dict):
+            raise TypeError(f"settings: {record['settings']!r} is no mapping")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"model {model}: {TRAINING}: no record of a training ({error})") from None
+    return record
+
+
+def has_learned_anchors(model: str) -> bool:
+    """Whether a model's anchor encoder, if it has one, has been trained; where no record says, it is taken to be."""
+    return read_record(model).get("anchors", True)
 
 
 def write_training_record(
-    stage: str,
     trainer: Trainer,
-    base: str,
     scene_set: SceneSet,
-    instructions: Sequence[Instruction],
+    base: str,
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     others: Sequence[Any],
@@ -54,16 +77,14 @@ def write_training_record(
     """Writes the record to `output_dir`.
 
     Args:
-        stage: its name.
         trainer: with the model as it is trained, and the items that it is trained on. Its precision is accelerate's,
             whoever told that to accelerate.
         base: of an adapter that is trained further; else the model that the training starts from.
-        instructions: what it is trained on.
         others: further dataclasses of hyper-parameters.
     """
     model, arguments = trainer.model, trainer.args
     start, items = _name_of(model_arguments.model), trainer.train_dataset
-    unlabelled = items.unlabelled if isinstance(items, PairedDataset) else None
+    labelled, unlabelled = (items.labelled, items.unlabelled) if isinstance(items, PairedDataset) else (items, None)
     chosen = [model_arguments, data_arguments, *others]
     settings = {f.name: getattr(group, f.name) for group in chosen for f in fields(group) if f.name not in LEFT_OUT}
     unused = [
@@ -74,14 +95,15 @@ def write_training_record(
     ]
     settings = {name: value for name, value in settings.items() if not name.startswith(tuple(unused))}
     record = {
-        "stage": stage,
+        "stage": type(trainer).__name__.removesuffix("Trainer").lower(),
         "model": start if base == model_arguments.model else f"{start}, an adapter of {_name_of(base)}",
         "base_models": base_models(base),
+        "anchors": labelled.anchors or read_record(model_arguments.model).get("anchors", False),
         "data": {
             "name": data_arguments.data_name or Path(data_arguments.data).resolve().name,
             "labelled_images": len(scene_set.split("train", labelled=True)),
             "unlabelled_images": len(unlabelled.scenes) if unlabelled is not None else 0,
-            "instructions": len(instructions),
+            "instructions": sum(map(len, labelled.by_image.values())),
             "classes": [c.name for c in scene_set.classes if c.asked],
         },
         "images_per_step": (arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size),
