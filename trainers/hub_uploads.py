@@ -38,15 +38,6 @@ class HubUploads(Trainer):
             self.hub_model_id = make_repository(name, "model", bool(private), token or self.args.hub_token)
             self.push_in_progress = None
 
-    def create_model_card(self, license: str | None = None, **_: Any) -> None:
-        """README.md of `output_dir`, as `python -m modeling_cora.hub push` writes it, from the files of the run.
-
-        Args:
-            license: of the weights; "apache-2.0" for a random start, else none where not given.
-        """
-        if self.is_world_process_zero():
-            write_bytes(Path(self.args.output_dir) / "README.md", self._publication(license)["README.md"])
-
     def push_to_hub(
         self,
         commit_message: str | None = "End of training",
@@ -54,9 +45,12 @@ class HubUploads(Trainer):
         token: str | None = None,
         revision: str | None = None,
         private: bool | None = None,
-        **kwargs: Any,
+        license: str | None = None,
     ) -> Any:
-        """As in the base class; `kwargs` go to `create_model_card`.
+        """As in the base class.
+
+        Args:
+            license: of the weights; "apache-2.0" for a random start, else none where not given.
 
         Raises:
             HubError: the Hub refuses it.
@@ -67,9 +61,8 @@ class HubUploads(Trainer):
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        self.create_model_card(**kwargs)
         self._finish_current_push()
-        return self._upload(commit_message or "", not blocking, token, revision, kwargs.get("license"))
+        return self._upload(commit_message or "", not blocking, token, revision, license)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Uploads in the background what a checkpoint has of the model, by way of `output_dir`: the checkpoint itself
@@ -82,11 +75,6 @@ class HubUploads(Trainer):
             shutil.copy(path, Path(self.args.output_dir) / path.name)
         self.push_in_progress = PushInProgress([self._upload(f"Training in progress, step {self.state.global_step}")])
 
-    def _publication(self, license: str | None = None) -> dict[str, Any]:
-        run = read_run(self.args.output_dir, only_its_own=True)
-        run = replace(run, history=tuple(self.state.log_history))
-        return publication(run, self.hub_model_id, license)
-
     def _upload(
         self,
         message: str,
@@ -95,9 +83,12 @@ class HubUploads(Trainer):
         revision: str | None = None,
         license: str | None = None,
     ) -> Any:
+        run = read_run(self.args.output_dir, only_its_own=True)
+        files = publication(replace(run, history=tuple(self.state.log_history)), self.hub_model_id, license)
+        write_bytes(Path(self.args.output_dir) / "README.md", files["README.md"])
         call = partial(
             upload,
-            self._publication(license),
+            files,
             self.hub_model_id,
             "model",
             message,
