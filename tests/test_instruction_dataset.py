@@ -177,10 +177,10 @@ def test_the_mean_mask_of_one_image_is_that_image(street):
 def test_trivial_counts_by_hand():
     target = np.array([[1, 1, 0, 255]], np.uint8)
     counts = trivial_counts(target, "road", None)
-    assert counts == {"whole image": (2, 3), "nothing": (0, 2)}
+    assert counts == {"whole image": (2, 3)}
     target = np.array([[1, 0, 0, 255]], np.uint8)  # one of two road pixels; the third is unknown
     counts = trivial_counts(target, "road", None, whole_class=np.array([[True, True, False, True]]))
-    assert counts == {"whole image": (1, 3), "nothing": (0, 1), "whole class": (1, 2)}
+    assert counts == {"whole image": (1, 3), "whole class": (1, 2)}
     assert Instruction("a", "semantic", "road", "q", "[SEG]").target_mask(
         1, np.array([[1, 2, 255]], np.uint8)
     ).tolist() == [[1, 0, 255]]

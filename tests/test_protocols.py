@@ -112,7 +112,7 @@ def test_evaluation_by_name(saved, tmp_path, capsys):
         assert ("whole class" in trivial) == (sample["target"] == "instance")
         if sample["target"] == "instance":  # a part of the class: all of it is found, and maybe more
             found, union = trivial["whole class"]
-            assert found == trivial["nothing"][1] <= union <= trivial["whole image"][1]
+            assert found == trivial["whole image"][0] <= union <= trivial["whole image"][1]
             inside = sample["inside"]
             assert inside["part"] == found and inside["rest"] == union - found
             assert inside["found"] == sample["intersection"] <= sample["union"] - inside["marked"]

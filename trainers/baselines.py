@@ -13,7 +13,7 @@ from metrics.ciou.ciou import intersection_and_union
 
 MEAN_MASK_SIZE = (96, 96)
 
-WHOLE_IMAGE, NOTHING, MEAN_MASK, WHOLE_CLASS = TRIVIAL = ("whole image", "nothing", "mean training mask", "whole class")
+WHOLE_IMAGE, MEAN_MASK, WHOLE_CLASS = TRIVIAL = ("whole image", "mean training mask", "whole class")
 """Names of the trivial answers."""
 
 
@@ -86,8 +86,7 @@ def trivial_counts(
         whole_class: bool (H, W), of a query about a part of its class: the true mask of all of it. Whoever knows
             classes perfectly, and nothing of places and relations, answers so.
     """
-    everything = np.ones(target.shape, bool)
-    answers = {WHOLE_IMAGE: everything, NOTHING: ~everything}
+    answers = {WHOLE_IMAGE: np.ones(target.shape, bool)}
     if mean_mask is not None:
         answers[MEAN_MASK] = mean_mask(class_name, target.shape)
     if whole_class is not None:

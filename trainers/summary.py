@@ -9,7 +9,7 @@ from datasets_scripts.instructions.statistics import markdown_table
 from datasets_scripts.records import DataError
 from metrics.ciou.ciou import summarize
 
-from .baselines import MEAN_MASK, TRIVIAL, WHOLE_CLASS, WHOLE_IMAGE
+from .baselines import MEAN_MASK, TRIVIAL, WHOLE_CLASS
 
 TOLD_APART = "told apart"
 """Column of `told_apart`."""
@@ -27,8 +27,7 @@ def told_apart(records: Iterable[dict]) -> float | None:
     nothing or by chance has 0. Queries whose part is all of the class in this image do not count; None where there are
     no others.
     """
-    counts = [r["inside"] for r in records if "inside" in r]
-    each = [c["found"] / c["part"] - c["marked"] / c["rest"] for c in counts if c["part"] and c["rest"]]
+    each = [c["found"] / c["part"] - c["marked"] / c["rest"] for c in _counted(records)]
     return sum(each) / len(each) if each else None
 
 
@@ -38,11 +37,12 @@ def class_found(records: Iterable[dict]) -> float | None:
     The others have next to 0 in `told_apart`, so that divided by this is how well parts are told apart where the noun
     was understood. None where there are no such queries.
     """
-    counts = [r["inside"] for r in records if "inside" in r]
-    each = [
-        c["found"] + c["marked"] >= FOUND_SHARE * (c["part"] + c["rest"]) for c in counts if c["part"] and c["rest"]
-    ]
+    each = [c["found"] + c["marked"] >= FOUND_SHARE * (c["part"] + c["rest"]) for c in _counted(records)]
     return sum(each) / len(each) if each else None
+
+
+def _counted(records: Iterable[dict]) -> list[dict[str, int]]:
+    return [c for r in records if (c := r.get("inside")) and c["part"] and c["rest"]]
 
 
 def summarise_records(records: Sequence[dict], counting: str = "lisa") -> dict:
@@ -87,15 +87,14 @@ def summarise_records(records: Sequence[dict], counting: str = "lisa") -> dict:
     }
 
 
-TRIVIAL_COLUMNS = (WHOLE_IMAGE, MEAN_MASK, WHOLE_CLASS)
-COLUMNS = ("queries", "number", "cIoU", "gIoU", CLASS_FOUND, TOLD_APART, *TRIVIAL_COLUMNS)
+COLUMNS = ("queries", "number", "cIoU", "gIoU", CLASS_FOUND, TOLD_APART, *TRIVIAL)
 
 
 def _rows(summary: dict) -> Iterator[tuple[str, ...]]:
     """Cells of the table, a row each: all queries, kinds, classes from the best to the worst, and their mean."""
 
     def row(name: str, scores: dict) -> tuple[str, ...]:
-        trivial = [scores["trivial"].get(column) for column in TRIVIAL_COLUMNS]
+        trivial = [scores["trivial"].get(column) for column in TRIVIAL]
         numbers = (scores["ciou"], scores["giou"], scores.get(CLASS_FOUND), scores.get(TOLD_APART), *trivial)
         return name, str(scores["queries"]), *map(_number, numbers)
 
