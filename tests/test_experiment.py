@@ -54,7 +54,7 @@ def options(tmp_path: Path, *more: str) -> list[str]:
         (tmp_path / "splits" / fraction).mkdir(parents=True, exist_ok=True)
     (tmp_path / "data").mkdir(exist_ok=True)
     return ["--recipe", RECIPE, "--data", str(tmp_path / "data"), "--splits", str(tmp_path / "splits"), "--out",
-            str(tmp_path), "--methods", *METHODS, "--fractions", *FRACTIONS, "--only", "results", *more]  # fmt: skip
+            str(tmp_path), "--methods", *METHODS, "--fractions", *FRACTIONS, "--only_results", *more]  # fmt: skip
 
 
 def test_tables_hold_the_mean_and_the_spread_over_seeds(tmp_path, capsys):
@@ -128,7 +128,7 @@ def test_runs_of_another_recipe_are_left_out(tmp_path, capsys):
 
 
 def test_bad_options_of_one_method_stop_an_experiment_before_its_first_run(tmp_path, capsys):
-    argv = [*options(tmp_path), "--only", "", "--stage3.alignment", "false"]
+    argv = [*options(tmp_path), "--only_results", "false", "--stage3.alignment", "false"]
     with pytest.raises(SystemExit):
         main(argv)  # lisa would take it
     assert "stage3.alignment: False, but method cora decides True" in capsys.readouterr().err
@@ -179,7 +179,6 @@ def test_without_runs_there_are_empty_tables_and_no_curve(tmp_path):
         (["--methods", "coral"], "method 'coral'"),
         (["--baseline", "liza"], "method 'liza'"),
         (["--fractions", "1_4"], "fractions: 1_4: no folder"),
-        (["--only", "table"], "only: 'table' is not `results`"),
         (["--recipe", ""], "recipe: not given"),
     ],
 )

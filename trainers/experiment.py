@@ -14,9 +14,9 @@ that a recipe adds, such as one with as much time as another:
     variants: {lisa_350: {method: lisa, stage3: {max_steps: 350}}}
 
 Writes RESULTS.csv (every score of every run), RESULTS.md (mean and standard deviation over seeds, also of the
-differences to a baseline with the same seed) and RESULTS.png (the curve over fractions), anew after each run. `--only
-results` runs nothing. A run counts where its steps are those that the recipe and the options plan now; what an older
-recipe left in OUT is told, and left out.
+differences to a baseline with the same seed) and RESULTS.png (the curve over fractions), anew after each run.
+`--only_results` runs nothing. A run counts where its steps are those that the recipe and the options plan now; what an
+older recipe left in OUT is told, and left out.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class ExperimentArguments:
     baseline: str = field(
         default="lisa", metadata={"help": "What the other methods are compared with, seed by seed, where it is run."}
     )
-    only: str = field(default="", metadata={"help": "`results`: run nothing."})
+    only_results: bool = field(default=False, metadata={"help": "Write the results of what has ended; run nothing."})
     embedding_cache: str | None = field(default=None, metadata={"help": "As in trainers/run.py."})
     accelerate_config: str | None = field(default=None, metadata={"help": "As in trainers/run.py."})
 
@@ -290,16 +290,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("recipe", "data", "out"):
         if not getattr(arguments, name):
             raise UsageError(f"{name}: not given")
-    if arguments.only not in ("", "results"):
-        raise UsageError(f"only: {arguments.only!r} is not `results`")
     cells = plan_cells(arguments)
     recipe = Path(own[0]).parent / arguments.recipe if own and not own[0].startswith("-") else Path(arguments.recipe)
     for variant in arguments.variants.values():
         variant |= {name: section_of(Path(own[0]), name, given) for name, given in sections_of(variant).items()}
     plans = Plans(arguments, recipe, dotted)
-    for cell in cells if not arguments.only else ():
+    for cell in cells if not arguments.only_results else ():
         plan(*plans.of(cell))  # whose errors nobody wants to wait for
-    for cell in tqdm(cells if not arguments.only else [], unit="run"):
+    for cell in tqdm(cells if not arguments.only_results else [], unit="run"):
         run(*plans.of(cell))
         write_results(plans, cells)
     print(write_results(plans, cells), end="")
