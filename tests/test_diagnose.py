@@ -26,7 +26,6 @@ from trainers.diagnosis.reliability import (
     Reliability,
     auroc,
     auroc_within,
-    correlation,
     kept_accuracy,
     measure_reliability,
     weight_levels,
@@ -85,17 +84,13 @@ def test_auroc_beyond_another_score_is_over_pairs_that_are_alike_in_it():
     assert both.summary()["beyond"]["lambda"] == pytest.approx(np.mean(pairs), abs=1e-12)
 
 
-def test_correlation_and_kept_pixels_by_listing_every_pixel():
+def test_kept_pixels_by_listing_every_pixel():
     rng = np.random.default_rng(0)
     levels, right = rng.permutation(256)[:200], rng.random(200) < 0.6
-    values = np.sort(rng.random(256))
-    expected = np.corrcoef(values[levels], right)[0, 1]
-    assert correlation(values, *histograms(levels, right)) == pytest.approx(expected, abs=1e-12)
     order = np.argsort(-levels)
     for point in kept_accuracy(*histograms(levels, right)):
         kept = order[: round(200 * point["share"])]
         assert point["accuracy"] == pytest.approx(right[kept].mean(), abs=1e-12)
-    assert correlation(values, *histograms(levels, np.ones(200, bool))) is None
 
 
 @pytest.mark.parametrize("kind", ["inverse", "exp", "literal"])
@@ -172,8 +167,8 @@ def test_lambda_meets_the_hidden_truth(tmp_path):
     assert [g["accuracy"] for g in own["deciles"]] == pytest.approx([0.0] * 5 + [1.0] * 5)
     assert [g["accuracy"] for g in confidence["deciles"]] == pytest.approx([1.0] * 5 + [0.0] * 5)
     assert own["deciles"][0]["lowest"] == 0 and own["deciles"][9]["lowest"] == 1
-    above = next(t for t in own["thresholds"] if t["threshold"] == 0.7)
-    assert (above["kept"], above["accuracy"]) == (0.5, 1.0)
+    above = next(point for point in own["kept"] if point["share"] == 0.5)
+    assert above["accuracy"] == 1.0
     assert own["by_class"]["car"]["auroc"] is None and own["by_class"]["car"]["accuracy"] == 0
     assert own["by_class"]["road"]["pixels"] == 16 and found["labels"]["beyond"]["lambda"] is None
     # as masks: "road" is 1 everywhere in lambda, and "car" is right in the left half
@@ -377,16 +372,16 @@ def test_lambda_asked_now_is_lambda_written_ahead(run, tmp_path):
 
 
 @pytest.mark.parametrize("asked", [{}, {"unlabelled_parts": True, "consistency": "online"}], ids=["classes", "parts"])
-def test_the_parts_are_those_of_the_loss_that_is_trained(run, tmp_path, asked):
+def test_the_terms_are_those_of_the_loss_that_is_trained(run, tmp_path, asked):
     given = {"stage3": run["stage3"], "consistency_weights": run["weights"], "unlabelled_queries": 2, **asked}
     trainer = prepare(arguments(run, tmp_path, **given)).trainer
     trainer.model.eval()
     for batch in trainer.get_train_dataloader():
-        parts = trainer.parts(batch)
+        terms = trainer.terms(batch)
         loss = trainer.compute_loss(trainer.model, batch)
-        assert parts.keys() == {"labelled", "pseudo", "contrast"}
+        assert terms.keys() == {"labelled", "pseudo", "contrast"}
         assert (batch["rephrasings"] is not None) == bool(asked)
-        expected = parts["labelled"] + 0.5 * (parts["pseudo"] + parts["contrast"])
+        expected = terms["labelled"] + 0.5 * (terms["pseudo"] + terms["contrast"])
         torch.testing.assert_close(loss, expected)
         parameters = [p for p in trainer.model.parameters() if p.requires_grad]
         whole = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -407,8 +402,8 @@ def test_terms_are_those_that_the_training_logs_in_its_precision(run, tmp_path):
         argv = [RECIPE, *arguments(run, tmp_path / "out", per_device_train_batch_size=2, bf16=bf16, **of_model)]
         trainer = prepare(argv).trainer
         trainer.model.train()
-        trainer.parts(trainer._prepare_inputs(next(iter(trainer.get_train_dataloader()))))
-        found[bf16] = {name: term.item() for name, term in trainer.terms.items()}
+        trainer.terms(trainer._prepare_inputs(next(iter(trainer.get_train_dataloader()))))
+        found[bf16] = {name: term.item() for name, term in trainer.logged.items()}
     names = ("lm_loss", "bce_loss", "dice_loss", "iou_loss", "pseudo_bce_loss", "pseudo_dice_loss")
     assert {name: found[True][name] for name in names} == pytest.approx({n: logged[n] for n in names}, abs=2e-5)
     assert any(abs(found[False][name] - logged[name]) > 1e-4 for name in names)
@@ -434,6 +429,12 @@ def test_settings_are_those_of_the_run_unless_others_are_given(run, tmp_path):
     assert of_run[2].flip == 0.5 and of_run[6].unlabelled_queries == 5 and of_run[5].train_batch_size == 2
     assert parse_diagnosis([*given, "--flip", "0.25"])[2].flip == 0.25
     assert parse_diagnosis([STAGE2_RECIPE, *given])[2].kinds == ["conditional"]
+
+
+def test_a_stage_3_that_shows_no_anchors_needs_no_encoder(run, tmp_path):
+    kinds = ["--kinds", "semantic", "attribute"]
+    trainer = prepare([RECIPE, *arguments(run, tmp_path, model=run["stage1"]), *kinds]).trainer
+    assert trainer.model.config.anchor_token_id is None and "anchors" not in trainer.train_dataset[0]["labelled"]
 
 
 def test_a_damaged_record_gets_one_line(tmp_path):

@@ -52,9 +52,13 @@ def shrink(ids: np.ndarray, longest: int | None) -> np.ndarray:
     if longest is None or max(height, width) <= longest:
         return ids
     scale = longest / max(height, width)
-    rows = ((np.arange(max(1, round(height * scale))) + 0.5) / scale).astype(int).clip(0, height - 1)
-    columns = ((np.arange(max(1, round(width * scale))) + 0.5) / scale).astype(int).clip(0, width - 1)
-    return ids[..., rows[:, None], columns]
+    return at_size(ids, (max(1, round(height * scale)), max(1, round(width * scale))))
+
+
+def at_size(maps: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Maps (..., h, w) at another (H, W), by nearest neighbour."""
+    rows, columns = (((np.arange(n) + 0.5) * of / n).astype(int) for n, of in zip(shape, maps.shape[-2:], strict=True))
+    return np.ascontiguousarray(maps[..., rows[:, None], columns])
 
 
 def _box(top: float, left: float, scale: float, width: int, height: int) -> tuple[int, int, int, int]:

@@ -73,10 +73,3 @@ class ConsistencyMaps:
             raise DataError(f"{path}: no such file; run trainers/consistency_weights.py to the end") from None
         except (SafetensorError, KeyError, ValueError) as error:
             raise DataError(f"{path}: not a file of consistency weights ({error})") from None
-
-
-def at_size(variance: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A map (h, w) at a label map's (H, W), by nearest neighbour."""
-    rows = ((np.arange(shape[0]) + 0.5) * variance.shape[0] / shape[0]).astype(int)
-    columns = ((np.arange(shape[1]) + 0.5) * variance.shape[1] / shape[1]).astype(int)
-    return np.ascontiguousarray(variance[rows[:, None], columns])

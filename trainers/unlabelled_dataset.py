@@ -18,8 +18,8 @@ from modeling_cora import CoraProcessor
 from modeling_cora.consistency import consistency_weight
 
 from .arguments import DataArguments, UnlabelledArguments
-from .augmentation import View, jitter, shrink
-from .consistency_maps import ConsistencyMaps, at_size
+from .augmentation import View, at_size, jitter, shrink
+from .consistency_maps import ConsistencyMaps
 from .instruction_dataset import anchor_noise
 from .pseudo_labels.predictions import mask_path, read_prediction
 from .scene_turns import SceneTurns

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from trainers.stage3 import Stage3Trainer
 
-PARTS = ("labelled", "pseudo", "contrast")
+TERMS = ("labelled", "pseudo", "contrast")
 """L^l, L_seg^u and L_t^u; the latter two as they are before sigma."""
 
 
@@ -18,30 +18,30 @@ class TermTrainer(Stage3Trainer):
     """Stage 3, that keeps the terms of its last loss with their graphs."""
 
     def record_terms(self, terms: Mapping[str, torch.Tensor]) -> None:
-        self.terms.update(terms)
+        self.logged.update(terms)
 
-    def parts(self, inputs: dict) -> dict[str, torch.Tensor]:
-        """By `PARTS`, the terms of eq. 9 on a batch; without `contrast` where eq. 8 does not count."""
-        self.terms: dict[str, torch.Tensor] = {}
+    def terms(self, inputs: dict) -> dict[str, torch.Tensor]:
+        """By `TERMS`, the terms of eq. 9 on a batch; without `contrast` where eq. 8 does not count."""
+        self.logged: dict[str, torch.Tensor] = {}
         self.compute_loss(self.model, inputs)
-        labelled = self.accelerator.unwrap_model(self.model).weighted_sum(self.terms)
-        parts = {"labelled": labelled, "pseudo": self.terms["pseudo_bce_loss"] + self.terms["pseudo_dice_loss"]}
-        return parts | ({"contrast": self.terms["contrast_loss"]} if "contrast_loss" in self.terms else {})
+        labelled = self.accelerator.unwrap_model(self.model).weighted_sum(self.logged)
+        terms = {"labelled": labelled, "pseudo": self.logged["pseudo_bce_loss"] + self.logged["pseudo_dice_loss"]}
+        return terms | ({"contrast": self.logged["contrast_loss"]} if "contrast_loss" in self.logged else {})
 
 
-def gradient_norms(parts: Mapping[str, torch.Tensor], parameters: Sequence[torch.Tensor]) -> dict[str, float]:
+def gradient_norms(terms: Mapping[str, torch.Tensor], parameters: Sequence[torch.Tensor]) -> dict[str, float]:
     """Of losses that may share a graph, which is free afterwards: the 2-norm of the gradient of each, and the cosine
     of the first one's with each other's (`cosine_NAME`; 0 for a gradient of 0)."""
     norms: dict[str, float] = {}
     first: Sequence[torch.Tensor | None] = ()
-    for number, (name, loss) in enumerate(parts.items()):
-        last = number == len(parts) - 1
+    for number, (name, loss) in enumerate(terms.items()):
+        last = number == len(terms) - 1
         own = torch.autograd.grad(loss, parameters, retain_graph=not last, allow_unused=True)
         norms[name] = _dot(own, own) ** 0.5
         if not number:
             first = own
         else:
-            length = norms[name] * norms[next(iter(parts))]
+            length = norms[name] * norms[next(iter(terms))]
             norms[f"cosine_{name}"] = _dot(first, own) / length if length else 0.0
     return norms
 
@@ -62,7 +62,7 @@ def measure_gradients(trainer: TermTrainer, batches: Iterable[dict], total: int)
     trainer.model.train()
     norms = []
     for batch in tqdm(batches, desc="gradients", unit="batch", total=total):
-        norms.append(gradient_norms(trainer.parts(trainer._prepare_inputs(batch)), parameters))
+        norms.append(gradient_norms(trainer.terms(trainer._prepare_inputs(batch)), parameters))
     options = trainer.unlabelled
     return summarise(norms, {"pseudo": options.unlabelled_weight, "contrast": options.contrast_weight})
 
@@ -72,25 +72,25 @@ def summarise(norms: Sequence[Mapping[str, float]], sigmas: Mapping[str, float])
 
     Args:
         norms: of `gradient_norms` for each batch.
-        sigmas: the weight of each unlabelled part.
+        sigmas: the weight of each unlabelled term.
 
     Returns:
-        `batches`; for each part `mean` and `std` of the norm, `each` batch's; and for the unlabelled ones its `sigma`,
+        `batches`; for each term `mean` and `std` of the norm, `each` batch's; and for the unlabelled ones its `sigma`,
         `weighted` (sigma times the mean), `ratio` (of `weighted` to the mean of L^l), `equal_sigma` (at which that is
         1; None for a gradient of 0) and the mean `cosine` with the gradient of L^l.
     """
     found: dict = {"batches": len(norms)}
-    for name in PARTS:
+    for name in TERMS:
         if name not in norms[0]:
             continue
         each = [of_batch[name] for of_batch in norms]
-        part = {"mean": statistics.fmean(each), "std": statistics.stdev(each) if len(each) > 1 else 0.0, "each": each}
+        term = {"mean": statistics.fmean(each), "std": statistics.stdev(each) if len(each) > 1 else 0.0, "each": each}
         if name != "labelled":
             reference = found["labelled"]["mean"]
-            part["sigma"] = sigmas[name]
-            part["weighted"] = sigmas[name] * part["mean"]
-            part["ratio"] = part["weighted"] / reference if reference else None
-            part["equal_sigma"] = reference / part["mean"] if part["mean"] else None
-            part["cosine"] = statistics.fmean(of_batch[f"cosine_{name}"] for of_batch in norms)
-        found[name] = part
+            term["sigma"] = sigmas[name]
+            term["weighted"] = sigmas[name] * term["mean"]
+            term["ratio"] = term["weighted"] / reference if reference else None
+            term["equal_sigma"] = reference / term["mean"] if term["mean"] else None
+            term["cosine"] = statistics.fmean(of_batch[f"cosine_{name}"] for of_batch in norms)
+        found[name] = term
     return found

@@ -12,11 +12,11 @@ from tqdm.auto import tqdm
 
 from datasets_scripts.records import IGNORE_INDEX, Scene, SceneSet, image_size
 from modeling_cora.consistency import WeightKind, consistency_weight
-from trainers.consistency_maps import LEVELS, at_size, of_levels, to_levels
+from trainers.augmentation import at_size
+from trainers.consistency_maps import LEVELS, of_levels, to_levels
 from trainers.pseudo_labels.audit import CONFIDENCES, deciles, read_audited
 from trainers.unlabelled_dataset import PseudoLabels
 
-THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 SHARES = np.arange(1, 21) / 20
 """Of the pixels, at which `kept_accuracy` is told."""
 TEMPERATURES = (1e-5, 1e-4, 1e-3, 1e-2, 0.05)
@@ -60,18 +60,6 @@ def auroc_within(right: np.ndarray, wrong: np.ndarray) -> float | None:
         return None
     each = [auroc(*rows) or 0.0 for rows in zip(right, wrong, strict=True)]
     return float((pairs * each).sum() / pairs.sum())
-
-
-def correlation(values: np.ndarray, right: np.ndarray, wrong: np.ndarray) -> float | None:
-    """Pearson's, of a level's value and a pixel's being right (1) or wrong (0); None where one of them never varies."""
-    at, total = right + wrong, (right + wrong).sum()
-    if not total:
-        return None
-    mean, share = (values * at).sum() / total, right.sum() / total
-    variance = ((values - mean) ** 2 * at).sum() / total
-    if not variance or share in (0, 1):
-        return None
-    return float((((values - mean) * right).sum() / total) / np.sqrt(variance * share * (1 - share)))
 
 
 def kept_accuracy(right: np.ndarray, wrong: np.ndarray) -> list[dict]:
@@ -143,17 +131,8 @@ class Reliability:
             "mean_wrong": _mean(values, wrong),
             "accuracy": _share(right.sum(), wrong.sum()),
             "auroc": auroc(right, wrong),
-            "correlation": correlation(values, right, wrong),
             "deciles": deciles(right + wrong, right, values),
             "kept": kept_accuracy(right, wrong),
-            "thresholds": [
-                {
-                    "threshold": threshold,
-                    "kept": float(every[values >= threshold].sum() / every.sum()),
-                    "accuracy": _share(right[values >= threshold].sum(), wrong[values >= threshold].sum()),
-                }
-                for threshold in THRESHOLDS
-            ],
             "by_class": {
                 one: {
                     "pixels": int(counts[:, k].sum()),

@@ -33,7 +33,7 @@ def _lambda(found: Mapping) -> Iterator[str]:
         yield _verdict(own["auroc"], labels.get("confidence"), labels["beyond"]) + "\n"
         yield (
             f"Mean lambda {own['mean']:.4g}: {own['mean_right']:.4g} on right pixels, "
-            f"{own['mean_wrong']:.4g} on wrong ones; correlation {_number(own['correlation']) or 'unknown'}. "
+            f"{own['mean_wrong']:.4g} on wrong ones. "
             f"{_number(own['accuracy'])} of the pixels are right. Counted as in eq. 7, every pixel once for each mask "
             f"of its image, lambda's AUROC is {_number(found['masks']['lambda']['auroc'])}.\n"
         )
@@ -44,11 +44,6 @@ def _lambda(found: Mapping) -> Iterator[str]:
         tenths = zip(*(score["deciles"] for score in scores.values()), strict=True)
         yield markdown_table(head, ((str(k), *(t for g in of for t in (f"{g['lowest']:.4g} to {g['highest']:.4g}",
                                     _number(g["accuracy"])))) for k, of in enumerate(tenths, 1)))  # fmt: skip
-    yield "Share of the pixels at a threshold or above, and how many of these are right:\n"
-    head = ("at least", *(text for name in scores for text in (name, "right")))
-    levels = zip(*(score["thresholds"] for score in scores.values()), strict=True)
-    yield markdown_table(head, ((f"{of[0]['threshold']:g}", *(t for one in of for t in (_number(one["kept"]),
-                                _number(one["accuracy"])))) for of in levels))  # fmt: skip
     yield "By class of the pseudo-label:\n"
     head = ("class", "pixels", "right", "mean lambda", *(f"AUROC of {name}" for name in scores))
     yield markdown_table(head, ((name, f"{of['pixels']:,}", _number(of["accuracy"]), _number(of["mean"]),
