@@ -288,12 +288,10 @@ def _paired(
     """Labelled items and the unlabelled ones that go with them; none, and none is read, for sigma = 0."""
     ratio, others = unlabelled.unlabelled_per_labelled, None
     if unlabelled.unlabelled_weight:
-        scene_set, kind = (
-            labelled.scene_set,
-            PseudoInstructionDataset if unlabelled.unlabelled_parts else UnlabelledDataset,
-        )
+        scene_set = labelled.scene_set
         scenes = scene_set.split("train", labelled=False)
-        others = kind(scene_set, scenes, unlabelled, labelled.arguments, len(labelled) * ratio, labelled.seed)
+        items = PseudoInstructionDataset if unlabelled.unlabelled_parts else UnlabelledDataset
+        others = items(scene_set, scenes, unlabelled, labelled.arguments, len(labelled) * ratio, labelled.seed)
         without = len(scenes) - len(others.scenes)
         if without and arguments.process_index == 0:
             print(f"{without} unlabelled images have no pseudo-label and are left out", flush=True)

@@ -15,7 +15,6 @@ if __name__ == "__main__":
     # run as a file: `import evaluate` would find trainers/evaluate.py in place of the library
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-
 from datasets_scripts.command_line import one_line_errors
 from trainers.cora_trainer import CoraTrainer
 from trainers.stage import train_stage
