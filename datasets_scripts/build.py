@@ -16,12 +16,10 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from fractions import Fraction
-from functools import cache
-from multiprocessing import get_context
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ from .files import claim_folder, write_text
 from .folder import READERS, read_data
 from .instructions.build import KINDS, class_queries, object_instructions, shown_classes
 from .instructions.objects import SceneObjects
+from .processes import in_processes
 from .push import push
 from .records import DataError, Instruction, Scene, SceneSet
 from .splits import draw_split, split_line, write_split
@@ -179,8 +178,10 @@ def build(
     missing = [shard for shard in shards if not (out / PROGRESS / f"{shard.name}.json").exists()]
     with tqdm(total=len(scene_set.scenes), desc="building", unit="scene") as progress:
         progress.update(len(scene_set.scenes) - sum(len(shard.scenes) for shard in missing))
-        for shard in _built(out, scene_set, missing, kinds, seed, workers, skip_bad):
-            progress.update(len(shard.scenes))
+        # a shard brings its scenes along
+        work = partial(build_shard, out, replace(scene_set, scenes=()), kinds=kinds, seed=seed, skip_bad=skip_bad)
+        for number, _ in in_processes(work, missing, workers):
+            progress.update(len(missing[number].scenes))
     done = [json.loads((out / PROGRESS / f"{s.name}.json").read_text(encoding="utf-8")) for s in shards]
     result: dict[str, Any] = {
         "scenes": sum(d["scenes"] for d in done),
@@ -198,28 +199,6 @@ def build(
     _write_extras(out, scene_set, result, done, fractions, seed, name)
     shutil.rmtree(out / PROGRESS)
     return result
-
-
-def _built(
-    out: Path, scene_set: SceneSet, shards: Sequence[Shard], kinds: Sequence, seed: int, workers: int, skip_bad: bool
-) -> Iterator[Shard]:
-    """Builds shards and yields each when it is done."""
-    rest = (kinds, seed, skip_bad)
-    if workers <= 1 or len(shards) < 2:
-        for shard in shards:
-            build_shard(out, scene_set, shard, *rest)
-            yield shard
-        return
-    # spawned, not forked: pyarrow runs threads
-    with ProcessPoolExecutor(min(workers, len(shards)), mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(build_shard, out, _only(scene_set, s), s, *rest): s for s in shards}
-        try:
-            for future in as_completed(futures):
-                future.result()
-                yield futures[future]
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
 
 
 def _digest(lines: Iterable[str]) -> str:
@@ -269,11 +248,6 @@ def _never_shown(scene_set: SceneSet, done: Sequence[dict[str, Any]], name: str)
             "masks of 0 and 255 say nothing: the class's id, or masks/CLASS/STEM.png, would be right"
         )
     return missing
-
-
-def _only(scene_set: SceneSet, shard: Shard) -> SceneSet:
-    """The set with the scenes of one shard: what a worker is sent."""
-    return replace(scene_set, scenes=shard.scenes)
 
 
 def _write_extras(

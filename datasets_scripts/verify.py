@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-
-from tqdm import tqdm
 
 from .build import renew_card
 from .command_line import ArgumentParser, UsageError, one_line_errors
@@ -27,14 +24,11 @@ from .folder import READERS, read_data
 from .instructions.build import read_instructions, write_instructions
 from .instructions.preview import write_preview
 from .instructions.statistics import markdown_table, statistics, statistics_table
-from .instructions.verify import check_scene, wrong_type
+from .instructions.verify import check_set, wrong_type
 from .records import DataError, Instruction, SceneSet
 from .tables import keep_instructions
 
 _INSTRUCTIONS, _REJECTED = "instructions.jsonl", "rejected.jsonl"
-
-Job = tuple[int, list[Instruction]]
-"""Index of a scene, and what is asked about it."""
 
 
 def read_set(
@@ -65,57 +59,6 @@ def write_set(directory: Path, instructions: Sequence[Instruction], keep: Sequen
         keep_instructions(directory, keep)
     else:
         write_instructions(directory / _INSTRUCTIONS, [i for i, kept in zip(instructions, keep, strict=True) if kept])
-
-
-def check_set(
-    scene_set: SceneSet, instructions: Sequence[Instruction], workers: int = 1, progress: bool = False
-) -> list[list[str]]:
-    """The reasons against each instruction, in their order, whatever the number of workers.
-
-    Raises:
-        DataError: a map or image cannot be read.
-    """
-    reasons: list[list[str]] = [[] for _ in instructions]
-    scenes = {scene.image_id: index for index, scene in enumerate(scene_set.scenes)}
-    by_scene: dict[int, list[int]] = {}
-    for number, instruction in enumerate(instructions):
-        if (image_id := str(instruction.image_id)) in scenes:
-            by_scene.setdefault(scenes[image_id], []).append(number)
-        else:
-            reasons[number] = [f"image is unknown: {image_id}"]
-    jobs: list[Job] = [(index, [instructions[n] for n in numbers]) for index, numbers in by_scene.items()]
-    with tqdm(total=len(instructions), desc="checking", unit="instruction", disable=not progress) as bar:
-
-        def take(results):
-            for numbers, found in zip(by_scene.values(), results, strict=True):
-                for number, mine in zip(numbers, found, strict=True):
-                    reasons[number] = mine
-                bar.update(len(numbers))
-
-        if workers == 1 or len(jobs) < 2:
-            _use(scene_set)
-            take(map(_check, jobs))
-        else:
-            # spawned, since a fork of a program with threads may hang
-            context = multiprocessing.get_context("spawn")
-            with context.Pool(min(workers, len(jobs)), _use, (scene_set,)) as pool:
-                take(pool.imap(_check, jobs))
-    return reasons
-
-
-_scene_set: SceneSet | None = None
-"""Of this process; sent once and not with every job."""
-
-
-def _use(scene_set: SceneSet) -> None:
-    global _scene_set
-    _scene_set = scene_set
-
-
-def _check(job: Job) -> list[list[str]]:
-    assert _scene_set is not None
-    index, instructions = job
-    return check_scene(_scene_set, _scene_set.scenes[index], instructions)
 
 
 def summary(instructions: Sequence[Instruction], reasons: Sequence[Sequence[str]]) -> str:

@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+from tqdm import tqdm
+
+from ..processes import in_processes
 from ..records import Anchor, Instruction, Scene, SceneSet, SemanticClass
 from .attribute import attribute_claims, attribute_queries, instance_queries, names_class
 from .build import MIN_CLASS_AREA
@@ -28,6 +33,37 @@ TOLERANCE = 1e-3
 
 KINDS = ("semantic", "attribute", "conditional", "reasoning")
 SPECIAL = ("[seg]", "<image>")
+
+
+def check_set(
+    scene_set: SceneSet, instructions: Sequence[Instruction], workers: int = 1, progress: bool = False
+) -> list[list[str]]:
+    """The reasons against each instruction, in their order, whatever the number of processes.
+
+    Raises:
+        DataError: a map or image cannot be read.
+        UsageError: a process was killed.
+    """
+    reasons: list[list[str]] = [[] for _ in instructions]
+    scenes = {scene.image_id: scene for scene in scene_set.scenes}
+    numbers: dict[str, list[int]] = {}
+    for number, instruction in enumerate(instructions):
+        if (image_id := str(instruction.image_id)) in scenes:
+            numbers.setdefault(image_id, []).append(number)
+        else:
+            reasons[number] = [f"image is unknown: {image_id}"]
+    jobs = [(scenes[image_id], [instructions[n] for n in own]) for image_id, own in numbers.items()]
+    places = list(numbers.values())
+    with tqdm(total=len(instructions), desc="checking", unit="instruction", disable=not progress) as bar:
+        for job, found in in_processes(partial(_check_job, replace(scene_set, scenes=())), jobs, workers):
+            for number, mine in zip(places[job], found, strict=True):
+                reasons[number] = mine
+            bar.update(len(found))
+    return reasons
+
+
+def _check_job(scene_set: SceneSet, job: tuple[Scene, list[Instruction]]) -> list[list[str]]:
+    return check_scene(scene_set, *job)
 
 
 def check_scene(scene_set: SceneSet, scene: Scene, instructions: Sequence[Instruction]) -> list[list[str]]:
