@@ -6,6 +6,7 @@
 
 Any OpenAI-compatible endpoint will do; its key comes from OPENAI_API_KEY, its address from --base_url or
 OPENAI_BASE_URL. Replies are kept in --cache: after an interruption the same command asks for the missing ones only.
+`datasets_scripts.build --instructions` adds what it wrote to the tables that are trained on.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
     python -m datasets_scripts.build camvid --root DIR --out DIR
     python -m datasets_scripts.build folder --root DIR --out DIR --fractions 1/30 1/8 --workers 8 --skip-bad
+    python -m datasets_scripts.build folder --root DIR --out DIR --instructions asked/instructions.jsonl
     python -m datasets_scripts.build folder --root DIR --out DIR --push_to_hub organisation/name --private
 
 Instances are those of the data set and, of masses, patches (`components.py`). Work is done shard by shard, each
@@ -33,8 +34,9 @@ from .command_line import ArgumentParser, UsageError, one_line_errors
 from .dataset_card import write_card
 from .files import claim_folder, write_text
 from .folder import READERS, read_data
-from .instructions.build import KINDS, class_queries, object_instructions, shown_classes
+from .instructions.build import KINDS, class_queries, object_instructions, read_instructions, shown_classes
 from .instructions.objects import SceneObjects
+from .instructions.verify import check_names, check_set
 from .processes import in_processes
 from .push import push
 from .records import DataError, Instruction, Scene, SceneSet
@@ -59,7 +61,7 @@ PROGRESS = ".progress"
 class Shard:
     """Some consecutive scenes of one split with the instructions that were brought along, and where their tables go.
 
-    `instructions` None: they are to be made.
+    `instructions` None: they are to be made. Those that are `added` come behind them.
     """
 
     split: str
@@ -67,24 +69,32 @@ class Shard:
     count: int
     scenes: tuple[Scene, ...]
     instructions: tuple[Instruction, ...] | None = None
+    added: tuple[Instruction, ...] = ()
 
     @property
     def name(self) -> str:
         return f"{self.split}-{self.index:05d}-of-{self.count:05d}"
 
 
-def shards_of(scene_set: SceneSet, size: int, brought: Sequence[Instruction] = ()) -> Iterator[Shard]:
+def shards_of(
+    scene_set: SceneSet, size: int, brought: Sequence[Instruction] = (), added: Sequence[Instruction] = ()
+) -> Iterator[Shard]:
     """All scenes in their order, `size` to a shard."""
-    about: dict[str, list[Instruction]] = {}
-    for instruction in brought:
-        about.setdefault(instruction.image_id, []).append(instruction)
+
+    def by_image(instructions: Sequence[Instruction]) -> dict[str, list[Instruction]]:
+        about: dict[str, list[Instruction]] = {}
+        for instruction in instructions:
+            about.setdefault(instruction.image_id, []).append(instruction)
+        return about
+
+    about = by_image(brought), by_image(added)
     for split in SPLITS:
         scenes = scene_set.split(split)
         count = -(-len(scenes) // size)
         for index in range(count):
             chosen = scenes[index * size : (index + 1) * size]
-            own = tuple(i for scene in chosen for i in about.get(scene.image_id, ()))
-            yield Shard(split, index, count, chosen, own if brought else None)
+            own, more = (tuple(i for scene in chosen for i in each.get(scene.image_id, ())) for each in about)
+            yield Shard(split, index, count, chosen, own if brought else None, more)
 
 
 def build_shard(out: Path, scene_set: SceneSet, shard: Shard, kinds: Sequence, seed: int, skip_bad: bool) -> None:
@@ -111,6 +121,7 @@ def build_shard(out: Path, scene_set: SceneSet, shard: Shard, kinds: Sequence, s
             skipped.append({"image_id": scene.image_id, "reason": reason_of(error)})
             continue
         scenes.append(row)
+        made += [i for i in shard.added if i.image_id == scene.image_id]
         instructions += [instruction_row(i) for i in made]
         if scene.labelled:
             classes[scene.image_id] = sorted(shown)
@@ -133,6 +144,7 @@ def build(
     brought: Sequence[Instruction] = (),
     refused: Sequence[str] = (),
     licence: str | None = None,
+    added: Sequence[Instruction] = (),
 ) -> dict[str, Any]:
     """Builds, or goes on building, the tables of a scene set.
 
@@ -142,6 +154,7 @@ def build(
         brought: instructions that the data set brings; where there are any, they take the place of ours.
         licence: of the images and labels, for the card; an identifier of the Hub such as "cc-by-4.0". Of a finished
             folder another one changes the card alone, and none leaves it as it is.
+        added: instructions of other origin, see `read_added`; they come behind the others.
         refused: what the reader left out, see `bad_items.py`; listed before what is skipped here.
 
     Returns:
@@ -150,7 +163,7 @@ def build(
     Raises:
         DataError: a scene cannot be read (with `skip_bad`: none can), or `out` holds something else.
     """
-    shards = list(shards_of(scene_set, shard_size, brought))
+    shards = list(shards_of(scene_set, shard_size, brought, added))
     scenes = scene_set.scenes
     settings = {
         "rules": RULES,
@@ -167,14 +180,11 @@ def build(
         "shard_size": shard_size,
         "skip_bad": skip_bad,
     }
+    if added:
+        settings["added instructions"] = _digest(map(repr, added))
     claim_folder(out, "build.json", settings)
     if (out / "README.md").exists():
-        result = json.loads((out / "result.json").read_text(encoding="utf-8"))
-        if licence not in (None, result["license"]):
-            result["license"] = licence
-            _write_card(out, scene_set, result, name)
-            write_text(out / "result.json", _json(result))  # last, so that a killed program's card is written again
-        return result
+        return _finished(out, scene_set, name, licence)
     missing = [shard for shard in shards if not (out / PROGRESS / f"{shard.name}.json").exists()]
     with tqdm(total=len(scene_set.scenes), desc="building", unit="scene") as progress:
         progress.update(len(scene_set.scenes) - sum(len(shard.scenes) for shard in missing))
@@ -199,6 +209,33 @@ def build(
     _write_extras(out, scene_set, result, done, fractions, seed, name)
     shutil.rmtree(out / PROGRESS)
     return result
+
+
+def _finished(out: Path, scene_set: SceneSet, name: str, licence: str | None) -> dict[str, Any]:
+    """The numbers of a folder that is complete, its card written again where another licence is given."""
+    result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    if licence not in (None, result["license"]):
+        result["license"] = licence
+        _write_card(out, scene_set, result, name)
+        write_text(out / "result.json", _json(result))  # last, so that a killed program's card is written again
+    return result
+
+
+def read_added(paths: Sequence[Path], scene_set: SceneSet, workers: int = 1) -> list[Instruction]:
+    """The instructions of files such as `ask_llm` writes. Whether they are true is for `verify` to say.
+
+    Raises:
+        DataError: a line is no instruction, or names an image, a class or an instance that the scenes do not have.
+    """
+    added, places = [], []
+    for path in paths:
+        added += (own := read_instructions(path))
+        places += [f"{path}:{number}" for number in range(1, len(own) + 1)]
+    found = check_set(scene_set, added, workers, progress=bool(added), check=check_names)
+    for place, reasons in zip(places, found, strict=True):
+        if reasons:
+            raise DataError(f"{place}: {reasons[0]}; python -m datasets_scripts.verify --drop takes such lines out")
+    return added
 
 
 def _digest(lines: Iterable[str]) -> str:
@@ -315,6 +352,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--split_lists", type=Path, help="folder with labeled.txt and unlabeled.txt")
     parser.add_argument("--fractions", nargs="*", default=[], metavar="1/N", help="splits to draw, such as 1/30 1/16")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), help=f"of {' '.join(KINDS)} (default: all)")
+    parser.add_argument(
+        "--instructions",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="add those of these files, as ask_llm writes",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of phrasings and drawn splits (default: 0)")
     parser.add_argument("--shard_size", type=int, default=64, help="scenes in a file (default: 64)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
@@ -343,6 +388,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     layout = given.name if given.name in READERS else None
     with skipping() if given.skip_bad else nullcontext([]) as refused:
         scene_set, brought = read_data(given.root, given.split_lists, layout, components=True)
+    added = read_added(given.instructions, scene_set, given.workers)
     # before the work, which may take hours; after the data are known to be there
     repo_id = make_repository(given.push_to_hub, "dataset", given.private) if given.push_to_hub else None
     try:
@@ -359,6 +405,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             brought,
             [reason_of(error) for error in refused],
             given.license,
+            added,
         )
     except OSError as error:
         raise DataError(f"{error.filename or given.out}: cannot be written ({error.strerror or error})") from None

@@ -24,7 +24,7 @@ from .folder import READERS, read_data
 from .instructions.build import read_instructions, write_instructions
 from .instructions.preview import write_preview
 from .instructions.statistics import markdown_table, statistics, statistics_table
-from .instructions.verify import check_set, wrong_type
+from .instructions.verify import check_set
 from .records import DataError, Instruction, SceneSet
 from .tables import keep_instructions
 
@@ -46,9 +46,6 @@ def read_set(
     if READERS["tables"].recognises(directory):
         return read_data(directory, split_lists)
     instructions = read_instructions(directory / _INSTRUCTIONS)
-    for number, instruction in enumerate(instructions, start=1):
-        if wrong := wrong_type(instruction):
-            raise DataError(f"{directory / _INSTRUCTIONS}:{number}: {wrong} is not of its type")
     scene_set, _ = read_data(data or directory, split_lists, components=True)
     return scene_set, instructions
 

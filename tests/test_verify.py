@@ -399,8 +399,12 @@ def test_people_and_models_may_ask_in_one_way_alone(street):
 def test_a_field_of_the_wrong_type_is_bad_input_and_named(folder):
     path, true = folder
     write_instructions(path / "instructions.jsonl", [true[0], replace(true[1], rephrasings=(5,))])
-    with pytest.raises(DataError, match=r"instructions\.jsonl:2: rephrasings is not of its type"):
+    with pytest.raises(
+        DataError, match=r"instructions\.jsonl:2: not an instruction \(rephrasings is not of its type\)"
+    ):
         program.read_set(path)
     write_instructions(path / "instructions.jsonl", [true[0], replace(true[1], rephrasings=None)])
-    with pytest.raises(DataError, match=r"instructions\.jsonl:2: rephrasings is not of its type"):
+    with pytest.raises(
+        DataError, match=r"instructions\.jsonl:2: not an instruction \(rephrasings is not of its type\)"
+    ):
         program.read_set(path)

@@ -160,7 +160,10 @@ def read_instructions(path: str | Path) -> list[Instruction]:
         with Path(path).open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 try:
-                    instructions.append(Instruction.from_dict(parse_json(line)))
+                    instruction = Instruction.from_dict(parse_json(line))
+                    if wrong := wrong_type(instruction):
+                        raise TypeError(f"{wrong} is not of its type")
+                    instructions.append(instruction)
                 except (KeyError, TypeError, ValueError) as error:
                     raise DataError(f"{path}:{number}: not an instruction ({error})") from None
     except OSError as error:
@@ -168,3 +171,23 @@ def read_instructions(path: str | Path) -> list[Instruction]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error})") from None
     return instructions
+
+
+def wrong_type(instruction: Instruction) -> str:
+    """The first field that is not what it is declared to be, or ""; JSON may hold anything."""
+    for name in ("image_id", "kind", "class_name", "query", "answer", "claim", "source"):
+        if not isinstance(getattr(instruction, name), str):
+            return name
+    if not isinstance(instruction.rephrasings, list | tuple) or not all(
+        isinstance(text, str) for text in instruction.rephrasings
+    ):
+        return "rephrasings"
+    for name, ids in (
+        ("instance_ids", instruction.instance_ids),
+        *(("anchors.instance_ids", a.instance_ids) for a in instruction.anchors),
+    ):
+        if ids is not None and not all(type(i) is int for i in ids):
+            return name
+    if not all(isinstance(a.class_name, str) for a in instruction.anchors):
+        return "anchors.class_name"
+    return "" if isinstance(instruction.facts, dict) else "facts"

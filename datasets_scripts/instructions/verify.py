@@ -6,7 +6,7 @@ A reason is "what is wrong: the values"; the part before the colon is always the
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,9 +14,9 @@ from typing import Any
 from tqdm import tqdm
 
 from ..processes import in_processes
-from ..records import Anchor, Instruction, Scene, SceneSet, SemanticClass
+from ..records import Anchor, DataError, Instruction, Scene, SceneSet, SemanticClass
 from .attribute import attribute_claims, attribute_queries, instance_queries, names_class
-from .build import MIN_CLASS_AREA
+from .build import MIN_CLASS_AREA, wrong_type
 from .claims import Claim, Verdict, single_out
 from .conditional import COUNTED_ONLY, ConditionalClaim, NamedObject, name_of
 from .objects import SceneObject, SceneObjects
@@ -35,8 +35,41 @@ KINDS = ("semantic", "attribute", "conditional", "reasoning")
 SPECIAL = ("[seg]", "<image>")
 
 
+def check_scene(scene_set: SceneSet, scene: Scene, instructions: Sequence[Instruction]) -> list[list[str]]:
+    """The reasons against each instruction of one scene: its own, and those of all of them together.
+
+    Raises:
+        DataError: the scene's maps or, where a colour is claimed, its image cannot be read.
+    """
+    if not scene.labelled:
+        return [[f"image is not labelled: {scene.image_id}"] for _ in instructions]
+    objects = SceneObjects.of_scene(scene_set, scene)
+    own = [check_instruction(scene_set, scene, objects, instruction) for instruction in instructions]
+    return [[*mine, *common] for mine, common in zip(own, contradictions(instructions), strict=True)]
+
+
+def check_names(scene_set: SceneSet, scene: Scene, instructions: Sequence[Instruction]) -> list[list[str]]:
+    """What each instruction names and its scene does not have; nothing where the scene's maps cannot be read, which
+    whoever needs them will say."""
+    if not scene.labelled:
+        return [[f"image is not labelled: {scene.image_id}"] for _ in instructions]
+    try:
+        objects = SceneObjects.of_scene(scene_set, scene)
+    except DataError:
+        return [[] for _ in instructions]
+    return [_absent(objects, instruction) for instruction in instructions]
+
+
+Check = Callable[[SceneSet, Scene, Sequence[Instruction]], list[list[str]]]
+"""Gives the reasons against each instruction of one scene."""
+
+
 def check_set(
-    scene_set: SceneSet, instructions: Sequence[Instruction], workers: int = 1, progress: bool = False
+    scene_set: SceneSet,
+    instructions: Sequence[Instruction],
+    workers: int = 1,
+    progress: bool = False,
+    check: Check = check_scene,
 ) -> list[list[str]]:
     """The reasons against each instruction, in their order, whatever the number of processes.
 
@@ -54,29 +87,17 @@ def check_set(
             reasons[number] = [f"image is unknown: {image_id}"]
     jobs = [(scenes[image_id], [instructions[n] for n in own]) for image_id, own in numbers.items()]
     places = list(numbers.values())
+    work = partial(_check_job, check, replace(scene_set, scenes=()))
     with tqdm(total=len(instructions), desc="checking", unit="instruction", disable=not progress) as bar:
-        for job, found in in_processes(partial(_check_job, replace(scene_set, scenes=())), jobs, workers):
+        for job, found in in_processes(work, jobs, workers):
             for number, mine in zip(places[job], found, strict=True):
                 reasons[number] = mine
             bar.update(len(found))
     return reasons
 
 
-def _check_job(scene_set: SceneSet, job: tuple[Scene, list[Instruction]]) -> list[list[str]]:
-    return check_scene(scene_set, *job)
-
-
-def check_scene(scene_set: SceneSet, scene: Scene, instructions: Sequence[Instruction]) -> list[list[str]]:
-    """The reasons against each instruction of one scene: its own, and those of all of them together.
-
-    Raises:
-        DataError: the scene's maps or, where a colour is claimed, its image cannot be read.
-    """
-    if not scene.labelled:
-        return [[f"image is not labelled: {scene.image_id}"] for _ in instructions]
-    objects = SceneObjects.of_scene(scene_set, scene)
-    own = [check_instruction(scene_set, scene, objects, instruction) for instruction in instructions]
-    return [[*mine, *common] for mine, common in zip(own, contradictions(instructions), strict=True)]
+def _check_job(check: Check, scene_set: SceneSet, job: tuple[Scene, list[Instruction]]) -> list[list[str]]:
+    return check(scene_set, *job)
 
 
 def check_instruction(scene_set: SceneSet, scene: Scene, objects: SceneObjects, instruction: Instruction) -> list[str]:
@@ -93,18 +114,9 @@ def check_instruction(scene_set: SceneSet, scene: Scene, objects: SceneObjects, 
     if instruction.image_id != scene.image_id:
         return [f"image is another one: {instruction.image_id}, not {scene.image_id}"]
     reasons = _texts(instruction)
-    classes = {c.name: c for c in scene_set.classes}
-    for name in (instruction.class_name, *(a.class_name for a in instruction.anchors)):
-        if name not in classes:
-            return [*reasons, f"class is unknown: {name!r}"]
-        if not classes[name].asked:
-            return [*reasons, f"class is not asked for: {name!r}"]
-    target_class, anchor_classes = classes[instruction.class_name], [classes[a.class_name] for a in instruction.anchors]
-    missing = _missing(objects, "target", target_class, instruction.instance_ids)
-    for anchor, semantic_class in zip(instruction.anchors, anchor_classes, strict=True):
-        missing += _missing(objects, "anchor", semantic_class, anchor.instance_ids)
-    if missing:
-        return reasons + missing
+    if absent := _absent(objects, instruction):
+        return reasons + absent
+    target_class, *anchor_classes = (scene_set.class_named(part.class_name) for part in _parts(instruction))
     reasons += _target(objects, target_class, instruction)
     named, wrong_anchors = _anchors(objects, anchor_classes, instruction)
     return reasons + wrong_anchors + _claim_and_wording(objects, target_class, instruction, named)
@@ -156,26 +168,6 @@ def _target_of(instruction: Instruction) -> tuple[Any, ...]:
     return instruction.class_name, None if ids is None else tuple(sorted(ids))
 
 
-def wrong_type(instruction: Instruction) -> str:
-    """The first field that is not what it is declared to be, or ""; JSON may hold anything."""
-    for name in ("image_id", "kind", "class_name", "query", "answer", "claim", "source"):
-        if not isinstance(getattr(instruction, name), str):
-            return name
-    if not isinstance(instruction.rephrasings, list | tuple) or not all(
-        isinstance(text, str) for text in instruction.rephrasings
-    ):
-        return "rephrasings"
-    for name, ids in (
-        ("instance_ids", instruction.instance_ids),
-        *(("anchors.instance_ids", a.instance_ids) for a in instruction.anchors),
-    ):
-        if ids is not None and not all(type(i) is int for i in ids):
-            return name
-    if not all(isinstance(a.class_name, str) for a in instruction.anchors):
-        return "anchors.class_name"
-    return "" if isinstance(instruction.facts, dict) else "facts"
-
-
 def _texts(instruction: Instruction) -> list[str]:
     """What can be seen without the scene."""
     queries, reasons = queries_of(instruction), []
@@ -201,8 +193,29 @@ def _texts(instruction: Instruction) -> list[str]:
     return reasons
 
 
+def _parts(instruction: Instruction) -> tuple[Instruction | Anchor, ...]:
+    """What an instruction names: target and anchors."""
+    return (instruction, *instruction.anchors)
+
+
+def _absent(objects: SceneObjects, instruction: Instruction) -> list[str]:
+    """Which of them are not in the scene; without them nothing else can be looked at."""
+    classes = {c.name: c for c in objects.classes.values()}
+    for part in _parts(instruction):
+        if part.class_name not in classes:
+            return [f"class is unknown: {part.class_name!r}"]
+        if not classes[part.class_name].asked:
+            return [f"class is not asked for: {part.class_name!r}"]
+    return [
+        reason
+        for part in _parts(instruction)
+        for reason in _missing(
+            objects, "target" if part is instruction else "anchor", classes[part.class_name], part.instance_ids
+        )
+    ]
+
+
 def _missing(objects: SceneObjects, part: str, semantic_class: SemanticClass, ids: tuple[int, ...] | None) -> list[str]:
-    """Whether the target or an anchor is not in the scene; without it nothing else can be looked at."""
     if ids is None:
         found = objects.whole(semantic_class.id)
         return [] if found else [f"{part} is not in the image: no {semantic_class.name}"]
