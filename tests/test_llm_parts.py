@@ -128,6 +128,16 @@ def test_numbers_of_a_mass_are_those_that_verify_measures():
     assert check_instruction(SceneSet(classes, ()), Scene("s", "s.png", "s.png"), scene, said) == []
 
 
+@pytest.mark.parametrize(
+    ("key", "kept"), [("x", "exit {a}"), ("none", "exit {a}"), ("exit {a}", "***"), ("sk-secret-key", "exit {a}")]
+)
+def test_what_stands_in_place_of_a_key_is_left_in_replies(key, kept, monkeypatch):
+    """Servers that need none take any value, and letters and words are no secret."""
+    pytest.importorskip("openai")
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    assert llm_client.Endpoint("http://127.0.0.1:9/v1").scrub("exit {a}") == kept
+
+
 def test_without_the_client_one_line_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(UsageError, match=r"pip install -c constraints\.txt -e '\.\[llm\]'$"):

@@ -32,6 +32,9 @@ ANEW = 2
 FAILURES_IN_A_ROW = 10
 """After so many requests without a usable reply and none with one in between, something is wrong with all of them."""
 
+SHORTEST_SECRET = 8
+"""Characters; what stands in place of a key for a server that needs none ("x") is no secret, and words hold it."""
+
 REFUSED_CODES = frozenset({"content_filter", "content_policy_violation"})
 """Error codes by which servers refuse a request for what it shows."""
 
@@ -126,7 +129,8 @@ class Endpoint:
 
     def scrub(self, text: str) -> str:
         """Text as it may be written down: without the key, and valid Unicode."""
-        return text.replace(self._key, "***").encode("utf-8", "replace").decode()
+        text = text.replace(self._key, "***") if len(self._key) >= SHORTEST_SECRET else text
+        return text.encode("utf-8", "replace").decode()
 
     def _message(self, body: dict[str, Any]) -> tuple[dict[str, Any] | Reply, str]:
         """The message of the first choice, with "usage" (tokens in, tokens out), and its finish reason."""
