@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import HfApi
-
-from publishing.hub import address, hub_errors
+from publishing.hub import address, upload
 
 TABLES = ("scenes/*.parquet", "instructions/*.parquet")
 PUBLISHED = ("README.md", "preview/*.jpg", "classes.json", "queries.json", "splits/*.txt", *TABLES)
@@ -16,22 +15,20 @@ PUBLISHED = ("README.md", "preview/*.jpg", "classes.json", "queries.json", "spli
 def push(folder: Path, repo_id: str) -> str:
     """Uploads a finished folder to its repository, in the place of any tables that are there.
 
-    Where it is broken off, the next call goes on: files that arrived whole are not sent again.
-
     Returns:
         the address of the data set.
 
     Raises:
         HubError: the upload failed.
     """
-    with hub_errors(repo_id, f"; {folder} is whole, the same command goes on with the upload"):
-        # Tables of another number of shards would be read beside ours, so those that we do not overwrite go.
-        HfApi().upload_folder(
-            folder_path=folder,
-            repo_id=repo_id,
-            repo_type="dataset",
-            allow_patterns=list(PUBLISHED),
-            delete_patterns=[*TABLES, "preview/*.jpg"],
-            commit_message="Scenes and instructions",
-        )
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    upload(
+        {name: path for name, path in paths.items() if any(fnmatch(name, pattern) for pattern in PUBLISHED)},
+        repo_id,
+        "dataset",
+        "Scenes and instructions",
+        # tables of another number of shards would be read beside ours
+        replaces=(*TABLES, "preview/*.jpg"),
+        then=f"; {folder} is whole, the same command goes on with the upload",
+    )
     return address(repo_id, "dataset")

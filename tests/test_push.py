@@ -216,6 +216,18 @@ def test_an_upload_that_fails_says_how_to_go_on(drawn, hub):
         push(drawn / "built", "someone/gone")
 
 
+def test_nobody_ever_loads_tables_of_two_sets(drawn, hub, monkeypatch):
+    """Where hf_xet is there, `upload_folder` cuts an upload into commits, with old tables beside new ones."""
+
+    def in_parts(*arguments, **options):
+        raise AssertionError("several commits")
+
+    monkeypatch.setattr("huggingface_hub.hf_api.is_xet_available", lambda: True)
+    monkeypatch.setattr("huggingface_hub._upload_pipeline.pipelined_upload", in_parts)
+    main([*command(drawn, "org/whole")[3:]])
+    assert len(hub.repositories["datasets", "org/whole"].commits) == 2
+
+
 STREAM = """
 import json
 import datasets, numpy, psutil
