@@ -369,7 +369,7 @@ def read_map(source: ImageSource | str) -> np.ndarray:
 
 
 def image_size(source: ImageSource) -> tuple[int, int]:
-    """(height, width) as `read_image` will give it; of most formats, PNG not among them, no pixels are decoded.
+    """(height, width) as `read_image` will give it; no pixels are decoded, but of some PNGs with EXIF data.
 
     Raises:
         DataError: the file is missing or no image.
@@ -377,10 +377,25 @@ def image_size(source: ImageSource) -> tuple[int, int]:
     try:
         with open_image(source) as file:
             width, height = file.size
-            rotated = file.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            # asked for the EXIF data of a PNG that has none, Pillow decodes all pixels to look behind them
+            known = file.format != "PNG" or _png_has_exif(file)
+            rotated = known and file.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     except _UNREADABLE as error:
         raise _not_readable(source, error) from None
     return (width, height) if rotated else (height, width)
+
+
+def _png_has_exif(file: Image.Image) -> bool:
+    """Whether a chunk anywhere in an opened PNG is one that Pillow reads an orientation from."""
+    place = file.fp.tell()
+    file.fp.seek(8)
+    found = False
+    while not found and len(head := file.fp.read(8)) == 8:
+        start = file.fp.tell()
+        found = head[4:] == b"eXIf" or file.fp.read(21).startswith((b"Raw profile type exif", b"XML:com.adobe.xmp"))
+        file.fp.seek(start + int.from_bytes(head[:4], "big") + 4)  # the chunk and its checksum
+    file.fp.seek(place)
+    return found
 
 
 def _not_readable(source: ImageSource | str, error: Exception) -> DataError:

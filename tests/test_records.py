@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from datasets_scripts.records import DataError, Scene, SceneSet, SemanticClass, read_image, read_map
+from datasets_scripts.records import DataError, Scene, SceneSet, SemanticClass, image_size, read_image, read_map
 
 from .conftest import noise_image
 
@@ -46,6 +48,36 @@ def test_exif_orientation_is_applied(tmp_path):
     exif[0x0112] = 6
     noise_image(20, 10).save(tmp_path / "a.jpg", exif=exif)
     assert read_image(tmp_path / "a.jpg").size == (10, 20)
+
+
+def with_chunk(content: bytes, kind: bytes, data: bytes, last: bool) -> bytes:
+    """A PNG with one chunk more, before its pixels or behind them."""
+    at = content.index(b"IEND" if last else b"IDAT") - 4
+    return content[:at] + len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4) + content[at:]
+
+
+ORIENTATION_6 = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+XMP = b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'
+RAW = b"Raw profile type exif\0\nexif\n      32\n" + (b"Exif\0\0" + ORIENTATION_6).hex().encode()
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "data"), [(b"eXIf", ORIENTATION_6), (b"iTXt", XMP), (b"tEXt", RAW), (b"tEXt", b"Software\0x"), (b"", b"")]
+)
+def test_sizes_are_those_of_the_pictures_and_no_pixels_are_decoded(tmp_path, monkeypatch, kind, data, last):
+    """Unless an orientation may stand behind them: a map of the pixels as they lie must not be taken for the picture's."""
+    scene_set, scene = scene_of(tmp_path, np.zeros((10, 20)), np.zeros((10, 20)))
+    if kind:
+        scene.image.write_bytes(with_chunk(scene.image.read_bytes(), kind, data, last))
+    turned = data in (ORIENTATION_6, XMP, RAW)
+    assert read_image(scene.image).size == ((10, 20) if turned else (20, 10))
+    if turned:
+        with pytest.raises(DataError, match="size 20x10 differs from its image's 10x20"):
+            scene_set.read_maps(scene)
+    if not turned or (kind == b"eXIf" and not last):
+        monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", None)
+    assert image_size(scene.image) == ((20, 10) if turned else (10, 20))
 
 
 @pytest.mark.parametrize("reader", [read_image, read_map])
