@@ -106,7 +106,7 @@ def class_scores(bare: ClassVectors, scene_set: SceneSet, split: str) -> tuple[f
     """(cIoU, mIoU) over the classes that each image shows."""
     counts: dict[str, list[tuple[int, int]]] = {}
     for scene in scene_set.split(split, labelled=True):
-        labels, _ = scene_set.read_maps(scene)
+        labels = scene_set.read_labels(scene)
         shown = [c for c in scene_set.classes if (labels == c.id).sum() >= max(1, MIN_CLASS_AREA * labels.size)]
         if not shown:
             continue

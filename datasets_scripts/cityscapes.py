@@ -230,6 +230,7 @@ def read_cityscapes(root: str | Path) -> SceneSet:
         scenes=tuple(scenes),
         label_lookup=label_lookup(),
         unknown_labels=frozenset(range(HIGHEST_LABEL_ID + 1, IGNORE_INDEX)),
+        raw_labels=f"Cityscapes id (0..{HIGHEST_LABEL_ID}, -1)",
         instance_lookup="cityscapes",
     )
 

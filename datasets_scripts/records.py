@@ -110,7 +110,7 @@ class SceneSet:
 
     Attributes:
         label_lookup: uint8 (256,), raw value of a label map -> class id or 255; None where the maps hold class ids.
-            A raw value listed in `unknown_labels` is an error.
+            A raw value listed in `unknown_labels` is an error, and no `raw_labels` ("Cityscapes id (0..33, -1)").
         instance_lookup: how raw instance maps become instance ids; "as_is", or "cityscapes" (id * 1000 + k is a
             countable object, any other value none).
         ids_per_class: instance id // this is the id of its class; 0 = ids do not tell it. Where instances overlap, the
@@ -121,6 +121,7 @@ class SceneSet:
     scenes: tuple[Scene, ...]
     label_lookup: np.ndarray | None = None
     unknown_labels: frozenset[int] = frozenset()
+    raw_labels: str = ""
     instance_lookup: Literal["as_is", "cityscapes"] = "as_is"
     ids_per_class: int = 0
 
@@ -134,14 +135,11 @@ class SceneSet:
                 return semantic_class
         raise DataError(f"class {name!r} is not one of {', '.join(c.name for c in self.classes)}")
 
-    def read_maps(self, scene: Scene) -> tuple[np.ndarray, np.ndarray | None]:
-        """Label map (uint8, H x W, class ids and 255) and instance map (int32, 0 = none) or None.
-
-        The instance map is H x W, or P x H x W where instances overlap; an instance may lie on one plane only.
+    def read_labels(self, scene: Scene) -> np.ndarray:
+        """Label map (uint8, H x W, class ids and 255); instances, which may have to be found first, are left alone.
 
         Raises:
-            DataError: a file does not open, sizes differ, a label is not a class id, or an instance lies in two
-                classes.
+            DataError: there is none, it does not open, its size is not the image's, or a label is not a class id.
         """
         if scene.label_map is None:
             raise DataError(f"{scene.image}: has no label map, so it has no target masks")
@@ -154,16 +152,23 @@ class SceneSet:
         known = {c.id for c in self.classes} | {IGNORE_INDEX}
         if labels.max(initial=0) > 255 or labels.min(initial=0) < 0:
             raise DataError(f"{scene.label_map}: label {int(labels.max())} is outside of 0..255")
-        if self.label_lookup is None:
-            unknown = set(np.unique(labels).tolist()) - known
-        else:
-            unknown = set(np.unique(labels).tolist()) & self.unknown_labels
-        if unknown:
-            raise DataError(
-                f"{scene.label_map}: label {min(unknown)} is not a known class id "
-                f"({', '.join(f'{c.id} {c.name}' for c in self.classes)}, 255 ignore)"
-            )
-        labels = labels.astype(np.uint8) if self.label_lookup is None else self.label_lookup[labels]
+        found = set(np.unique(labels).tolist())
+        if unknown := found - known if self.label_lookup is None else found & self.unknown_labels:
+            ids = ", ".join(f"{c.id} {c.name}" for c in self.classes)
+            right = self.raw_labels or f"known class id ({ids}, 255 ignore)"
+            raise DataError(f"{scene.label_map}: label {min(unknown)} is not a {right}")
+        return labels.astype(np.uint8) if self.label_lookup is None else self.label_lookup[labels]
+
+    def read_maps(self, scene: Scene) -> tuple[np.ndarray, np.ndarray | None]:
+        """Label map as from `read_labels`, and instance map (int32, 0 = none) or None.
+
+        The instance map is H x W, or P x H x W where instances overlap; an instance may lie on one plane only.
+
+        Raises:
+            DataError: as `read_labels`; the instance map does not open or is of another size, or an instance lies in
+                two classes.
+        """
+        labels = self.read_labels(scene)
         if scene.instance_map is None:
             return labels, None
         instances = read_map(scene.instance_map)

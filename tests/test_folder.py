@@ -458,7 +458,7 @@ def test_cityscapes_label_ids_become_train_ids(tmp_path):
     assert [c.name for c in scene_set.classes][13] == "car" and len(TRAIN_IDS) == len(CLASSES) == 19
     assert {c.name for c in CLASSES if c.ground} == {"road", "sidewalk", "terrain"}
     make_cityscapes(tmp_path, label=77)
-    with pytest.raises(DataError, match="label 77 is not a known"):
+    with pytest.raises(DataError, match=r"label 77 is not a Cityscapes id \(0\.\.33, -1\)"):
         scene_set.read_maps(scene_set.scenes[0])
 
 

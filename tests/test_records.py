@@ -66,7 +66,7 @@ RAW = b"Raw profile type exif\0\nexif\n      32\n" + (b"Exif\0\0" + ORIENTATION_
     ("kind", "data"), [(b"eXIf", ORIENTATION_6), (b"iTXt", XMP), (b"tEXt", RAW), (b"tEXt", b"Software\0x"), (b"", b"")]
 )
 def test_sizes_are_those_of_the_pictures_and_no_pixels_are_decoded(tmp_path, monkeypatch, kind, data, last):
-    """Unless an orientation may stand behind them: a map of the pixels as they lie must not be taken for the picture's."""
+    """Unless an orientation may stand behind them: a map of the pixels as they lie is not one of the picture."""
     scene_set, scene = scene_of(tmp_path, np.zeros((10, 20)), np.zeros((10, 20)))
     if kind:
         scene.image.write_bytes(with_chunk(scene.image.read_bytes(), kind, data, last))

@@ -23,17 +23,18 @@ class MeanMask:
     def __init__(self, scene_set: SceneSet, scenes: Sequence[Scene]):
         self.means: dict[str, torch.Tensor] = {}
         self.levels: dict[str, float] = {}
-        maps = [torch.from_numpy(scene_set.read_maps(scene)[0]) for scene in scenes]
-        for semantic_class in scene_set.classes:
-            masks = [
-                F.interpolate(((m == semantic_class.id).float())[None, None], MEAN_MASK_SIZE, mode="area")[0, 0]
-                for m in maps
-                if (m == semantic_class.id).any()
-            ]
-            if masks:
-                stack = torch.stack(masks)
-                self.means[semantic_class.name] = stack.mean(0)
-                self.levels[semantic_class.name] = _best_level(stack)
+        masks: dict[str, list[torch.Tensor]] = {c.name: [] for c in scene_set.classes}
+        for scene in scenes:
+            labels = torch.from_numpy(scene_set.read_labels(scene))
+            for semantic_class in scene_set.classes:
+                if (mask := labels == semantic_class.id).any():
+                    small = F.interpolate(mask.float()[None, None], MEAN_MASK_SIZE, mode="area")[0, 0]
+                    masks[semantic_class.name].append(small)
+        for name, of_class in masks.items():
+            if of_class:
+                stack = torch.stack(of_class)
+                self.means[name] = stack.mean(0)
+                self.levels[name] = _best_level(stack)
 
     def __call__(self, class_name: str, size: tuple[int, int]) -> np.ndarray:
         """bool (H, W); empty for a class without training masks."""

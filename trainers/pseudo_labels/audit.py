@@ -154,7 +154,7 @@ def read_audited(
         DataError: a file is missing or damaged, holds an unknown class id, or sizes differ.
     """
     mask, confidence = read_prediction(predictions, scene.image_id, {c.id for c in scene_set.classes})
-    truth = scene_set.read_maps(scene)[0] if scene.labelled else None
+    truth = scene_set.read_labels(scene) if scene.labelled else None
     if truth is not None and truth.shape != mask.shape:
         raise DataError(f"{mask_path(predictions, scene.image_id)}: size differs from {scene.label_map}")
     return mask, confidence, truth

@@ -128,7 +128,7 @@ class SemiSupervisedDataset(torch.utils.data.Dataset):
         scene = (self.scenes.labelled if labelled else self.scenes.unlabelled)[place]
         scale, labels = self.data_arguments.image_scale, None
         if labelled:
-            labels = self._index_of[self.scenes.scene_set.read_maps(scene)[0]]
+            labels = self._index_of[self.scenes.scene_set.read_labels(scene)]
             labels = np.asarray(scaled(Image.fromarray(labels), scale, Image.Resampling.NEAREST))
         return scaled(read_image(scene.image), scale), labels
 

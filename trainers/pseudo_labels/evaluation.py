@@ -104,6 +104,6 @@ def evaluate_scenes(
     matrix = np.zeros((len(scene_set.classes),) * 2, np.int64)
     for scene in tqdm(scenes, desc="evaluating", unit="image", disable=not progress, leave=False):
         predicted, _ = predict_scene(segmenter, scene, stride)
-        matrix += confusion_matrix(scene_set.read_maps(scene)[0], predicted, scene_set.classes)
+        matrix += confusion_matrix(scene_set.read_labels(scene), predicted, scene_set.classes)
     segmenter.train(was_training)
     return matrix

@@ -49,7 +49,7 @@ def read_training_scenes(
         _check_sizes((*labelled, *(unlabelled if unlabelled_needed else ())), arguments, progress)
     shown: set[int] = set()
     for scene in tqdm(labelled, desc="reading label maps", unit="map", disable=not progress, leave=False):
-        shown |= set(np.unique(scene_set.read_maps(scene)[0]).tolist()) - {IGNORE_INDEX}
+        shown |= set(np.unique(scene_set.read_labels(scene)).tolist()) - {IGNORE_INDEX}
     if not shown:
         raise DataError(f"{arguments.data}: every pixel of the {len(labelled)} labelled images is ignored (255)")
     absent = tuple(c.name for c in scene_set.classes if c.id not in shown)
