@@ -20,6 +20,9 @@ MAX_SECOND_CLASS = 0.05
 """Fraction of an instance's labelled pixels that may be of a second class: label and instance maps that were drawn
 apart differ at borders."""
 
+PART = "part"
+"""What a data set calls a part of one of its splits (RefCOCO's `testA`), among `Scene.facts[0]`."""
+
 Split = Literal["train", "val", "test"]
 Kind = Literal["semantic", "attribute", "conditional", "reasoning"]
 
@@ -86,7 +89,7 @@ class Scene:
             instances overlap it has several planes, one below the other, each of the image's size.
         facts: what is known about instances beyond the pixels, by instance id (drawn scenes know each colour):
             `{7: {"colour": "red"}}`. Under 0 stands what is known about the whole scene: `{0: {"tissue": "Colon"}}`,
-            or that it is held out from a split of the data set (`splits.HELD_OUT_FROM`).
+            that it is held out from a split of the data set (`splits.HELD_OUT_FROM`), or its `PART` of the split.
         group: scenes of one group show the same thing (overlapping tiles of a slide, frames of a video) and belong to
             the same side of any split; empty = the scene alone.
     """
@@ -125,9 +128,11 @@ class SceneSet:
     instance_lookup: Literal["as_is", "cityscapes"] = "as_is"
     ids_per_class: int = 0
 
-    def split(self, split: Split, labelled: bool | None = None) -> tuple[Scene, ...]:
-        """The scenes of one split; only the labelled or only the unlabelled ones where `labelled` is given."""
-        return tuple(s for s in self.scenes if s.split == split and labelled in (None, s.labelled))
+    def split(self, split: Split | str, labelled: bool | None = None) -> tuple[Scene, ...]:
+        """The scenes of one split, or of a part of one; only the labelled or only the unlabelled ones where `labelled`
+        is given."""
+        own = (s for s in self.scenes if split in (s.split, s.facts.get(0, {}).get(PART)))
+        return tuple(s for s in own if labelled in (None, s.labelled))
 
     def class_named(self, name: str) -> SemanticClass:
         for semantic_class in self.classes:

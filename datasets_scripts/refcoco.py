@@ -14,15 +14,15 @@ import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 from .coco import CocoFile, CocoImage, CocoMap, category_classes, classes_with_background, read_coco
 from .instructions.free_text import free_text_instruction
 from .json_files import excerpt, is_text, is_whole
-from .records import DataError, Instruction, Scene, SceneSet, Split
+from .records import PART, DataError, Instruction, Scene, SceneSet, Split
 
-SPLIT_AUTHORS = ("unc", "umd", "google")
-"""Who drew the splits; the first of them whose file is there is read."""
+REFERENCES = ("refs(unc).p", "refs(umd).p", "refs(google).p")
+"""Named after who drew the splits; the first one that is there is read."""
 
 SPLITS: dict[str, Split] = {"train": "train", "val": "val", "test": "test", "testA": "test", "testB": "test"}
 """testA asks for people, testB for all else."""
@@ -68,43 +68,38 @@ class _Reference:
     sentences: tuple[str, ...]
 
 
-def read_refcoco(
-    root: str | Path,
-    images: str | Path | None = None,
-    split_author: Literal["unc", "umd", "google"] | None = None,
-    test: Literal["test", "testA", "testB"] | None = None,
-) -> tuple[SceneSet, list[Instruction]]:
+def read_refcoco(root: str | Path) -> tuple[SceneSet, list[Instruction]]:
     """Scenes with COCO's categories as classes, and an instruction of the kind "reasoning" for each reference.
 
     The first sentence is the query, the others of the same reference rephrase it; the target is one instance, with all
-    pixels that COCO's toolbox gives it. `instruction.facts` holds "ref_id" and the "split" by its own name (testA).
-    In the label map, pixels of no object are "background" (not asked for).
+    pixels that COCO's toolbox gives it. `instruction.facts` holds "ref_id" and the "split" by its own name; `testA` and
+    `testB` are parts of "test" (see `Scene.facts`). In the label map, pixels of no object are "background" (not asked
+    for).
 
     Images without a reference are left out. Google's split of RefCOCOg is one of references: an image that comes in two
     of its splits becomes two scenes, of one group.
 
     Args:
         root: one data set's folder.
-        images: the folder train2014, where it is none of `IMAGE_FOLDERS`.
-        split_author: whose splits, where several lie there.
-        test: which part becomes the split "test"; None = every one that there is.
 
     Raises:
         DataError: a file is missing or damaged, or a reference names what is not there.
     """
     root = Path(root)
-    path = _references_file(root, split_author)
+    path = next((root / name for name in REFERENCES if (root / name).exists()), None)
+    if path is None:
+        raise DataError(f"{root}: has no {' or '.join(REFERENCES)}")
     coco = read_coco(root / "instances.json")
-    folder = Path(images) if images is not None else _image_folder(root)
+    folder = _image_folder(root)
     classes, background = classes_with_background(category_classes(coco), coco.path)
     class_ids = {category_id: category_id for category_id in coco.categories}
-    references = [r for r in _references(path, coco) if SPLITS[r.split] != "test" or test in (None, r.split)]
+    references = list(_references(path, coco))
     names = _scene_names(references)
     scenes: dict[str, Scene] = {}
     instructions = []
     for reference in references:
         image, split = reference.image, SPLITS[reference.split]
-        image_id = names[image.id, split]
+        image_id = names[image.id, reference.split]
         if image_id not in scenes:
             scenes[image_id] = Scene(
                 image_id,
@@ -112,7 +107,7 @@ def read_refcoco(
                 label_map=CocoMap(coco.path, image, class_ids, background, "label map"),
                 instance_map=CocoMap(coco.path, image, class_ids, background, "instance map"),
                 split=split,
-                facts=coco.facts(image.id),
+                facts=coco.facts(image.id) | ({0: {PART: reference.split}} if reference.split != split else {}),
                 group=Path(image.file_name).stem,
             )
         instance_id = image.instance_ids().get(reference.annotation_id)
@@ -128,16 +123,8 @@ def read_refcoco(
             )
         )
     if not scenes:
-        raise DataError(f"{path}: holds no reference" + (f" of the split {test}" if test else ""))
+        raise DataError(f"{path}: holds no reference")
     return SceneSet(classes, tuple(scenes.values())), instructions
-
-
-def _references_file(root: Path, author: str | None) -> Path:
-    for name in SPLIT_AUTHORS if author is None else (author,):
-        if (path := root / f"refs({name}).p").exists():
-            return path
-    names = " or ".join(f"refs({name}).p" for name in (SPLIT_AUTHORS if author is None else (author,)))
-    raise DataError(f"{root}: has no {names}")
 
 
 def _image_folder(root: Path) -> Path:
@@ -147,12 +134,12 @@ def _image_folder(root: Path) -> Path:
     raise DataError(f"{root}: COCO's images are not there; {' or '.join(IMAGE_FOLDERS)} would be right")
 
 
-def _scene_names(references: list[_Reference]) -> dict[tuple[int, Split], str]:
+def _scene_names(references: list[_Reference]) -> dict[tuple[int, str], str]:
     """(COCO's image id, split) -> image id: the file's stem, with the split behind it in all splits but the first."""
-    names: dict[tuple[int, Split], str] = {}
+    names: dict[tuple[int, str], str] = {}
     seen: set[int] = set()
     for reference in references:
-        key = (reference.image.id, SPLITS[reference.split])
+        key = (reference.image.id, reference.split)
         if key not in names:
             stem = Path(reference.image.file_name).stem
             names[key] = f"{stem}_{key[1]}" if key[0] in seen else stem

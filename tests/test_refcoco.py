@@ -6,10 +6,12 @@ import json
 import os
 import pickle
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
+from datasets_scripts.build import build
 from datasets_scripts.folder import read_data
 from datasets_scripts.instructions.objects import SceneObjects
 from datasets_scripts.records import DataError
@@ -137,11 +139,18 @@ def test_an_instance_is_of_its_category_whatever_lies_on_it(tmp_path):
     assert scene_set.scenes[0].facts[1] == {"class": "dining table"}
 
 
-def test_parts_of_the_test_split_can_be_chosen(tmp_path):
-    references = [reference(1, 1, 12, "train", "a"), reference(2, 2, 21, "testB", "b"), *REFERENCES[2:]]
-    root = write(tmp_path, references)
-    queries = {part: [i.query for i in read_refcoco(root, test=part)[1]] for part in (None, "testA", "testB")}
-    assert queries == {None: ["a", "b", "furniture"], "testA": ["a", "furniture"], "testB": ["a", "b"]}
+def test_parts_of_the_test_split_are_scored_apart(tmp_path, monkeypatch):
+    """By the names that papers report them by, from the folder and from tables of it."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    content = instances()
+    content["annotations"].append(content["annotations"][0] | {"id": 31, "image_id": 3})
+    references = [reference(1, 1, 12, "train", "a"), reference(2, 3, 31, "testB", "b"), *REFERENCES[2:]]
+    scene_set, instructions = read_data(write(tmp_path, references, content), components=True)
+    build(scene_set, tmp_path / "built", brought=instructions)
+    for found in (scene_set, read_data(tmp_path / "built")[0]):
+        parts = {name: [s.image_id for s in found.split(name)] for name in ("train", "test", "testA", "testB", "testC")}
+        expected = {"train": ["COCO_1"], "test": ["COCO_3", "COCO_2"], "testA": ["COCO_2"], "testB": ["COCO_3"]}
+        assert parts == {**expected, "testC": []}
 
 
 def test_an_image_in_two_splits_becomes_two_scenes_of_one_group(tmp_path):
@@ -159,13 +168,14 @@ def test_authors_of_splits_and_places_of_images(tmp_path):
     root = write(tmp_path, REFERENCES[:1], author="google")
     write(tmp_path, REFERENCES[1:2], author="umd")
     assert [i.query for i in read_refcoco(root)[1]] == ["the novel"]
-    assert [i.query for i in read_refcoco(root, split_author="google")[1]] == ["the mug"]
-    with pytest.raises(DataError, match=r"has no refs\(unc\)\.p"):
-        read_refcoco(root, split_author="unc")
+    (root / "refs(umd).p").unlink()
+    assert [i.query for i in read_refcoco(root)[1]] == ["the mug"]
     (tmp_path / "train2014").rename(tmp_path / "elsewhere")
     with pytest.raises(DataError, match="COCO's images are not there; train2014"):
         read_refcoco(root)
-    assert read_refcoco(root, images=tmp_path / "elsewhere")[0].scenes[0].image.exists()
+    (root / "refs(google).p").unlink()
+    with pytest.raises(DataError, match=r"has no refs\(unc\)\.p or refs\(umd\)\.p"):
+        read_refcoco(root)
 
 
 class Evil:
