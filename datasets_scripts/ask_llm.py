@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .command_line import ArgumentParser, UsageError, one_line_errors
+from .command_line import ArgumentParser, UsageError, above_zero, not_negative, one_line_errors, positive
 from .files import write_text
 from .folder import read_data
 from .instructions.build import read_instructions, write_instructions
@@ -113,43 +113,20 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--split_lists", type=Path, help="folder with labeled.txt and unlabeled.txt")
     parser.add_argument("--kinds", nargs="+", choices=MODEL_KINDS, default=MODEL_KINDS, help="(default: all)")
     parser.add_argument("--instructions", type=Path, help="rephrase these; with --kinds rephrasings alone")
-    parser.add_argument("--limit", type=_positive, help="only the first so many scenes")
-    parser.add_argument("--per_scene", type=_positive, default=4, help="requests of a kind about a scene (default: 4)")
-    parser.add_argument("--image_size", type=_positive, default=1024, help="longest side sent, pixels (default: 1024)")
-    parser.add_argument("--seed", type=_not_negative, default=0, help="another seed, other targets (default: 0)")
-    parser.add_argument("--concurrency", type=_positive, default=8, help="requests at a time (default: 8)")
-    parser.add_argument("--max_retries", type=_not_negative, default=6, help="of a request (default: 6)")
-    parser.add_argument("--timeout", type=_positive_float, default=60.0, help="seconds (default: 60)")
+    parser.add_argument("--limit", type=positive, help="only the first so many scenes")
+    parser.add_argument("--per_scene", type=positive, default=4, help="requests of a kind about a scene (default: 4)")
+    parser.add_argument("--image_size", type=positive, default=1024, help="longest side sent, pixels (default: 1024)")
+    parser.add_argument("--seed", type=not_negative, default=0, help="another seed, other targets (default: 0)")
+    parser.add_argument("--concurrency", type=positive, default=8, help="requests at a time (default: 8)")
+    parser.add_argument("--max_retries", type=not_negative, default=6, help="of a request (default: 6)")
+    parser.add_argument("--timeout", type=above_zero, default=60.0, help="seconds (default: 60)")
     parser.add_argument("--cache", type=Path, help="folder of replies (default: llm_replies beside --out)")
-    parser.add_argument("--price_in", type=_positive_float, help="dollars per million tokens sent")
-    parser.add_argument("--price_out", type=_positive_float, help="dollars per million tokens received")
-    parser.add_argument("--budget", type=_positive_float, help="dollars; no request is sent if more is expected")
+    parser.add_argument("--price_in", type=above_zero, help="dollars per million tokens sent")
+    parser.add_argument("--price_out", type=above_zero, help="dollars per million tokens received")
+    parser.add_argument("--budget", type=above_zero, help="dollars; no request is sent if more is expected")
     parser.add_argument("--dry_run", action="store_true", help="only the estimate; needs no key")
     parser.add_argument("--yes", action="store_true", help="do not ask before the first request")
     return parser
-
-
-def _number(text: str, cast: Callable, least: float, above: bool) -> float:
-    value = cast(text)
-    if not least <= value < float("inf") or (above and value == least):
-        raise ValueError
-    return value
-
-
-def _positive(text: str) -> int:
-    return int(_number(text, int, 1, False))
-
-
-def _not_negative(text: str) -> int:
-    return int(_number(text, int, 0, False))
-
-
-def _positive_float(text: str) -> float:
-    return _number(text, float, 0, True)
-
-
-# argparse names the type in "invalid ... value"
-_positive.__name__, _not_negative.__name__, _positive_float.__name__ = "positive whole", "whole", "positive"
 
 
 def _check(given: Namespace) -> None:
@@ -258,8 +235,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         made = _ask(given, scene_set, run)
         if made is not None:
             _write(given, made, run)
-    except OSError as error:
-        raise DataError(f"{error.filename or given.out}: cannot be written ({error.strerror or error})") from None
     except KeyboardInterrupt:
         print("interrupted: all replies so far are kept, the same command goes on", file=sys.stderr)
         raise SystemExit(130) from None

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from publishing.hub import make_repository
 
 from .bad_items import reason_of, skipping
-from .command_line import ArgumentParser, UsageError, one_line_errors
+from .command_line import ArgumentParser, UsageError, not_negative, one_line_errors, positive, up_to_1
 from .dataset_card import write_card
 from .files import claim_folder, write_text
 from .folder import READERS, read_data
@@ -350,8 +350,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--root", type=Path, required=True, help="folder with the data")
     parser.add_argument("--out", type=Path, required=True, help="new or empty folder, or one to be continued")
     parser.add_argument("--split_lists", type=Path, help="folder with labeled.txt and unlabeled.txt")
-    parser.add_argument("--fractions", nargs="*", default=[], metavar="1/N", help="splits to draw, such as 1/30 1/16")
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), help=f"of {' '.join(KINDS)} (default: all)")
+    parser.add_argument(
+        "--fractions", nargs="*", type=up_to_1, default=[], metavar="1/N", help="splits to draw, such as 1/30 1/16"
+    )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="(default: all)")
     parser.add_argument(
         "--instructions",
         nargs="+",
@@ -360,29 +362,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="FILE",
         help="add those of these files, as ask_llm writes",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of phrasings and drawn splits (default: 0)")
-    parser.add_argument("--shard_size", type=int, default=64, help="scenes in a file (default: 64)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--seed", type=not_negative, default=0, help="of phrasings and drawn splits (default: 0)")
+    parser.add_argument("--shard_size", type=positive, default=64, help="scenes in a file (default: 64)")
+    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="processes (default: all cores)")
     parser.add_argument("--skip-bad", action="store_true", help="go on without scenes that cannot be read, list them")
     parser.add_argument("--license", help="of the images and labels, for the card, such as cc-by-4.0")
     parser.add_argument("--push_to_hub", metavar="NAME", help="upload the result to this data set repository")
     parser.add_argument("--private", action="store_true", help="which only its owners see, if it is new")
     given = parser.parse_args(argv)
-    for kind in given.kinds:
-        if kind not in KINDS:
-            raise UsageError(f"--kinds {kind!r}: not one of {', '.join(KINDS)}")
-    for fraction in given.fractions:
-        try:
-            valid = 0 < Fraction(fraction) <= 1
-        except (ValueError, ZeroDivisionError):
-            valid = False
-        if not valid:
-            raise UsageError(f"--fractions {fraction!r}: not a fraction above 0 and up to 1, such as 1/30")
-    if given.seed < 0:
-        raise UsageError(f"--seed {given.seed}: less than 0")
-    for field in ("shard_size", "workers"):
-        if getattr(given, field) < 1:
-            raise UsageError(f"--{field} {getattr(given, field)}: less than 1")
     if given.private and not given.push_to_hub:
         raise UsageError("--private: goes with --push_to_hub")
     layout = given.name if given.name in READERS else None
@@ -391,24 +378,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     added = read_added(given.instructions, scene_set, given.workers)
     # before the work, which may take hours; after the data are known to be there
     repo_id = make_repository(given.push_to_hub, "dataset", given.private) if given.push_to_hub else None
-    try:
-        result = build(
-            scene_set,
-            given.out,
-            given.kinds,
-            given.seed,
-            given.shard_size,
-            given.workers,
-            given.skip_bad,
-            given.fractions,
-            given.name,
-            brought,
-            [reason_of(error) for error in refused],
-            given.license,
-            added,
-        )
-    except OSError as error:
-        raise DataError(f"{error.filename or given.out}: cannot be written ({error.strerror or error})") from None
+    result = build(
+        scene_set,
+        given.out,
+        given.kinds,
+        given.seed,
+        given.shard_size,
+        given.workers,
+        given.skip_bad,
+        given.fractions,
+        given.name,
+        brought,
+        [reason_of(error) for error in refused],
+        given.license,
+        added,
+    )
     print(f"{given.out}: {result['scenes']} scenes, {result['instructions']} instructions")
     if result["never_shown"]:
         print(f"no labelled training image shows {', '.join(result['never_shown'])}: nothing of it can be learned")

@@ -216,7 +216,7 @@ def write_scenes(
         progress: show a progress bar.
 
     Raises:
-        DataError: a count, seed or size is out of range, or the folder holds something else or cannot be written.
+        DataError: a count, seed or size is out of range, or the folder holds something else.
     """
     directory = Path(directory)
     counts = {"labelled": labelled, "unlabelled": unlabelled, "val": val}
@@ -227,14 +227,11 @@ def write_scenes(
         raise DataError(f"seed {seed}: is negative; 0 or more would be right")
     _check_size(*size)
     settings = {"drawing": DRAWING, "seed": seed, "height": size[0], "width": size[1], **counts}
-    try:
-        claim_folder(directory, "scenes.json", settings)
-        numbers = [part * PART_SIZE + k for part, count in enumerate(counts.values()) for k in range(count)]
-        for number in tqdm(numbers, desc="drawing scenes", unit="scene", disable=not progress):
-            _write_scene(directory, number, seed, size)
-        _write_json(directory / "classes.json", {"classes": [_class_entry(c) for c in CLASSES]})
-    except OSError as error:
-        raise DataError(f"{error.filename or directory}: cannot be written ({error.strerror or error})") from None
+    claim_folder(directory, "scenes.json", settings)
+    numbers = [part * PART_SIZE + k for part, count in enumerate(counts.values()) for k in range(count)]
+    for number in tqdm(numbers, desc="drawing scenes", unit="scene", disable=not progress):
+        _write_scene(directory, number, seed, size)
+    _write_json(directory / "classes.json", {"classes": [_class_entry(c) for c in CLASSES]})
 
 
 def _check_size(height: int, width: int) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .build import renew_card
-from .command_line import ArgumentParser, UsageError, one_line_errors
+from .command_line import ArgumentParser, UsageError, not_negative, one_line_errors, positive
 from .files import write_text
 from .folder import READERS, read_data
 from .instructions.build import read_instructions, write_instructions
@@ -99,15 +99,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="folder of the images and maps (default: DIR)")
     parser.add_argument("--split_lists", type=Path, help="folder with labeled.txt and unlabeled.txt")
     parser.add_argument("--drop", action="store_true", help=f"take false instructions out, into {_REJECTED}")
-    parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
-    parser.add_argument("--shown", type=int, default=40, help="instructions in preview.html (default: 40)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other instructions in it (default: 0)")
+    parser.add_argument("--workers", type=positive, default=1, help="processes (default: 1)")
+    parser.add_argument("--shown", type=positive, default=40, help="instructions in preview.html (default: 40)")
+    parser.add_argument(
+        "--seed", type=not_negative, default=0, help="another seed, other instructions in it (default: 0)"
+    )
     given = parser.parse_args(argv)
-    for name in ("workers", "shown"):
-        if getattr(given, name) < 1:
-            raise UsageError(f"{name} {getattr(given, name)}: 1 or more would be right")
-    if given.seed < 0:
-        raise UsageError(f"seed {given.seed}: 0 or more would be right")
     if given.drop and given.split_lists:
         raise UsageError("--drop: goes with the whole set, not with --split_lists")
     scene_set, instructions = read_set(given.directory, given.data, given.split_lists)
@@ -116,17 +113,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     reasons: list[list[str]] = check_set(scene_set, instructions, given.workers, progress=True)
     print(summary(instructions, reasons))
     false = sum(map(bool, reasons))
-    try:
-        if given.drop:
-            if false:
-                instructions, reasons = drop(given.directory, instructions, reasons), []
-            if (given.directory / "result.json").exists():
-                renew_card(given.directory, scene_set, instructions)  # also after a drop that was killed
-        preview = given.directory / "preview.html"
-        title = f"Instructions of {given.directory.resolve().name}"
-        write_preview(preview, scene_set, instructions, reasons, given.shown, given.seed, title)
-    except OSError as error:
-        raise DataError(f"{error.filename or given.directory}: cannot be written ({error.strerror or error})") from None
+    if given.drop:
+        if false:
+            instructions, reasons = drop(given.directory, instructions, reasons), []
+        if (given.directory / "result.json").exists():
+            renew_card(given.directory, scene_set, instructions)  # also after a drop that was killed
+    preview = given.directory / "preview.html"
+    title = f"Instructions of {given.directory.resolve().name}"
+    write_preview(preview, scene_set, instructions, reasons, given.shown, given.seed, title)
     labelled = sum(scene.labelled for scene in scene_set.scenes)
     print(statistics_table(statistics(instructions, labelled)))
     print(f"{f'{false} dropped, see {given.directory / _REJECTED}; ' if given.drop and false else ''}page: {preview}")

@@ -341,7 +341,7 @@ def test_unlabelled_scenes_bear_nothing_out(folder):
     [
         (["nowhere"], "nowhere: no such folder"),
         ([], "directory|DIR"),
-        (["{set}", "--workers", "0"], "workers 0: 1 or more"),
+        (["{set}", "--workers", "0"], "workers: '0': 1 or more"),
         (["{set}", "--data", "nowhere"], "nowhere: no such folder"),
         (["{empty}", "--data", "{set}"], "instructions.jsonl: no such file"),
     ],
