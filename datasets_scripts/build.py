@@ -39,15 +39,14 @@ from .instructions.objects import SceneObjects
 from .instructions.verify import check_names, check_set
 from .processes import in_processes
 from .push import push
-from .records import DataError, Instruction, Scene, SceneSet
+from .records import SPLITS, DataError, Instruction, Scene, SceneSet
 from .splits import draw_split, split_line, write_split
 from .tables import (
     INSTRUCTION_FEATURES,
     SCENE_FEATURES,
-    SPLITS,
     instruction_row,
+    read_instruction_tables,
     scene_row,
-    stored_instructions,
     write_table,
 )
 
@@ -326,7 +325,7 @@ def _left_out(result: dict[str, Any]) -> set[str | None]:
 
 def _write_card(out: Path, scene_set: SceneSet, result: dict[str, Any], name: str) -> None:
     held = replace(scene_set, scenes=tuple(s for s in scene_set.scenes if s.image_id not in _left_out(result)))
-    write_card(out, name, held, result["scenes"], stored_instructions(out), result["license"])
+    write_card(out, name, held, read_instruction_tables(out), result["license"])
 
 
 def renew_card(out: Path, scene_set: SceneSet, instructions: Sequence[Instruction]) -> None:
@@ -335,8 +334,7 @@ def renew_card(out: Path, scene_set: SceneSet, instructions: Sequence[Instructio
     settings = json.loads((out / "build.json").read_text(encoding="utf-8"))
     result["instructions"] = len(instructions)
     write_text(out / "result.json", _json(result))
-    licence = result.get("license", settings.get("license"))  # older folders have it among the settings
-    write_card(out, settings["name"], scene_set, result["scenes"], instructions, licence)
+    write_card(out, settings["name"], scene_set, instructions, result["license"])
 
 
 def _json(content: object) -> str:

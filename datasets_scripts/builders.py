@@ -20,8 +20,8 @@ import datasets
 
 from .folder import read_data
 from .instructions.build import KINDS, scene_instructions
-from .records import Instruction, Scene, SceneSet
-from .tables import INSTRUCTION_FEATURES, SCENE_FEATURES, SPLITS, instruction_row, scene_row
+from .records import SPLITS, Instruction, Scene, SceneSet
+from .tables import INSTRUCTION_FEATURES, SCENE_FEATURES, instruction_row, scene_row
 
 
 @dataclass

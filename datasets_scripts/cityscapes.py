@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .bad_items import named_in_utf8, refuse
-from .records import IGNORE_INDEX, DataError, Scene, SceneSet, SemanticClass
+from .records import IGNORE_INDEX, SPLITS, DataError, Scene, SceneSet, SemanticClass
 from .splits import image_id_of
 
 TRAIN_IDS = {
@@ -221,7 +221,7 @@ def read_cityscapes(root: str | Path) -> SceneSet:
     """
     root = Path(root)
     scenes: list[Scene] = []
-    for split in ("train", "val", "test"):
+    for split in SPLITS:
         scenes += _scenes_of_split(root, split)
     if not scenes:
         raise DataError(f"{root}: no leftImg8bit/SPLIT/CITY/*_leftImg8bit.png or .jpg")

@@ -25,7 +25,6 @@ def write_card(
     out: Path,
     name: str,
     scene_set: SceneSet,
-    images: int,
     instructions: Sequence[Instruction],
     licence: str | None = None,
 ) -> None:
@@ -33,7 +32,6 @@ def write_card(
 
     Args:
         scene_set: what the tables hold.
-        images: how many that are.
         licence: of the images and labels, for the front matter.
 
     Raises:
@@ -50,13 +48,12 @@ def write_card(
         pictures.append(f"![{plain_text(instruction.image_id)}]({path})")
         claim = f"{instruction.kind} {instruction.claim}".strip()
         captions.append(f"{plain_text(instruction.query)} ({claim})")
-    write_text(out / "README.md", card(name, scene_set, images, instructions, licence, pictures, captions))
+    write_text(out / "README.md", card(name, scene_set, instructions, licence, pictures, captions))
 
 
 def card(
     name: str,
     scene_set: SceneSet,
-    images: int,
     instructions: Sequence[Instruction],
     licence: str | None = None,
     pictures: Sequence[str] = (),
@@ -104,7 +101,7 @@ def card(
 
 # {plain_text(name)}: scenes and instructions
 
-{images} images and {len(instructions)} instructions about {classes}.
+{len(scene_set.scenes)} images and {len(instructions)} instructions about {classes}.
 
 `scenes` has a row for each image with its label map (8-bit PNG of class ids, 255 = ignored) and instance
 map (16-bit PNG, 0 = none); `instructions` a row for each instruction, joined by `image_id`: which pixels

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,7 +20,7 @@ from .bad_items import named_in_utf8, refuse
 from .instructions.free_text import free_text_instruction
 from .json_files import excerpt, is_number, read_json
 from .polygons import paint_polygon
-from .records import IGNORE_INDEX, DataError, Instruction, Scene, SceneSet, SemanticClass, Split, image_size
+from .records import IGNORE_INDEX, SPLITS, DataError, Instruction, Scene, SceneSet, SemanticClass, image_size
 
 BACKGROUND = SemanticClass(0, "background", asked=False)
 TARGET = SemanticClass(1, "target")
@@ -79,7 +79,7 @@ def read_reasonseg(root: str | Path) -> tuple[SceneSet, list[Instruction]]:
     root = Path(root)
     scenes: dict[str, Scene] = {}
     instructions = []
-    for split in get_args(Split):
+    for split in SPLITS:
         folder = root / split
         images = {path.stem: path for path in named_in_utf8(sorted(folder.glob("*.jpg")))}
         for path in named_in_utf8(sorted(folder.glob("*.json"))):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -24,6 +24,7 @@ PART = "part"
 """What a data set calls a part of one of its splits (RefCOCO's `testA`), among `Scene.facts[0]`."""
 
 Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 Kind = Literal["semantic", "attribute", "conditional", "reasoning"]
 
 

@@ -28,9 +28,7 @@ from PIL import Image
 
 from .files import write_bytes
 from .own_folder import read_classes
-from .records import DataError, ImageSource, Instruction, Scene, SceneSet, open_image
-
-SPLITS = ("train", "val", "test")
+from .records import SPLITS, DataError, ImageSource, Instruction, Scene, SceneSet, open_image
 
 SCENE_FEATURES = datasets.Features(
     {
@@ -168,14 +166,27 @@ def read_tables(root: str | Path) -> tuple[SceneSet, list[Instruction]]:
     root = Path(root)
     scenes = [scene for split in SPLITS for scene in _read_scenes(root, split)]
     scene_set = SceneSet(read_classes(root / "classes.json"), tuple(scenes))
-    return scene_set, [i for split in SPLITS for i in _read_instructions(root, split)]
+    return scene_set, read_instruction_tables(root)
 
 
-def stored_instructions(root: str | Path) -> list[Instruction]:
-    """The instructions of tables that were just written: nothing is checked, and nothing is cached on disk."""
-    paths = [path for split in SPLITS for path in sorted((Path(root) / "instructions").glob(f"{split}-*.parquet"))]
-    rows = (row for path in paths for row in pyarrow.parquet.read_table(path).to_pylist())
-    return [Instruction.from_dict({**row, "facts": json.loads(row["facts"])}) for row in rows]
+def read_instruction_tables(root: str | Path) -> list[Instruction]:
+    """The instructions of a folder of tables, without its scenes.
+
+    Raises:
+        DataError: a table is damaged or has other columns.
+    """
+    instructions = []
+    for path in _instruction_tables(root):
+        try:
+            rows = pyarrow.parquet.read_table(path).to_pylist()
+            instructions += [Instruction.from_dict({**row, "facts": json.loads(row["facts"])}) for row in rows]
+        except Exception as error:  # pyarrow raises many kinds for damaged files
+            raise DataError(f"{path}: not a table of instructions ({type(error).__name__}: {error})") from None
+    return instructions
+
+
+def _instruction_tables(root: str | Path) -> list[Path]:
+    return [path for split in SPLITS for path in sorted((Path(root) / "instructions").glob(f"{split}-*.parquet"))]
 
 
 def keep_instructions(root: str | Path, keep: Sequence[bool]) -> None:
@@ -186,31 +197,30 @@ def keep_instructions(root: str | Path, keep: Sequence[bool]) -> None:
     """
     datasets.disable_progress_bars()
     rest = iter(keep)
-    for split in SPLITS:
-        for path in sorted((Path(root) / "instructions").glob(f"{split}-*.parquet")):
-            rows = pyarrow.parquet.read_table(path).to_pylist()  # `datasets` refuses a table without rows
-            chosen = [row for row in rows if next(rest)]
-            if len(chosen) < len(rows):
-                write_table(path, chosen, INSTRUCTION_FEATURES)
+    for path in _instruction_tables(root):
+        rows = pyarrow.parquet.read_table(path).to_pylist()  # `datasets` refuses a table without rows
+        chosen = [row for row in rows if next(rest)]
+        if len(chosen) < len(rows):
+            write_table(path, chosen, INSTRUCTION_FEATURES)
 
 
-def _load(root: Path, table: str, split: str, features: datasets.Features) -> datasets.Dataset | None:
-    """None where there is no row: `datasets` refuses files without any."""
+def _load(root: Path, split: str) -> datasets.Dataset | None:
+    """The scenes of a split; None where there is no row: `datasets` refuses files without any."""
     try:
-        paths = sorted((root / table).glob(f"{split}-*.parquet"))
+        paths = sorted((root / "scenes").glob(f"{split}-*.parquet"))
         files = [str(path) for path in paths if pyarrow.parquet.read_metadata(path).num_rows]
         if not files:
             return None
         loaded = datasets.load_dataset("parquet", data_files=files, split="train")
     except Exception as error:  # pyarrow and datasets raise many kinds for damaged files
-        raise DataError(f"{root / table}/{split}-*.parquet: not readable ({error.__cause__ or error})") from None
-    if missing := set(features) - set(loaded.column_names):
-        raise DataError(f"{root / table}/{split}-*.parquet: has no column {min(missing)!r}")
+        raise DataError(f"{root / 'scenes'}/{split}-*.parquet: not readable ({error.__cause__ or error})") from None
+    if missing := set(SCENE_FEATURES) - set(loaded.column_names):
+        raise DataError(f"{root / 'scenes'}/{split}-*.parquet: has no column {min(missing)!r}")
     return loaded
 
 
 def _read_scenes(root: Path, split: str) -> Iterable[Scene]:
-    table = _load(root, "scenes", split, SCENE_FEATURES)
+    table = _load(root, split)
     if table is None:
         return
     plain = table.select_columns(["image_id", "labelled", "group", "facts"])
@@ -231,9 +241,3 @@ def _read_scenes(root: Path, split: str) -> Iterable[Scene]:
             {int(key): value for key, value in json.loads(known["facts"]).items()},
             known["group"],
         )
-
-
-def _read_instructions(root: Path, split: str) -> Iterable[Instruction]:
-    table = _load(root, "instructions", split, INSTRUCTION_FEATURES)
-    for row in table or ():
-        yield Instruction.from_dict({**row, "facts": json.loads(row["facts"])})

@@ -183,7 +183,7 @@ def test_the_card_has_statistics_a_licence_and_pictures_that_load(drawn, hub, tm
 def test_class_names_are_never_html_in_the_card(tmp_path):
     name = "<script>x</script> | ![p](http://there/p.png)"
     scenes = SceneSet((SemanticClass(0, name),), (Scene("a", tmp_path, None, None, "train"),))
-    text = card(name, scenes, 1, [Instruction("a", "semantic", name, name, "It is [SEG].")])
+    text = card(name, scenes, [Instruction("a", "semantic", name, name, "It is [SEG].")])
     assert not re.search(r"<script|(?<!\\)!\[", DatasetCard(text).text)
     assert all(len(re.findall(r"(?<!\\)\|", line)) in (0, 3) for line in DatasetCard(text).text.splitlines())
 
@@ -256,7 +256,7 @@ def test_streaming_needs_memory_for_a_few_rows_only(tmp_path):
             table.append({**empty, "image_id": expected[-1][0], "image": image, "labelled": False, "facts": "{}"})
         write_table(folder / "scenes" / f"train-{shard:05d}-of-00040.parquet", table, SCENE_FEATURES)
     scenes = SceneSet((), tuple(Scene(name, folder, None, None, "train") for name, _ in expected))
-    (folder / "README.md").write_text(card("large", scenes, 80, []))
+    (folder / "README.md").write_text(card("large", scenes, []))
     total = sum(path.stat().st_size for path in folder.rglob("*.parquet"))
     with LocalHub() as hub:
         hub.serve("datasets", "org/large", folder)

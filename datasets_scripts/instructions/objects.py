@@ -108,6 +108,7 @@ class SceneObjects:
         self.instances = None if instances is None else instances.reshape(-1, *labels.shape)
         self._wholes: dict[int, SceneObject | None] = {}
         # one scene is asked the same thing for thousands of pairs
+        self.of_class = cache(self._of_class)
         self.full_mask = cache(self._full_mask)
         self.surroundings = cache(self._surroundings)
         self.ground_contact = cache(self._ground_contact)
@@ -159,7 +160,7 @@ class SceneObjects:
         class_id = int(np.bincount(labels).argmax())
         return None if class_id == IGNORE_INDEX else class_id
 
-    def of_class(self, class_id: int) -> tuple[SceneObject, ...]:
+    def _of_class(self, class_id: int) -> tuple[SceneObject, ...]:
         """The instances of a class, by id; none where some of its pixels belong to none of them, since then nobody
         knows how many there are: a crowd, or what is left of a car most of which is ignored."""
         objects = self._by_class.get(class_id, ())

@@ -9,12 +9,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 from tqdm import tqdm
 
 from ..processes import in_processes
-from ..records import Anchor, DataError, Instruction, Scene, SceneSet, SemanticClass
+from ..records import Anchor, DataError, Instruction, Kind, Scene, SceneSet, SemanticClass
 from .attribute import attribute_claims, attribute_queries, instance_queries, names_class
 from .build import MIN_CLASS_AREA, wrong_type
 from .claims import Claim, Verdict, single_out
@@ -31,7 +31,6 @@ as they like, and of a language model's those that can be used are kept."""
 TOLERANCE = 1e-3
 """Relative difference by which a stored number may miss the measured one."""
 
-KINDS = ("semantic", "attribute", "conditional", "reasoning")
 SPECIAL = ("[seg]", "<image>")
 
 
@@ -171,7 +170,7 @@ def _target_of(instruction: Instruction) -> tuple[Any, ...]:
 def _texts(instruction: Instruction) -> list[str]:
     """What can be seen without the scene."""
     queries, reasons = queries_of(instruction), []
-    if instruction.kind not in KINDS:
+    if instruction.kind not in get_args(Kind):
         reasons.append(f"kind is unknown: {instruction.kind!r}")
     if (count := instruction.answer.count("[SEG]")) != 1:
         reasons.append(f"answer does not hold exactly one [SEG]: {count} in {instruction.answer!r}")

@@ -20,15 +20,6 @@ POLYGON_ROWS = 8
 JPEG_QUALITY = 85
 
 
-def shrunk(image: Image.Image, longest_side: int) -> Image.Image:
-    """The image with its longest side at most so many pixels; never enlarged."""
-    scale = longest_side / max(image.size)
-    if scale >= 1:
-        return image
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.LANCZOS)
-
-
 def outlined_jpeg(
     picture: Image.Image, scene: SceneObjects, outlines: Sequence[tuple[Sequence[SceneObject], tuple[int, int, int]]]
 ) -> bytes:

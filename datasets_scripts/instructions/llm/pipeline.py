@@ -28,7 +28,7 @@ from ..attribute import names_class
 from ..objects import SceneObjects
 from .checks import answer_problem, attribute_problem, query_problem, relation_problem, words
 from .client import Unanswered
-from .pictures import ANCHOR_COLOUR, TARGET_COLOUR, outlined_jpeg, shrunk
+from .pictures import ANCHOR_COLOUR, TARGET_COLOUR, outlined_jpeg
 from .prompts import OTHER, attribute_request, conditional_request, rephrasing_request
 from .requests import Reply, Request
 from .subjects import Pair, Target, choose_pairs, choose_targets
@@ -98,7 +98,9 @@ class _LoadedScenes:
         with self._lock:
             if scene.image_id not in self._loaded:
                 objects = SceneObjects.of_scene(self._scene_set, scene)
-                self._loaded[scene.image_id] = objects, shrunk(read_image(scene.image), self._image_size)
+                picture = read_image(scene.image)
+                picture.thumbnail((self._image_size,) * 2, Image.Resampling.LANCZOS, reducing_gap=None)
+                self._loaded[scene.image_id] = objects, picture
                 if len(self._loaded) > SCENES_IN_MEMORY:
                     self._loaded.popitem(last=False)
             self._loaded.move_to_end(scene.image_id)
