@@ -62,7 +62,7 @@ class EvaluationArguments:
     data_name: str | None = field(
         default=None, metadata={"help": "What a model card calls the data: a Hub id, or the folder's name by default."}
     )
-    split: str = field(default="val", metadata={"help": "train, val or test."})
+    split: str = field(default="val", metadata={"help": "train, val, test, or a part of one such as testA."})
     kinds: list[str] = field(
         default_factory=lambda: ["semantic", "attribute"], metadata={"help": "Kinds of instructions to ask."}
     )
