@@ -34,6 +34,7 @@ from datasets_scripts.records import Instruction, SceneSet, read_image
 from datasets_scripts.scenes import write_scenes
 from metrics.ciou.ciou import intersection_and_union, summarize
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
+from modeling_cora.losses import mask_losses
 from modeling_cora.modeling_cora import CoraOutput
 from trainers import stage, stage1
 from trainers.arguments import CoraTrainingArguments, parse_recipe
@@ -91,7 +92,7 @@ def train_class_vectors(
         output, inputs = bare([i["image"] for i in items], [[class_of[q] for q in i["queries"]] for i in items])
         masks = [torch.from_numpy(item["masks"]) for item in items]
         sizes = torch.as_tensor(np.asarray(inputs["reshaped_input_sizes"]))
-        loss = bare.model.weighted_sum(bare.model.mask_losses(output, masks, sizes))
+        loss = bare.model.weighted_sum(mask_losses(bare.model.config, output, masks, sizes))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(bare.parameters(), arguments.max_grad_norm)

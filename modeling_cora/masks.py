@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from .losses import IGNORE_INDEX
+IGNORE_INDEX = 255
+"""Of label maps and masks: pixels that count nowhere."""
 
 
 def pool_squares(embeddings: torch.Tensor, side: int) -> torch.Tensor:

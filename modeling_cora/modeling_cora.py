@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,8 +25,7 @@ from .branches import (
 from .configuration_cora import CoraConfig
 from .generation import MaskGenerationMixin
 from .image_layouts import VISION_INPUTS, inputs_of_squares, select_images
-from .losses import next_token_loss
-from .mask_losses import mask_losses
+from .losses import LOSS_TERMS, mask_losses, next_token_loss
 from .masks import pool_squares
 from .named_models import FromNamedModel
 from .tiny_vit import TinyVitEncoder
@@ -234,7 +233,7 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
                 raise ValueError("reshaped_input_sizes: not given; mask_labels need them")
             if output.pred_masks is None:
                 raise ValueError("sam_pixel_values: not given, and sam_image_embeddings neither; mask_labels need one")
-            for name, term in self.mask_losses(output, mask_labels, reshaped_input_sizes).items():
+            for name, term in mask_losses(self.config, output, mask_labels, reshaped_input_sizes).items():
                 output[name] = term
         output.loss = self.weighted_sum(output)
         return output
@@ -433,21 +432,11 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
         logits = self._logits(states[batch.to(states.device), (position - 1).to(states.device)])
         return next_token_loss(logits, labels[batch, position].to(logits.device)).to(labels.device)
 
-    def mask_losses(
-        self,
-        output: CoraOutput,
-        mask_labels: list[torch.Tensor],
-        reshaped_input_sizes: torch.Tensor,
-        mask_weights: list[torch.Tensor] | None = None,
-        reduction: Literal["mean", "sum"] = "mean",
-    ) -> dict[str, torch.Tensor]:
-        """`bce_loss`, `dice_loss` and `iou_loss`; see `mask_losses.py`."""
-        return mask_losses(self.config, output, mask_labels, reshaped_input_sizes, mask_weights, reduction)
-
     def weighted_sum(self, terms: Mapping[str, torch.Tensor | None]) -> torch.Tensor | None:
-        """Eq. 5 from its terms (`lm_loss`, `bce_loss`, `dice_loss`, `iou_loss`); None where none is given."""
-        names = ("lm_loss", "bce_loss", "dice_loss", "iou_loss")
-        given = [getattr(self.config, f"{name}_weight") * terms[name] for name in names if terms.get(name) is not None]
+        """Eq. 5 from those of its terms (`LOSS_TERMS`) that are given; None where none is."""
+        given = [
+            getattr(self.config, f"{name}_weight") * terms[name] for name in LOSS_TERMS if terms.get(name) is not None
+        ]
         return torch.stack(given).sum() if given else None
 
     def add_anchors(self, anchor_token_id: int) -> None:

@@ -17,7 +17,7 @@ from itertools import zip_longest
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .losses import IGNORE_INDEX
+from .masks import IGNORE_INDEX
 
 Colour = tuple[int, int, int]
 

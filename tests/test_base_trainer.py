@@ -11,6 +11,8 @@ from accelerate import DeepSpeedPlugin
 from accelerate.optimizer import AcceleratedOptimizer
 
 from datasets_scripts.command_line import UsageError
+from modeling_cora import CoraForReasoningSegmentation
+from modeling_cora.losses import LOSS_TERMS
 from trainers import base_trainer
 from trainers.arguments import CoraTrainingArguments
 from trainers.base_trainer import check_training, checkpoint_to_resume, refuse_evaluation
@@ -144,6 +146,29 @@ def test_under_deepspeed_every_weight_gets_a_gradient(deepspeed):
     assert torch.equal(model["used"].weight.grad, torch.full((1, 2), 4.0)) and model["frozen"].weight.grad is None
     unused = model["unused"].weight.grad
     assert unused.eq(0).all() if deepspeed else unused is None
+
+
+def test_a_new_loss_is_trained_and_not_only_told(monkeypatch):
+    """What CONTRIBUTING says of a loss is enough for the trainer to count it, log it and add it."""
+    monkeypatch.setitem(LOSS_TERMS, "edge_loss", "masks")
+    logged = {}
+    config = SimpleNamespace(**{f"{name}_weight": 1.0 for name in LOSS_TERMS} | {"edge_loss_weight": 2.0})
+    model = SimpleNamespace(config=config)
+    model.weighted_sum = lambda terms: CoraForReasoningSegmentation.weighted_sum(model, terms)
+    trainer = SimpleNamespace(
+        model=model,
+        uses_anchors=False,
+        accelerator=SimpleNamespace(unwrap_model=lambda wrapped: wrapped, num_processes=1),
+        current_gradient_accumulation_steps=1,
+        record_terms=logged.update,
+    )
+    trainer.global_mean = lambda *args: CoraTrainer.global_mean(trainer, *args)
+    terms = {"lm_loss": 1.0, "bce_loss": 10.0, "dice_loss": 100.0, "iou_loss": 1000.0, "edge_loss": 10_000.0}
+    terms = {name: torch.tensor(value) for name, value in terms.items()}
+    counts, totals = {"tokens": 3, "masks": 1}, {"tokens": 3, "masks": 2}
+    loss = CoraTrainer.labelled_loss(trainer, terms, counts, totals)
+    assert loss.item() == 1 + (10 + 100 + 1000 + 2 * 10_000) / 2
+    assert logged["edge_loss"] == 5000
 
 
 def test_a_learning_rate_of_zero_is_one(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from modeling_cora import CoraOutput
-from modeling_cora.losses import bce_per_mask, dice_per_mask, iou_per_mask, next_token_loss
+from modeling_cora.losses import bce_per_mask, dice_per_mask, iou_per_mask, mask_losses, next_token_loss
 from modeling_cora.masks import resize_mask_logits, shrink_mask_labels, uncertain_points, values_at_points
 
 from .conftest import SHARED, noise_image
@@ -186,7 +186,8 @@ def test_losses_at_points_and_low_res_are_those_at_labels(tiny):
     terms = {}
     for where in ("labels", "low_res", "points"):
         model.config.mask_loss_at = where
-        terms[where] = torch.stack(list(model.mask_losses(output, [labels], torch.tensor([[85, 128]])).values()))
+        of_batch = mask_losses(model.config, output, [labels], torch.tensor([[85, 128]]))
+        terms[where] = torch.stack(list(of_batch.values()))
     assert terms["labels"][0] > 0.2
     torch.testing.assert_close(terms["points"][:2], terms["labels"][:2], rtol=0.01, atol=0.0)
     torch.testing.assert_close(terms["low_res"], terms["labels"], rtol=0.05, atol=0.0)

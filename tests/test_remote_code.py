@@ -34,7 +34,6 @@ CODE = {
     "image_layouts.py",
     "images.py",
     "losses.py",
-    "mask_losses.py",
     "masks.py",
     "modeling_cora.py",
     "named_models.py",

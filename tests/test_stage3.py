@@ -19,7 +19,7 @@ from datasets_scripts.command_line import UsageError
 from datasets_scripts.folder import read_folder
 from datasets_scripts.records import image_size
 from datasets_scripts.scenes import write_scenes
-from modeling_cora.losses import bce_per_mask, dice_per_mask, token_contrast
+from modeling_cora.losses import bce_per_mask, dice_per_mask, mask_losses, token_contrast
 from trainers.arguments import DataArguments, UnlabelledArguments
 from trainers.consistency_weights import ConsistencyArguments, equivalent_queries
 from trainers.consistency_weights import main as consistency_main
@@ -110,14 +110,14 @@ def test_mask_losses_take_weights_wherever_they_are_compared(tiny):
         terms = []
         for weights in (None, ones, halves):
             torch.manual_seed(0)
-            terms.append(model.mask_losses(output, labels, sizes, weights))
+            terms.append(mask_losses(model.config, output, labels, sizes, weights))
         assert terms[0]["bce_loss"] == terms[1]["bce_loss"] and terms[0]["dice_loss"] == terms[1]["dice_loss"]
         torch.testing.assert_close(terms[2]["bce_loss"], terms[0]["bce_loss"] / 2)
         torch.testing.assert_close(terms[2]["dice_loss"], terms[0]["dice_loss"], atol=1e-3, rtol=0)
     model.config.mask_loss_at = "labels"
-    summed = model.mask_losses(output, labels, sizes, halves, "sum")
+    summed = mask_losses(model.config, output, labels, sizes, halves, "sum")
     pixels = [2400.0, 2400.0, 900.0]
-    each = [model.mask_losses(one_mask(output, k), [(labels[0][k : k + 1] if k < 2 else labels[1])],
+    each = [mask_losses(model.config, one_mask(output, k), [(labels[0][k : k + 1] if k < 2 else labels[1])],
                               sizes[[0 if k < 2 else 1]]) for k in range(3)]  # fmt: skip
     for name in ("bce_loss", "dice_loss"):
         expected = sum(0.5 * n * e[name].item() for n, e in zip(pixels, each, strict=True)) / 3

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from datasets_scripts.command_line import UsageError
+from modeling_cora.losses import LOSS_TERMS
 
 from .arguments import CoraTrainingArguments
 from .base_trainer import SHARDED_GRADIENTS, BaseTrainer, gradients_are_sharded
@@ -50,15 +51,11 @@ class CoraTrainer(HubUploads, BaseTrainer):
         """Eq. 5: the weighted sum of the loss terms on labelled masks, each of them logged.
 
         Args:
-            terms: `lm_loss`, `bce_loss`, `dice_loss`, `iou_loss`, means over a micro-batch.
+            terms: those of `LOSS_TERMS`, means over a micro-batch.
             counts: of the micro-batch.
             totals: `num_items_in_batch` of `compute_loss`.
         """
-        terms = {
-            name: self.global_mean(terms[name], counts[items], items, totals)
-            for name, items in (("lm_loss", "tokens"), ("bce_loss", "masks"), ("dice_loss", "masks"),
-                                ("iou_loss", "masks"))
-        }  # fmt: skip
+        terms = {n: self.global_mean(terms[n], counts[items], items, totals) for n, items in LOSS_TERMS.items()}
         self.record_terms(terms)
         loss = self.accelerator.unwrap_model(self.model).weighted_sum(terms)
         if self.uses_anchors and self.is_deepspeed_enabled:

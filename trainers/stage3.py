@@ -27,6 +27,7 @@ from datasets_scripts.command_line import one_line_errors
 from datasets_scripts.records import DataError
 from modeling_cora.consistency import consistency_weight, mask_variance
 from modeling_cora.image_layouts import VISION_INPUTS, select_images
+from modeling_cora.losses import mask_losses
 from modeling_cora.masks import resize_mask_logits
 from trainers.arguments import UnlabelledArguments
 from trainers.cora_trainer import CoraTrainer
@@ -74,12 +75,13 @@ class Stage3Trainer(CoraTrainer):
         labelled, unlabelled = _split(output, inputs["labelled"])
         masks, sizes = inputs["masks"], inputs["inputs"]["reshaped_input_sizes"]
         first = inputs["labelled"]
-        terms = own.mask_losses(labelled, masks[:first], sizes[:first])
-        loss = self.labelled_loss({**terms, "lm_loss": output.lm_loss}, counts, num_items_in_batch)
+        terms = mask_losses(own.config, labelled, masks[:first], sizes[:first])
+        loss = self.labelled_loss({**output, **terms}, counts, num_items_in_batch)
         of_labelled = labelled["seg_embeddings"]
         self._pending.append((of_labelled.detach().float().cpu(), inputs["classes"][: len(of_labelled)].cpu()))
         if counts["unlabelled"]:
-            pixels = own.mask_losses(unlabelled, masks[first:], sizes[first:], weights, self.unlabelled.pixel_reduction)
+            reduction = self.unlabelled.pixel_reduction
+            pixels = mask_losses(own.config, unlabelled, masks[first:], sizes[first:], weights, reduction)
             terms = {f"pseudo_{name}": pixels[name] for name in ("bce_loss", "dice_loss")}
             if self.unlabelled.alignment:
                 terms["contrast_loss"] = self._contrast(unlabelled["seg_embeddings"], inputs)

@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from publishing.markdown import plain_text
 
 from ..configuration_cora import TASK
+from ..losses import LOSS_TERMS
 from .run_folder import Evaluation, Run
 
 TAGS = [TASK, "cora", "segment-anything"]
@@ -204,7 +205,7 @@ def _training(run: Run) -> Iterator[str]:
     logged = [entry for entry in run.history if "loss" in entry]
     if len(logged) > 1:
         chosen = [logged[round(k * (len(logged) - 1) / 4)] for k in range(5)]
-        terms = [name for name in ("loss", "lm_loss", "bce_loss", "dice_loss", "iou_loss") if name in logged[-1]]
+        terms = [name for name in ("loss", *LOSS_TERMS) if name in logged[-1]]
         rows = [(e["step"], *(_number(e.get(term)) for term in terms)) for e in {e["step"]: e for e in chosen}.values()]
         yield _table(("step", *terms), rows)
 
