@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from publishing.hub import cause, reason
 
@@ -30,13 +29,13 @@ def load_trained(model: str, **kwargs: Any) -> tuple[CoraForReasoningSegmentatio
         ModelLoadError: no such model, a file cut short, or weights that do not fit their configuration.
     """
     loaded = load_model(model, **kwargs)
-    with _one_line(model):
+    with _one_line(model, "processor or tokenizer"):
         return loaded, CoraProcessor.from_pretrained(model)
 
 
 def load_model(model: str, **kwargs: Any) -> CoraForReasoningSegmentation:
     """As `load_trained`, for a folder that may hold no processor."""
-    with _one_line(model):
+    with _one_line(model, "config.json or weights"):
         loaded, info = CoraForReasoningSegmentation.from_pretrained(model, output_loading_info=True, **kwargs)
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
@@ -59,15 +58,17 @@ def pick_device(name: str | None = None) -> torch.device:
 
 
 @contextmanager
-def _one_line(model: str) -> Iterator[None]:
+def _one_line(model: str, files: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # configurations and tokenizers check every value in their own way, or not at all
         lines = str(error).splitlines() or [type(error).__name__]
         if isinstance(error, ModelNotFoundError):
             why = ". ".join(lines)  # the second line says how to make the model
+        elif isinstance(error, OSError | ValueError | RuntimeError):
+            why = reason(found) if (found := cause(error)) else lines[0][:300]
         else:
-            why = reason(found) if (found := cause(error)) else lines[0]
+            why = f"{files}: {' '.join(' '.join(lines).split())[:300]}"
         raise ModelLoadError(f"{model}: cannot be loaded as a CORA model: {why}") from None
 
 

@@ -13,7 +13,7 @@ from transformers import Pipeline, pipeline
 
 from .configuration_cora import TASK
 from .images import load_image
-from .named_models import resolve_name
+from .named_models import find_name
 from .processing_cora import DEFAULT_ANSWER, CoraProcessor
 from .segmentation import Segmentation, answer_batch, segment_batch
 
@@ -54,14 +54,17 @@ class ReasoningSegmentationPipeline(Pipeline):
         super().__init__(model=model, processor=processor, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike[str], organisation: str | None = None, **kwargs: Any) -> Any:
+    def from_pretrained(cls, name: str | os.PathLike[str], **kwargs: Any) -> Any:
         """`pipeline(TASK, model=name)` that knows the names of `named_models.py` ("cora-7b"), as transformers does not.
 
         Args:
-            organisation: see `named_models.resolve_name`.
             kwargs: go to `transformers.pipeline`.
+
+        Raises:
+            ModelNotFoundError: see `named_models.find_name`.
         """
-        return pipeline(TASK, model=str(resolve_name(name, organisation)), pipeline_class=cls, **kwargs)
+        source = find_name(name, **{**(kwargs.get("model_kwargs") or {}), **kwargs})
+        return pipeline(TASK, model=str(source), pipeline_class=cls, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Model and processor; the base class would take the processor apart and lose SAM's half."""

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from modeling_cora import CoraConfig, CoraForReasoningSegmentation, CoraProcessor, ModelNotFoundError
+from datasets_scripts.command_line import UsageError
+from modeling_cora import (
+    CoraConfig,
+    CoraForReasoningSegmentation,
+    CoraProcessor,
+    ModelNotFoundError,
+    ReasoningSegmentationPipeline,
+)
 from modeling_cora.named_models import resolve_name
+from trainers.adapters import refuse_base_without_anchors
 from trainers.loading import load_trained
 
 from .local_hub import local_hub
@@ -20,12 +29,14 @@ ROOT = Path(__file__).resolve().parents[1]
 CLASSES = (CoraConfig, CoraForReasoningSegmentation, CoraProcessor)
 
 FROM_THE_HUB = """
-import json
+import json, os
 from modeling_cora import CoraConfig, CoraForReasoningSegmentation, CoraProcessor, ModelNotFoundError
 model = CoraForReasoningSegmentation.from_pretrained("cora-7b")
 processor = CoraProcessor.from_pretrained("cora-7b")
 said = [model.name_or_path, model.config.seg_token_id, type(processor).__name__]
-said.append(CoraConfig.from_pretrained("cora-7b", organisation="elsewhere").seg_token_id)
+os.environ["CORA_HUB_ORGANISATION"] = "elsewhere"
+said.append(CoraConfig.from_pretrained("cora-7b").seg_token_id)
+os.environ["CORA_HUB_ORGANISATION"] = "mine"
 try:
     CoraForReasoningSegmentation.from_pretrained("cora-13b")
 except ModelNotFoundError as error:
@@ -41,9 +52,8 @@ def test_a_name_is_the_folder_then_the_repository_and_all_else_is_left_alone(tmp
     assert resolve_name(Path("cora-13b")) == "cora-segmentation/cora-13b"
     monkeypatch.setenv("CORA_HUB_ORGANISATION", "mine")
     assert resolve_name("cora-7b") == "mine/cora-7b"
-    assert resolve_name("cora-7b", "yours") == "yours/cora-7b"
     Path("cora-7b").mkdir()
-    assert resolve_name("cora-7b", "yours") == "cora-7b"
+    assert resolve_name("cora-7b") == "cora-7b"
     for other in ("cora-tiny", "someone/cora-13b", "runs/cora-13b", Path("runs/demo/model"), None):
         assert resolve_name(other) is other
 
@@ -55,11 +65,13 @@ def test_a_folder_of_that_name_is_loaded(saved, tmp_path, monkeypatch):
         assert type(cls.from_pretrained("cora-7b")) is cls
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("cls", [*CLASSES, ReasoningSegmentationPipeline])
 def test_without_folder_and_network_two_lines_say_what_to_do(cls, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CORA_HUB_ORGANISATION", "mine")
+    where = {"cache_dir": tmp_path / "cache", "local_files_only": True}
     with pytest.raises(ModelNotFoundError) as caught:
-        cls.from_pretrained("cora-13b", organisation="mine", local_files_only=True, cache_dir=tmp_path / "cache")
+        cls.from_pretrained("cora-13b", **({"model_kwargs": where} if cls not in CLASSES else where))
     first, second = str(caught.value).splitlines()
     assert isinstance(caught.value, OSError)
     assert first.startswith("cora-13b: no folder of that name here, and the Hub repository mine/cora-13b")
@@ -84,8 +96,6 @@ def test_a_folder_that_is_broken_is_not_called_missing(tmp_path, monkeypatch):
 
 
 def test_programs_say_how_to_get_the_model_too(tmp_path, monkeypatch):
-    from datasets_scripts.command_line import UsageError
-
     def refuse(*_, **__):
         raise OSError("no network")
 
@@ -94,6 +104,29 @@ def test_programs_say_how_to_get_the_model_too(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"no network.*modeling_cora\.convert_vlm_sam") as caught:
         load_trained("cora-7b")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "value", "message"),
+    [
+        ("config.json", "embedding_pooling", 3, "config.json .*'embedding_pooling' .* .1, 2, 4, 8., got 3"),
+        ("config.json", "seg_state", "x", "config.json .*'seg_state' expected one of .'before', 'at'., got x"),
+        ("config.json", "vlm_config", [], "config.json or weights"),
+        ("tokenizer.json", "added_tokens", None, "processor or tokenizer"),
+        ("tokenizer.json", "model", 3, "processor or tokenizer"),
+    ],
+)
+def test_a_wrong_value_in_a_models_files_takes_one_line(saved, tmp_path, file, field, value, message):
+    shutil.copytree(saved, tmp_path / "model")
+    path = tmp_path / "model" / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises(UsageError, match=message) as caught:
+        load_trained(str(path.parent))
+    assert str(caught.value).startswith(f"{path.parent}: ") and len(str(caught.value).splitlines()) == 1
+    if file == "config.json":
+        with pytest.raises(UsageError, match=str(value) if value else "list") as caught:
+            refuse_base_without_anchors(str(path.parent), rank=8)
+        assert str(caught.value).startswith(f"model {path.parent}: ") and len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.slow

@@ -144,8 +144,8 @@ def refuse_base_without_anchors(model: str, rank: int | None) -> None:
         return
     try:
         config = CoraConfig.from_pretrained(resolve_name(base_of(model)))
-    except OSError as error:
-        raise UsageError(f"model {model}: {_line(error)}") from None
+    except Exception as error:  # a configuration checks every field in its own way
+        raise UsageError(f"model {model}: {' '.join(str(error).split())[:300]}") from None
     if config.anchor_token_id is None:
         raise UsageError(anchors_needed(model))
 
