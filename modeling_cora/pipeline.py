@@ -14,8 +14,8 @@ from transformers import Pipeline, pipeline
 from .configuration_cora import TASK
 from .images import load_image
 from .named_models import find_name
-from .processing_cora import DEFAULT_ANSWER, CoraProcessor
-from .segmentation import Segmentation, answer_batch, segment_batch
+from .processing_cora import CoraProcessor
+from .segmentation import answer_batch, segment_batch
 
 # What `config.json` says of this file, so that transformers finds the task in a saved folder. The model class is an
 # auto class: `pipeline` looks it up in transformers.
@@ -159,34 +159,18 @@ class ReasoningSegmentationPipeline(Pipeline):
     def _forward(
         self,
         inputs: dict[str, Any],
-        threshold: float = 0.0,
-        queries_per_pass: int | None = None,
         generate: bool = False,
         max_new_tokens: int = 64,
         generate_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> dict[str, Any]:
         """Of one image, or of a batch, whose queries are a list of tuples; the results are then a list too."""
         batched = isinstance(inputs["queries"], list)
         images, queries = (inputs[name] if batched else [inputs[name]] for name in ("image", "queries"))
-        passes = {} if queries_per_pass is None else {"queries_per_pass": queries_per_pass}
         if generate:
-            options = {
-                "max_new_tokens": max_new_tokens,
-                "do_sample": False,
-                "eos_token_id": self.processor.tokenizer.eos_token_id,
-                "pad_token_id": self.processor.tokenizer.pad_token_id,
-                **(generate_kwargs or {}),
-            }
-            answers = answer_batch(self.model, self.processor, images, queries, threshold, **passes, **options)
-        else:
-            found = segment_batch(self.model, self.processor, images, queries, threshold, **passes)
-            answers = [
-                [
-                    Segmentation(s.masks[k : k + 1], s.scores[k : k + 1], text=DEFAULT_ANSWER)
-                    for k in range(len(s.masks))
-                ]
-                for s in found
-            ]
+            options |= {"max_new_tokens": max_new_tokens, **(generate_kwargs or {})}
+        answer = answer_batch if generate else segment_batch
+        answers = answer(self.model, self.processor, images, queries, **options)
         results = [list(zip(*pair, strict=True)) for pair in zip(queries, answers, strict=True)]
         return {"results": results if batched else results[0]}
 

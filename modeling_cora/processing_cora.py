@@ -108,7 +108,6 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
         answers: Sequence[Sequence[str]] | None = None,
         mask_labels: Sequence[np.ndarray] | None = None,
         generate: bool = False,
-        padding_side: Literal["left", "right"] | None = None,
         anchors: Sequence[Sequence[Sequence[np.ndarray]]] | None = None,
     ) -> BatchFeature:
         """Packs the queries of each image into one sequence.
@@ -137,7 +136,7 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
         nested = self._nested(queries, len(images))
         data = self.image_inputs(images)
         counts = None if anchors is None else [[len(masks) for masks in of_image] for of_image in anchors]
-        data.update(self.query_inputs(nested, data.pop("image_texts"), answers, generate, padding_side, counts))
+        data.update(self.query_inputs(nested, data.pop("image_texts"), answers, generate, counts))
         if anchors is not None:
             data.update(self.anchor_inputs(images, anchors))
         if mask_labels is not None:
@@ -150,7 +149,6 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
         image_texts: Sequence[str],
         answers: Sequence[Sequence[str]] | None = None,
         generate: bool = False,
-        padding_side: Literal["left", "right"] | None = None,
         anchor_counts: Sequence[Sequence[int]] | None = None,
     ) -> dict[str, torch.Tensor]:
         """The part of the inputs that depends on the queries.
@@ -158,7 +156,7 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
         Args:
             queries: B lists.
             image_texts: of `image_inputs`, one for each list.
-            answers, generate, padding_side: as in `__call__`.
+            answers, generate: as in `__call__`.
             anchor_counts: B lists, the number of each query's anchors.
         """
         for index, image_queries in enumerate(queries):
@@ -176,9 +174,9 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
             ]
             for of_image in zip(queries, answers, anchor_counts, strict=True)
         ]
-        side = padding_side or ("left" if generate else "right")
+        side: Literal["left", "right"] = "left" if generate else "right"
         prefixes = {text: self._prefix(frame, text) for text in set(image_texts)}
-        data = pack_branches([prefixes[text] for text in image_texts], branches, self._pad_token_id, side)
+        data = pack_branches([prefixes[text] for text in image_texts], branches, self.pad_token_id, side)
         if generate:
             del data["labels"]
         return data
@@ -309,9 +307,17 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
         return ids
 
     @property
-    def _pad_token_id(self) -> int:
+    def pad_token_id(self) -> int:
         pad = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if pad is None else pad
+
+    @property
+    def end_token_id(self) -> int:
+        """Of the token that ends an answer: the first special one that the chat template writes behind it, which is not
+        always the tokenizer's `eos_token` (Idefics3); that where it writes none."""
+        frame = self._frame()
+        behind = frame.special.search(frame.after_answer)
+        return self.tokenizer.eos_token_id if behind is None else self.tokenizer.convert_tokens_to_ids(behind[0])
 
     def _branch(self, frame: _PromptFrame, query: str, answer: str | None, anchors: int = 0) -> Branch:
         """Tokens behind the prefix, the placeholders of its anchors first. Text is tokenised in one piece up to the

@@ -24,7 +24,7 @@ from .image_layouts import VISION_INPUTS, select_images
 from .images import load_image
 from .masks import resize_mask_logits
 from .modeling_cora import CoraForReasoningSegmentation
-from .processing_cora import CoraProcessor
+from .processing_cora import DEFAULT_ANSWER, CoraProcessor
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,6 @@ def query_logits(
     queries: str | Sequence[str],
     queries_per_pass: int = 32,
     uncertainty: bool = False,
-    rephrasings: Sequence[Sequence[str]] | None = None,
     anchors: Sequence[Sequence[np.ndarray]] | None = None,
 ) -> MaskLogits:
     """Asks all queries about one image; up to `queries_per_pass` of them share one forward pass.
@@ -164,21 +163,17 @@ def query_logits(
 
     Args:
         image: as for `encode`; or one image, encoded, wherever its tensors lie.
-        uncertainty: also ask equivalent queries for each, to tell where the answers differ.
-        rephrasings: for each query at least 2 others that mean the same; those of `rephrase` where not given.
+        uncertainty: also ask equivalent queries for each (`rephrase`), to tell where the answers differ.
         anchors: for each query the masks (H, W) that it points at, of the upright image, most often one or none; see
             [`CoraProcessor`].
 
     Raises:
-        ValueError: see [`CoraProcessor`]; rephrasings that are not one list of at least 2 for each query; several
-            encoded images.
+        ValueError: see [`CoraProcessor`]; several encoded images.
     """
     if isinstance(image, EncodedImages) and len(image.images) != 1:
         raise ValueError(f"image: {len(image.images)} encoded images; queries are about one, so encode it by itself")
     queries = [queries] if isinstance(queries, str) else queries
-    groups = [rephrase(query) for query in queries] if uncertainty and rephrasings is None else rephrasings or []
-    if groups and (len(groups) != len(queries) or min(map(len, groups)) < 2):
-        raise ValueError(f"rephrasings: {[len(g) for g in groups]} for {len(queries)} queries; at least 2 for each")
+    groups = [rephrase(query) for query in queries] if uncertainty else []
     encoded = image.to(model.device) if isinstance(image, EncodedImages) else encode(model, processor, [image])
     asked = [*queries, *(text for group in groups for text in group)]
     if anchors is not None:
@@ -197,7 +192,6 @@ def segment(
     threshold: float = 0.0,
     queries_per_pass: int = 32,
     uncertainty: bool = False,
-    rephrasings: Sequence[Sequence[str]] | None = None,
     anchors: Sequence[Sequence[np.ndarray]] | None = None,
 ) -> Segmentation:
     """As `query_logits`, with masks at image size.
@@ -208,7 +202,7 @@ def segment(
     Raises:
         ValueError: as there.
     """
-    answer = query_logits(model, processor, image, queries, queries_per_pass, uncertainty, rephrasings, anchors)
+    answer = query_logits(model, processor, image, queries, queries_per_pass, uncertainty, anchors)
     return Segmentation(answer.masks(threshold), answer.scores, answer.uncertainty())
 
 
@@ -219,8 +213,11 @@ def segment_batch(
     queries: Sequence[Sequence[str]],
     threshold: float = 0.0,
     queries_per_pass: int = 32,
-) -> list[Segmentation]:
+) -> list[list[Segmentation]]:
     """As `segment`, for B images and B lists of queries; up to `queries_per_pass` of each list share one pass.
+
+    Returns:
+        B lists, the template's answer to each query, with its one mask.
 
     Raises:
         ValueError: not one list of queries for each image; see [`CoraProcessor`].
@@ -229,7 +226,13 @@ def segment_batch(
     if not images:
         return []
     answers = _ask(model, processor, encode(model, processor, images), queries, queries_per_pass)
-    return [Segmentation(answer.masks(threshold), answer.scores) for answer in answers]
+    return [
+        [
+            Segmentation(mask[None], score[None], text=DEFAULT_ANSWER)
+            for mask, score in zip(answer.masks(threshold), answer.scores, strict=True)
+        ]
+        for answer in answers
+    ]
 
 
 @torch.no_grad()
@@ -248,7 +251,8 @@ def answer_batch(
         images, queries: B images and B lists.
         queries_per_pass: rows that are generated together; each repeats its image, a third of a gigabyte of a 7B
             model's cache.
-        generate_kwargs: go to `model.generate`.
+        generate_kwargs: go to `model.generate`; by default it is greedy, for up to 64 tokens, and stops where the chat
+            template ends an answer.
 
     Returns:
         B lists, one answer per query.
@@ -259,6 +263,9 @@ def answer_batch(
     _check_lists(images, queries)
     if not images:
         return []
+    end = processor.end_token_id
+    options: dict[str, Any] = {"max_new_tokens": 64, "do_sample": False}
+    options |= {"eos_token_id": end, "pad_token_id": processor.pad_token_id, **generate_kwargs}
     encoded = encode(model, processor, images)
     rows = [(index, query) for index, given in enumerate(queries) for query in given]
     answers: list[list[Segmentation]] = [[] for _ in queries]
@@ -266,12 +273,13 @@ def answer_batch(
         part = rows[start : start + queries_per_pass]
         owners = [index for index, _ in part]
         inputs = _inputs(processor, encoded, owners, [[query] for _, query in part], generate=True)
-        output: Any = model.generate(**inputs, **generate_kwargs)
+        output: Any = model.generate(**inputs, **options)
         generated = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
         for row, (index, ids) in enumerate(zip(owners, generated, strict=True)):
             owned = output.seg_batch_index == row
             answer = _answer(encoded, index, output.pred_masks[owned], output.iou_scores[owned])
-            text = answer_text(processor, ids)
+            ids = ids[: ids.index(end)] if end in ids else ids
+            text = str(processor.tokenizer.decode(ids, skip_special_tokens=False)).strip()
             answers[index].append(Segmentation(answer.masks(threshold), answer.scores, text=text))
     return answers
 
@@ -282,13 +290,6 @@ def _check_lists(images: Sequence[Image.Image], queries: Sequence[Sequence[str]]
     for index, given in enumerate(queries):
         if isinstance(given, str):
             raise ValueError(f"queries: image {index} has the text {given!r}; a list of texts would be right")
-
-
-def answer_text(processor: CoraProcessor, generated: Sequence[int]) -> str:
-    """Generated token ids as text: up to the end of the sequence, `[SEG]` as it is written."""
-    ids, eos = list(generated), processor.tokenizer.eos_token_id
-    ids = ids[: ids.index(eos)] if eos in ids else ids
-    return str(processor.tokenizer.decode(ids, skip_special_tokens=False)).strip()
 
 
 @torch.no_grad()
@@ -357,7 +358,6 @@ __all__ = [
     "MaskLogits",
     "Segmentation",
     "answer_batch",
-    "answer_text",
     "encode",
     "query_logits",
     "segment",

@@ -75,14 +75,3 @@ def test_uncertainty_is_the_variance_over_single_answers(tiny):
         expected = torch.stack(answers).var(0, unbiased=False)
         assert expected.max() > 1e-4  # else zeros would pass
         assert torch.allclose(found, expected, atol=1e-5)
-
-
-def test_own_rephrasings(tiny):
-    model, processor = tiny
-    image = noise_image(20, 20)
-    same = segment(model, processor, image, ["the road"], rephrasings=[["the sky", "the sky"]])
-    assert same.uncertainty.max() < 1e-9
-    with pytest.raises(ValueError, match="at least 2"):
-        segment(model, processor, image, ["the road"], rephrasings=[["the sky"]])
-    with pytest.raises(ValueError, match="for 2 queries"):
-        segment(model, processor, image, ["the road", "the sky"], rephrasings=[["a", "b"]])

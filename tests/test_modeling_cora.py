@@ -37,14 +37,13 @@ def relative(a, b):
     return ((a - b).abs().max() / b.abs().max().clamp(min=1e-12)).item()
 
 
-@pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("seg_state", ["before", "at"])
-def test_packed_equals_separate(tiny, padding_side, attention, seg_state):
+def test_packed_equals_separate(tiny, attention, seg_state):
     model, processor = tiny
     model.set_attn_implementation(attention)
     model.config.seg_state = seg_state
-    packed = processor(IMAGES, QUERIES, padding_side=padding_side)
+    packed = processor(IMAGES, QUERIES)
     with torch.no_grad():
         out = model(**packed, output_logits=True)
         for b, queries in enumerate(QUERIES):
@@ -59,12 +58,11 @@ def test_packed_equals_separate(tiny, padding_side, attention, seg_state):
                 assert relative(branch_logits, expected.logits[0][one["branch_ids"][0] == 1]) < 1e-5
 
 
-@pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_packed_gradients_equal_the_sum_of_separate_ones(tiny, padding_side):
+def test_packed_gradients_equal_the_sum_of_separate_ones(tiny):
     model, processor = tiny
     masks = masks_for(QUERIES)
     total = sum(map(len, QUERIES))
-    model(**processor(IMAGES, QUERIES, mask_labels=masks, padding_side=padding_side)).loss.backward()
+    model(**processor(IMAGES, QUERIES, mask_labels=masks)).loss.backward()
     packed = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     answers = [(b, k) for b, queries in enumerate(QUERIES) for k in range(len(queries))]

@@ -170,7 +170,7 @@ def says(processor, answers):
         length.append(len(ids))
         answer = answers[row]
         said = len(ids) - length[0]
-        return [answer[said] if said < len(answer) else processor.tokenizer.eos_token_id]
+        return [answer[said] if said < len(answer) else processor.tokenizer.convert_tokens_to_ids("</s>")]
 
     return {"prefix_allowed_tokens_fn": allowed}
 
@@ -202,6 +202,18 @@ def test_generated_answers_have_none_one_or_several_masks(pipe):
             k += 1
         k += not len(masks)
     assert k == len(rows)
+
+
+def test_answers_end_where_the_template_ends_them(pipe):
+    """The tokenizer and the model may name another token as their last."""
+    processor, other = pipe.processor, "<unk>"
+    seg, words = pipe.model.config.seg_token_id, processor.tokenizer.encode(" road", add_special_tokens=False)
+    learned = processor(noise_image(40, 30), "the road")["labels"]
+    assert learned[0, -1] == processor.tokenizer.convert_tokens_to_ids("</s>")
+    processor.tokenizer.eos_token = other
+    pipe.model.generation_config.eos_token_id = processor.tokenizer.convert_tokens_to_ids(other)
+    (row,) = pipe(noise_image(40, 30), "the road", generate=True, generate_kwargs=says(processor, [[*words, seg]]))
+    assert row["text"].replace(" ", "") == "road[SEG]"
 
 
 def test_generated_answers_of_a_batch(pipe):

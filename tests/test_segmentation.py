@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from modeling_cora.consistency import mask_variance
-from modeling_cora.segmentation import answer_batch, encode, query_logits, segment, segment_batch
+from modeling_cora.segmentation import Segmentation, answer_batch, encode, query_logits, segment, segment_batch
 
 from .conftest import noise_image
 
@@ -122,6 +122,7 @@ def test_a_picture_as_pillow_opens_it_is_asked_as_the_one_that_it_shows(tiny, tm
     with Image.open(file) as opened:
         found = segment(model, processor, opened, QUERIES)
         (in_batch,) = segment_batch(model, processor, [opened], [QUERIES])
+    in_batch = Segmentation(*(torch.cat([getattr(one, name) for one in in_batch]) for name in ("masks", "scores")))
     assert found.masks.shape == (3, 60, 90)
     for one in (found, in_batch):
         assert torch.equal(one.masks, expected.masks) and torch.equal(one.scores, expected.scores)

@@ -71,13 +71,12 @@ def ask(
 
     Args:
         anchors: see `segment`; generated answers are given words alone.
-        generate_kwargs: of `model.generate`; where it generates, greedily and up to 64 tokens unless told otherwise.
+        generate_kwargs: see `answer_batch`.
     """
     if not protocol.generated:
         result = segment(model, processor, image, queries, anchors=anchors)
         return Answers(result.masks.numpy(), result.scores.tolist(), [False] * len(queries))
-    options = {"max_new_tokens": 64, "do_sample": False, **generate_kwargs}
-    (answers,) = answer_batch(model, processor, [image], [queries], **options)
+    (answers,) = answer_batch(model, processor, [image], [queries], **generate_kwargs)
     empty = torch.zeros(image.height, image.width, dtype=torch.bool)
     masks = [answer.masks.any(0) if len(answer.masks) else empty for answer in answers]
     scores = [answer.scores.min().item() if len(answer.masks) else 0.0 for answer in answers]
