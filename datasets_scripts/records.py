@@ -13,6 +13,8 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from publishing.command_line import OneLineError
+
 IGNORE_INDEX = 255
 """Label of pixels without truth; never a target, never counted."""
 
@@ -28,7 +30,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 Kind = Literal["semantic", "attribute", "conditional", "reasoning"]
 
 
-class DataError(ValueError):
+class DataError(OneLineError):
     """Bad input, told in one line that names the file, the field, the value and what would be right."""
 
 

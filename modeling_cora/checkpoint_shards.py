@@ -20,8 +20,10 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
+from publishing.command_line import OneLineError
 
-class ConversionError(ValueError):
+
+class ConversionError(OneLineError):
     """A checkpoint or an option that cannot be used, told in one line."""
 
 

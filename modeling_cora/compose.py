@@ -24,6 +24,8 @@ import torch
 from transformers import CLIPVisionConfig, Dinov2Config, LlamaConfig, LlamaForCausalLM, LlavaConfig
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
+from publishing.command_line import one_line_errors
+
 from .checkpoint_keys import CLIP_VISION, DINOV2, DROPPABLE, DROPPABLE_OF_CLIP, LLAMA
 from .checkpoint_shards import ConversionError, StoredTensor, read_checkpoint, read_json
 from .configuration_cora import SEG_TOKEN, CoraConfig
@@ -39,7 +41,6 @@ from .conversion import (
     normalisation,
     parse_config,
     renamed,
-    run,
     write_model_folder,
 )
 from .image_processors import clip_image_processor, sam_image_processor
@@ -232,4 +233,4 @@ def _new_parts(config: CoraConfig, seed: int, state_scale: float) -> dict[str, S
 
 
 if __name__ == "__main__":
-    run(convert)
+    one_line_errors(convert)()

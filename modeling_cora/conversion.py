@@ -6,15 +6,16 @@ import argparse
 import math
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, LlamaTokenizer
+
+from publishing.command_line import ArgumentParser
 
 from .checkpoint_keys import Rules, is_droppable, rename
 from .checkpoint_shards import ConversionError, StoredTensor, read_json, write_shards
@@ -29,8 +30,8 @@ SAM_HELP = "folder or Hub id of a SamModel, or segment-anything's or MobileSAM's
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class ConversionParser(argparse.ArgumentParser):
-    """Tells what is wrong in one line; has the options of all converters."""
+class ConversionParser(ArgumentParser):
+    """Has the options of all converters."""
 
     def __init__(self, description: str, clip_preprocessing: str):
         super().__init__(description=description)
@@ -49,18 +50,6 @@ class ConversionParser(argparse.ArgumentParser):
             default=8,
             help="of SAM's mask decoder where segment-anything's own weights are read (default: 8, all published ones)",
         )
-
-    def error(self, message: str) -> NoReturn:
-        raise ConversionError(f"{message} (--help lists what there is)")
-
-
-def run(convert: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> None:
-    """Bad input ends in one line on stderr and exit code 2; errors of the program itself keep their traceback."""
-    try:
-        convert(arguments)
-    except ConversionError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 def find_checkpoint(name: str) -> Path:

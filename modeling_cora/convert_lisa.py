@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, SamConfig
 
+from publishing.command_line import one_line_errors
+
 from .checkpoint_keys import CLIP_VISION, DROPPABLE, DROPPABLE_OF_CLIP, LISA
 from .checkpoint_shards import ConversionError, StoredTensor, read_checkpoint, read_json
 from .configuration_cora import SEG_TOKEN, CoraConfig
@@ -38,7 +40,6 @@ from .conversion import (
     load_tokenizer,
     parse_config,
     renamed,
-    run,
     write_model_folder,
 )
 from .image_processors import clip_image_processor, sam_image_processor
@@ -237,4 +238,4 @@ def _vlm_config(
 
 
 if __name__ == "__main__":
-    run(convert)
+    one_line_errors(convert)()

@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, LlavaConfig
 
+from publishing.command_line import one_line_errors
+
 from .branches import PACKED_FAMILIES
 from .checkpoint_keys import DROPPABLE, LLAVA
 from .checkpoint_shards import ConversionError, StoredTensor, read_checkpoint, read_json
@@ -40,7 +42,6 @@ from .conversion import (
     normalisation,
     parse_config,
     renamed,
-    run,
     write_model_folder,
 )
 from .image_processors import clip_image_processor, sam_image_processor
@@ -217,4 +218,4 @@ def _new_projection(model: CoraForReasoningSegmentation, seed: int) -> dict[str,
 
 
 if __name__ == "__main__":
-    run(convert)
+    one_line_errors(convert)()

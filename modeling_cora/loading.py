@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from publishing.command_line import OneLineError
 from publishing.hub import cause, reason
 
 from .modeling_cora import CoraForReasoningSegmentation
@@ -15,7 +16,7 @@ from .named_models import ModelNotFoundError
 from .processing_cora import CoraProcessor
 
 
-class ModelLoadError(ValueError):
+class ModelLoadError(OneLineError):
     """A model that cannot be used, told in one line that names it."""
 
 

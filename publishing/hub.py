@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -18,14 +17,15 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from .command_line import DISK_FULL, OneLineError
+
 # an upload is done by threads, whose errors huggingface_hub (LFS) and hf_xet wrap in RuntimeError
 _FAILURES = (httpx2.HTTPError, OSError, RuntimeError)
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LARGE = 2**24
 """Bytes; no text that a person wrote is as large."""
 
 
-class HubError(ValueError):
+class HubError(OneLineError):
     """What the Hub or a folder for it does not allow, in one line that names the repository, the file or the field."""
 
 
@@ -164,4 +164,4 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-__all__ = ["DISK_FULL", "HubError", "address", "cause", "hub_errors", "make_repository", "reason", "upload"]
+__all__ = ["HubError", "address", "cause", "hub_errors", "make_repository", "reason", "upload"]

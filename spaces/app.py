@@ -22,23 +22,22 @@ try:
 except ImportError:
     spaces = None
 
+from publishing.command_line import one_line_errors
+
 
 def on_gpu(function: Any) -> Any:
     """`spaces.GPU` where that package is."""
     return getattr(spaces, "GPU", lambda plain: plain)(function)
 
 
+@one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    from cora_space.settings import SettingsError, read_settings
+    from cora_space.settings import read_settings
 
-    try:
-        settings = read_settings(argv)  # before the libraries, which take seconds
-        from cora_space.serving import serve
+    settings = read_settings(argv)  # before the libraries, which take seconds
+    from cora_space.serving import serve
 
-        serve(settings, on_gpu)
-    except SettingsError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
+    serve(settings, on_gpu)
 
 
 if __name__ == "__main__":

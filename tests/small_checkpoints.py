@@ -26,7 +26,7 @@ from transformers import (
     SamVisionConfig,
 )
 
-from modeling_cora.conversion import run
+from publishing.command_line import one_line_errors
 
 ROOT = Path(__file__).resolve().parents[1]
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -166,7 +166,7 @@ def refused(convert, capsys, output: Path, *arguments: object) -> str:
     """The one line with which a conversion is refused; nothing may stay behind."""
     before = sorted(output.parent.iterdir())
     with pytest.raises(SystemExit) as stopped:
-        run(convert, [*map(str, arguments), "--output", str(output)])
+        one_line_errors(convert)([*map(str, arguments), "--output", str(output)])
     assert stopped.value.code == 2
     line = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error: ")]
     assert len(line) == 1

@@ -20,7 +20,7 @@ ALLOWED = {
     "datasets_scripts": {"publishing"},
     "metrics": set(),
     "trainers": {"modeling_cora", "datasets_scripts", "metrics", "publishing"},
-    "spaces": {"modeling_cora"},
+    "spaces": {"modeling_cora", "publishing"},
 }
 
 

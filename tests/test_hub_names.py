@@ -19,6 +19,7 @@ from modeling_cora import (
     ModelNotFoundError,
     ReasoningSegmentationPipeline,
 )
+from modeling_cora.loading import ModelLoadError
 from modeling_cora.named_models import resolve_name
 from trainers.adapters import refuse_base_without_anchors
 from trainers.loading import load_trained
@@ -101,7 +102,7 @@ def test_programs_say_how_to_get_the_model_too(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("modeling_cora.named_models.cached_file", refuse)
-    with pytest.raises(UsageError, match=r"no network.*modeling_cora\.convert_vlm_sam") as caught:
+    with pytest.raises(ModelLoadError, match=r"no network.*modeling_cora\.convert_vlm_sam") as caught:
         load_trained("cora-7b")
     assert "\n" not in str(caught.value)
 
@@ -120,7 +121,7 @@ def test_a_wrong_value_in_a_models_files_takes_one_line(saved, tmp_path, file, f
     shutil.copytree(saved, tmp_path / "model")
     path = tmp_path / "model" / file
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
-    with pytest.raises(UsageError, match=message) as caught:
+    with pytest.raises(ModelLoadError, match=message) as caught:
         load_trained(str(path.parent))
     assert str(caught.value).startswith(f"{path.parent}: ") and len(str(caught.value).splitlines()) == 1
     if file == "config.json":

@@ -23,12 +23,12 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 
 from datasets_scripts import build
-from datasets_scripts.command_line import UsageError
 from datasets_scripts.files import write_bytes
 from datasets_scripts.scenes import write_scenes
 from datasets_scripts.splits import write_split
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.hub.__main__ import main
+from modeling_cora.loading import ModelLoadError
 from modeling_cora.segmentation import segment
 from trainers import evaluate, stage1
 from trainers.loading import load_trained
@@ -459,7 +459,7 @@ def test_loading_what_is_not_to_be_had_takes_one_line(trained, hub, monkeypatch,
     hub.create("models", "org/secret", {}, private=True)
     hub.create("models", "org/gated", {}).gated = True
     monkeypatch.setenv("HF_TOKEN", token)
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(ModelLoadError) as caught:
         load_trained(name)
     assert str(caught.value).startswith(f"{name}: cannot be loaded as a CORA model: {message}")
     assert "\n" not in str(caught.value)
@@ -478,7 +478,7 @@ def disk_for(size: int):
 
 def test_a_full_disk_takes_one_line(trained, adapter, hub, tmp_path, capsys):
     hub.serve("models", "org/small", trained / "run")
-    with disk_for(5_000_000), pytest.raises(UsageError) as caught:
+    with disk_for(5_000_000), pytest.raises(ModelLoadError) as caught:
         load_trained("org/small")
     assert re.fullmatch(r"org/small: cannot be loaded as a CORA model: File too large \(.*\)", str(caught.value))
     load_trained("org/small")  # what was cut short is fetched again

@@ -15,6 +15,7 @@ import yaml
 from cora_space.answering import Answering
 from cora_space.settings import Settings, SettingsError, read_settings
 from modeling_cora.hub.space import space_files
+from publishing.command_line import OneLineError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,7 +43,7 @@ def test_settings_come_from_arguments_then_the_environment():
     ],
 )
 def test_bad_settings_are_named(argv, environment, said):
-    with pytest.raises(SettingsError, match=re.escape(said)):
+    with pytest.raises(OneLineError, match=re.escape(said)):
         read_settings(argv, environment)
 
 

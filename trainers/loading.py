@@ -61,14 +61,12 @@ def load_trained(model: str, **kwargs: Any) -> tuple[CoraForReasoningSegmentatio
         kwargs: go to the model's `from_pretrained`.
 
     Raises:
-        UsageError: none is named, or see `modeling_cora.loading`, or `check_record` for an adapter.
+        UsageError: none is named; see `check_record` for an adapter.
+        ModelLoadError: see `modeling_cora.loading`.
     """
     if not model:
         raise UsageError("--model: not given; a folder or Hub id with a CORA model, such as runs/demo/model")
-    try:
-        loaded, processor = loading.load_trained(model, **kwargs)
-    except loading.ModelLoadError as error:
-        raise UsageError(str(error)) from None
+    loaded, processor = loading.load_trained(model, **kwargs)
     if getattr(loaded, "_hf_peft_config_loaded", False):
         check_record(model, loaded.config)
     return loaded, processor

@@ -12,8 +12,7 @@ if __name__ == "__main__":
     # run as a file: `import evaluate` would find trainers/evaluate.py in place of the library
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from datasets_scripts.command_line import ArgumentParser, UsageError, one_line_errors
-from modeling_cora.checkpoint_shards import ConversionError
+from datasets_scripts.command_line import ArgumentParser, one_line_errors
 from modeling_cora.conversion import DTYPES
 from modeling_cora.merging import merge_adapter
 from trainers.training_record import record_path
@@ -26,10 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path, help="new folder")
     parser.add_argument("--dtype", choices=DTYPES, default=None, help="of the weights; default: the base's")
     arguments = parser.parse_args(argv)
-    try:
-        merge_adapter(arguments.adapter, arguments.out, DTYPES.get(arguments.dtype), record_path(arguments.adapter))
-    except ConversionError as error:
-        raise UsageError(str(error)) from None
+    merge_adapter(arguments.adapter, arguments.out, DTYPES.get(arguments.dtype), record_path(arguments.adapter))
 
 
 if __name__ == "__main__":

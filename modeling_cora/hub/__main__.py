@@ -13,26 +13,20 @@ The same command goes on with an upload that was broken off, and replaces an ear
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from huggingface_hub import HfApi
 
+from publishing.command_line import ArgumentParser, one_line_errors
 from publishing.hub import HubError, address, hub_errors, make_repository, upload
 
 from .push import push_model
 from .space import MODEL_VARIABLE, is_space, space_files
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise HubError(f"{message} (--help lists what there is)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="python -m modeling_cora.hub", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     push = parser.add_subparsers(dest="command", required=True).add_parser("push", help="upload a folder")
@@ -85,12 +79,9 @@ def _push(given: argparse.Namespace) -> str:
     )
 
 
+@one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    try:
-        print(f"pushed: {_push(_parser().parse_args(argv))}")
-    except HubError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
+    print(f"pushed: {_push(_parser().parse_args(argv))}")
 
 
 if __name__ == "__main__":

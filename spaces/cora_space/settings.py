@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NoReturn
+from typing import Any
+
+from publishing.command_line import ArgumentParser, OneLineError
 
 PREFIX = "CORA_SPACE_"
 """Of environment variables: `CORA_SPACE_MODEL` is `--model`."""
 
 
-class SettingsError(ValueError):
+class SettingsError(OneLineError):
     """A setting that cannot be used, told in one line."""
 
 
@@ -65,19 +66,14 @@ class Settings:
         return int(self.max_megapixels * 1e6)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise SettingsError(f"{message} (--help lists what there is)")
-
-
 def read_settings(argv: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> Settings:
     """From arguments (by default the process's own), else from `CORA_SPACE_*`, else the defaults.
 
     Raises:
-        SettingsError: something that is no setting, or no value for it.
+        OneLineError: something that is no setting, or no value for it.
     """
     environment = os.environ if environment is None else environment
-    parser = _Parser(description="The demo Space: asks a CORA model about pictures.")
+    parser = ArgumentParser(description="The demo Space: asks a CORA model about pictures.")
     for one in fields(Settings):
         variable = PREFIX + one.name.upper()
         default, kind = environment.get(variable, one.default), type(one.default)
