@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class ConversionParser(ArgumentParser):
 
     def __init__(self, description: str, clip_preprocessing: str):
         super().__init__(description=description)
-        self.add_argument("--output", required=True, metavar="DIR", help="folder to write; must not exist yet")
+        self.add_argument("--output", required=True, metavar="DIR", help="new folder")
         self.add_argument("--dtype", choices=DTYPES, help="of all weights; the language model's own where not given")
         self.add_argument("--max-shard-size", default="5GB", help="of one file (default: 5GB)")
         self.add_argument(
@@ -242,9 +242,6 @@ def write_model_folder(
         initial: gives the weights that no checkpoint has, from the model without memory.
         input_table: name of the embedding's weight, whose type all weights get where `dtype` names none.
     """
-    output = Path(options.output)
-    if output.exists():
-        raise ConversionError(f"--output {output}: exists already; name a new folder or move that one away")
     dtype = DTYPES[options.dtype] if options.dtype else tensors[input_table].dtype
     for part in (config, config.vlm_config, config.get_text_config(), config.vlm_config.vision_config):
         part.dtype = dtype
@@ -254,27 +251,36 @@ def write_model_folder(
     if initial is not None:
         tensors = tensors | initial(model)
     tensors = match_model(model, tensors)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    except OSError as error:
-        raise ConversionError(f"--output {output}: {error.strerror}") from None
-    try:
-        write_shards(partial, tensors, dtype, options.max_shard_size)
-        config.save_pretrained(partial)
-        model.generation_config.save_pretrained(partial)
-        processor.save_pretrained(partial)
-        partial.chmod(0o777 & ~_umask())  # mkdtemp's folder is its owner's alone
-        os.replace(partial, output)
-    except OSError as error:
-        raise ConversionError(f"--output {output}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(options.output, "--output") as folder:
+        write_shards(folder, tensors, dtype, options.max_shard_size)
+        config.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
+        processor.save_pretrained(folder)
     count = sum(math.prod(tensor.shape) for tensor in tensors.values())
-    print(f"{output}: {count:,} weights as {str(dtype).removeprefix('torch.')}")
+    print(f"{options.output}: {count:,} weights as {str(dtype).removeprefix('torch.')}")
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+@contextmanager
+def whole_folder(out: str | Path, option: str) -> Iterator[Path]:
+    """A folder to write to, which becomes `out` at the end of the block, or nothing where that fails.
+
+    Args:
+        out: new, or an empty folder.
+        option: by which it was named.
+
+    Raises:
+        ConversionError: it is a file or holds something, at once; it cannot be written.
+    """
+    out = Path(out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        what = "is a file" if out.is_file() else "is not empty"
+        raise ConversionError(f"{option} {out}: {what}; a new folder would be right")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as place:
+            folder = Path(place) / out.name  # that one is its owner's alone
+            folder.mkdir()
+            yield folder
+            os.replace(folder, out)
+    except OSError as error:
+        raise ConversionError(f"{option} {out}: {error.strerror or error}") from None

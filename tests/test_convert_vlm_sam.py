@@ -328,8 +328,8 @@ def test_folders_and_options_that_do_not_fit_are_refused(tmp_path, parts, capsys
     )
     assert "--max-shard-size" in refused(convert, capsys, output, *right, "--max-shard-size", "many")
     assert "--help" in refused(convert, capsys, output, "--vlm", root / "vlm")
-    output.mkdir()
-    assert "exists" in refused(convert, capsys, output, *right)
+    (output / "mine").mkdir(parents=True)
+    assert "is not empty" in refused(convert, capsys, output, *right)
     shutil.copytree(root / "vlm", tmp_path / "other")
     tokenizer(["<pad>", "<image>"]).save_pretrained(tmp_path / "other")
     assert "<image> is token 260" in refused(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from modeling_cora import CoraProcessor
 from modeling_cora.checkpoint_shards import ConversionError
 from modeling_cora.merging import merge_adapter
 
@@ -73,8 +77,26 @@ def test_a_file_is_no_place_for_a_model(folders, tmp_path):
     assert (tmp_path / "out").read_text() == "mine"
 
 
+def test_a_full_disk_leaves_nothing_of_ours_and_all_of_others(folders, tmp_path, monkeypatch):
+    def full(self, folder):
+        (Path(folder) / "half").write_text("of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "mine").write_text("mine")
+    before = {path.name for path in tmp_path.iterdir()}
+    monkeypatch.setattr(CoraProcessor, "save_pretrained", full)
+    with pytest.raises(ConversionError, match=re.escape(f"--out {tmp_path / 'out'}: No space left on device")):
+        merge_adapter(folders[1], tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == before and (tmp_path / "out.partial" / "mine").exists()
+
+
 def test_a_whole_one_is_merged(folders, tmp_path):
+    (tmp_path / "out").mkdir()
     merge_adapter(folders[1], tmp_path / "out")
+    mask = os.umask(0)
+    os.umask(mask)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o777 & ~mask
     assert (
         load_file(tmp_path / "out" / "model.safetensors").keys() == load_file(folders[0] / "model.safetensors").keys()
     )

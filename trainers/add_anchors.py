@@ -16,11 +16,12 @@ if __name__ == "__main__":
     # run as a file: `import evaluate` would find trainers/evaluate.py in place of the library
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import shutil
+
 import torch
 
 from datasets_scripts.command_line import ArgumentParser, UsageError, one_line_errors
-from modeling_cora.checkpoint_shards import ConversionError
-from modeling_cora.merging import refuse_filled, save_whole
+from modeling_cora.conversion import whole_folder
 from trainers.adapters import anchors_needed, base_of
 from trainers.loading import load_trained
 from trainers.training_record import record_path
@@ -33,18 +34,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path, help="new folder")
     parser.add_argument("--seed", type=int, default=0, help="of the new weights (default 0)")
     arguments = parser.parse_args(argv)
-    try:
-        refuse_filled(arguments.out)
-    except ConversionError as error:
-        raise UsageError(str(error)) from None
-    if base_of(arguments.model) != arguments.model:
-        raise UsageError(anchors_needed(arguments.model))
-    model, processor = load_trained(arguments.model)
-    if model.config.anchor_token_id is not None:
-        raise UsageError(f"--model {arguments.model}: has an anchor encoder; it can be used as it is")
-    torch.manual_seed(arguments.seed)
-    model.add_anchors(processor.add_anchor_token())
-    save_whole(model, processor, arguments.out, record_path(arguments.model))
+    with whole_folder(arguments.out, "--out") as folder:
+        if base_of(arguments.model) != arguments.model:
+            raise UsageError(anchors_needed(arguments.model))
+        model, processor = load_trained(arguments.model)
+        if model.config.anchor_token_id is not None:
+            raise UsageError(f"--model {arguments.model}: has an anchor encoder; it can be used as it is")
+        torch.manual_seed(arguments.seed)
+        model.add_anchors(processor.add_anchor_token())
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        if record := record_path(arguments.model):
+            shutil.copy(record, folder)
 
 
 if __name__ == "__main__":
