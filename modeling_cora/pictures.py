@@ -1,16 +1,15 @@
 """Pictures for people: masks on an image, prediction against target, contact sheets. Pillow and numpy, no font files.
 
-    overlay(image, masks, labels=["the nuclei left of the vessel"], scores=[0.83]).save("overlay.png")
+    overlay(image, masks, labels=["the nuclei left of the vessel"]).save("overlay.png")
     comparison(image, target, prediction).save("comparison.png")
-    grid([[a, b], [c, d]], row_titles=["stage 1", "stage 3"], column_titles=["prediction", "target"]).save("sheet.png")
+    grid([[a, b], [c, d]]).save("sheet.png")
 
 Colours are those of Okabe and Ito (2008), which most colour-blind readers can tell apart.
 """
 
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import zip_longest
 
@@ -24,22 +23,12 @@ Colour = tuple[int, int, int]
 VERMILLION, SKY, GREEN = (213, 94, 0), (86, 180, 233), (0, 158, 115)
 YELLOW, PURPLE, BLUE, ORANGE = (240, 228, 66), (204, 121, 167), (0, 114, 178), (230, 159, 0)
 PALETTE: tuple[Colour, ...] = (VERMILLION, SKY, YELLOW, PURPLE, GREEN, BLUE, ORANGE)
-WHITE, INK, FAINT, GREY = (255, 255, 255), (34, 34, 34), (110, 110, 110), (128, 128, 128)
+WHITE, INK, GREY = (255, 255, 255), (34, 34, 34), (128, 128, 128)
 
 MIN_SIDE = 384  # the longer side of a picture, and the least width of a legend, in pixels
 MAX_LINES = 3  # of one text, before it is cut
 ELLIPSIS = "…"
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # not in the font either: drawn as its box for missing glyphs
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of a legend."""
-
-    colour: Colour
-    text: str
-    score: float | None = None
-    hatched: bool = False
 
 
 def overlay(
@@ -49,9 +38,8 @@ def overlay(
     colours: Sequence[Colour] | None = None,
     alpha: float = 0.5,
     outline: bool = True,
-    scores: Sequence[float | None] | None = None,
 ) -> Image.Image:
-    """Paint masks on an image, with a legend under it where there are labels or scores.
+    """Paint masks on an image, with a legend under it where there are labels.
 
     Args:
         image: any mode, W x H pixels. Enlarged by a whole factor if its longer side is under `MIN_SIDE` pixels.
@@ -60,14 +48,13 @@ def overlay(
         colours: n colours (red, green, blue) in 0..255; by default those of `palette`.
         alpha: opacity of the areas in [0, 1].
         outline: draw the edge of each mask in full colour.
-        scores: n numbers or None, drawn behind the labels with two decimals.
 
     Raises:
-        ValueError: a mask is not (H, W), or labels, colours or scores are not one per mask.
+        ValueError: a mask is not (H, W), or labels or colours are not one per mask.
     """
     masks = [_mask_of(mask, image, f"mask {k}") for k, mask in enumerate(masks)]
     colours = palette(len(masks)) if colours is None else colours
-    for name, values in (("labels", labels), ("colours", colours), ("scores", scores)):
+    for name, values in (("labels", labels), ("colours", colours)):
         if values is not None and len(values) != len(masks):
             raise ValueError(f"{len(values)} {name} for {len(masks)} masks; one per mask is needed")
     canvas, factor = _enlarged(image)
@@ -78,21 +65,16 @@ def overlay(
         for mask, colour in zip(masks, colours, strict=True):
             canvas[_edge(mask, _line_width(canvas))] = colour
     picture = Image.fromarray(canvas)
-    if not masks or (labels is None and scores is None):
-        return picture
-    texts = [""] * len(masks) if labels is None else labels
-    numbers = [None] * len(masks) if scores is None else scores
-    return _with_legend(picture, [Entry(*entry) for entry in zip(colours, texts, numbers, strict=True)])
+    return _with_legend(picture, colours, labels) if labels else picture
 
 
-def comparison(image: Image.Image, target: np.ndarray, prediction: np.ndarray, legend: bool = True) -> Image.Image:
+def comparison(image: Image.Image, target: np.ndarray, prediction: np.ndarray) -> Image.Image:
     """Show where a prediction is right: green = both, red = only predicted, blue = only target, grey hatch = ignored.
 
     Args:
         image: any mode, W x H pixels; enlarged like in `overlay` and shown in grey, so that all colour means something.
         target: (H, W), values 0, 1 and 255 (ignored).
         prediction: (H, W), bool or 0/1.
-        legend: write under the picture what the colours mean.
 
     Raises:
         ValueError: a mask is not (H, W).
@@ -102,23 +84,19 @@ def comparison(image: Image.Image, target: np.ndarray, prediction: np.ndarray, l
     target, predicted = _enlarged_mask(target, factor), _enlarged_mask(prediction, factor) != 0
     wanted, ignored = target == 1, target == IGNORE_INDEX
     parts = (
-        (GREEN, "both", wanted & predicted),
-        (VERMILLION, "only predicted", predicted & ~wanted & ~ignored),
-        (BLUE, "only target", wanted & ~predicted),
+        (GREEN, wanted & predicted),
+        (VERMILLION, predicted & ~wanted & ~ignored),
+        (BLUE, wanted & ~predicted),
     )
-    for colour, _, part in parts:
+    for colour, part in parts:
         _blend(canvas, part, colour, 0.6)
-    entries = [Entry(colour, text) for colour, text, _ in parts]
-    if ignored.any():
-        _blend(canvas, ignored, WHITE, 0.6)
-        _blend(canvas, ignored & _stripes(canvas.shape[:2], 2 * _line_width(canvas)), GREY, 0.9)
-        entries.append(Entry(GREY, "ignored", hatched=True))
-    picture = Image.fromarray(canvas)
-    return _with_legend(picture, entries) if legend else picture
+    _blend(canvas, ignored, WHITE, 0.6)
+    _blend(canvas, ignored & _stripes(canvas.shape[:2], 2 * _line_width(canvas)), GREY, 0.9)
+    return Image.fromarray(canvas)
 
 
-def heat_map(image: Image.Image, values: np.ndarray, colour: Colour = VERMILLION) -> Image.Image:
-    """The image in grey, and the values as the opacity of a colour.
+def heat_map(image: Image.Image, values: np.ndarray) -> Image.Image:
+    """The image in grey, and the values as the opacity of vermillion.
 
     Args:
         image: any mode, W x H pixels; enlarged like in `overlay`.
@@ -131,12 +109,12 @@ def heat_map(image: Image.Image, values: np.ndarray, colour: Colour = VERMILLION
     canvas, factor = _enlarged(image.convert("RGB").convert("L"))
     opacity = _enlarged_mask(opacity, factor)[..., None]
     # darkened, so that a bright sky does not look like a value
-    mixed = 0.6 * canvas * (1 - opacity) + np.asarray(colour) * opacity
+    mixed = 0.6 * canvas * (1 - opacity) + np.asarray(VERMILLION) * opacity
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
 
 
-def captioned(picture: Image.Image, text: str, lines: int = 2) -> Image.Image:
-    """The picture over a strip for `lines` lines of text, however many the text fills, so that a row of them aligns.
+def captioned(picture: Image.Image, text: str) -> Image.Image:
+    """The picture over a strip for two lines of text, however many the text fills, so that a row of them aligns.
 
     Args:
         picture: enlarged like in `overlay` where it is small.
@@ -145,61 +123,36 @@ def captioned(picture: Image.Image, text: str, lines: int = 2) -> Image.Image:
     canvas, _ = _enlarged(picture.convert("RGB"))
     font = _font(max(15, min(48, canvas.shape[1] // 24)))
     line = _line_height(font)
-    whole = Image.new("RGB", (canvas.shape[1], canvas.shape[0] + line * lines + line // 2), WHITE)
+    whole = Image.new("RGB", (canvas.shape[1], canvas.shape[0] + 2 * line + line // 2), WHITE)
     whole.paste(Image.fromarray(canvas), (0, 0))
-    wrapped = _wrap(text, font, whole.width - font.size, lines)
-    _draw_lines(ImageDraw.Draw(whole), wrapped, font, canvas.shape[0] + line // 4, lambda _: font.size // 2)
+    wrapped = _wrap(text, font, whole.width - font.size, 2)
+    _draw_lines(ImageDraw.Draw(whole), wrapped, font, canvas.shape[0] + line // 4, font.size // 2)
     return whole
 
 
-def grid(
-    rows: Sequence[Sequence[Image.Image]],
-    row_titles: Sequence[str] | None = None,
-    column_titles: Sequence[str] | None = None,
-) -> Image.Image:
+def grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
     """Lay pictures out as a contact sheet on white.
 
     Args:
         rows: pictures of any sizes, all scaled to the height of the highest; rows may differ in length.
-        row_titles: one text per row, to its left.
-        column_titles: one text per column, above it.
 
     Raises:
-        ValueError: there is no picture, or titles are not one per row or column.
+        ValueError: there is no picture.
     """
-    columns = max((len(row) for row in rows), default=0)
-    if columns == 0:
+    if not any(rows):
         raise ValueError("the grid has no picture; at least one is needed")
-    for name, titles, count in (("row", row_titles, len(rows)), ("column", column_titles, columns)):
-        if titles is not None and len(titles) != count:
-            raise ValueError(f"{len(titles)} {name} titles for {count} {name}s; one per {name} is needed")
     height = max(cell.height for row in rows for cell in row)
     cells = [[_at_height(cell, height) for cell in row] for row in rows]
     widths = [max(cell.width for cell in column if cell) for column in zip_longest(*cells)]
-    font = _font(max(14, min(48, height // 18)))
-    margin, line = round(font.size * 0.75), _line_height(font)
-    above = [_wrap(text, font, width, 2) for text, width in zip(column_titles or [], widths, strict=False)]
-    beside = [_wrap(text, font, 8 * font.size, max(1, height // line)) for text in row_titles or []]
-    left = margin + max((round(font.getlength(text)) + margin for lines in beside for text in lines), default=0)
-    top = margin + max((len(lines) * line + margin // 2 for lines in above), default=0)
-    sheet = Image.new("RGB", (left + sum(widths) + margin * columns, top + (height + margin) * len(rows)), WHITE)
-    draw = ImageDraw.Draw(sheet)
-    edges = [left + sum(widths[:k]) + margin * k for k in range(columns)]
-    for x, width, lines in zip(edges, widths, above, strict=False):
-        # On the last line above the pictures, however many lines the neighbours have.
-        first = top - margin // 2 - len(lines) * line
-
-        def centred(text: str, x: int = x, width: int = width) -> float:
-            return x + (width - font.getlength(text)) / 2
-
-        _draw_lines(draw, lines, font, first, centred)
+    margin = round(max(14, min(48, height // 18)) * 0.75)
+    sheet = Image.new(
+        "RGB", (margin + sum(widths) + margin * len(widths), margin + (height + margin) * len(rows)), WHITE
+    )
     for k, row in enumerate(cells):
-        y = top + (height + margin) * k
-        for x, width, cell in zip(edges, widths, row, strict=False):
-            sheet.paste(cell, (x + (width - cell.width) // 2, y))
-        lines = beside[k] if beside else []
-        first = y + (height - len(lines) * line) // 2
-        _draw_lines(draw, lines, font, first, lambda text: left - margin - font.getlength(text))
+        x = margin
+        for width, cell in zip(widths, row, strict=False):
+            sheet.paste(cell, (x + (width - cell.width) // 2, margin + (height + margin) * k))
+            x += width + margin
     return sheet
 
 
@@ -336,36 +289,30 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, max_lines: int 
 
 
 def _draw_lines(
-    draw: ImageDraw.ImageDraw,
-    lines: Sequence[str],
-    font: ImageFont.FreeTypeFont,
-    y: float,
-    x_of: Callable[[str], float],
-    fill: Colour = INK,
+    draw: ImageDraw.ImageDraw, lines: Sequence[str], font: ImageFont.FreeTypeFont, y: float, x: float
 ) -> None:
-    """Write lines downwards from y; `x_of` gives the left edge of each."""
+    """Write lines downwards from y."""
     for k, text in enumerate(lines):
-        middle = y + (k + 0.5) * _line_height(font)
-        draw.text((x_of(text), middle), text, font=font, fill=fill, anchor="lm")
+        draw.text((x, y + (k + 0.5) * _line_height(font)), text, font=font, fill=INK, anchor="lm")
 
 
 # -- the legend --------------------------------------------------------------------------------------------------------
 
 
-def _with_legend(picture: Image.Image, entries: Sequence[Entry]) -> Image.Image:
+def _with_legend(picture: Image.Image, colours: Sequence[Colour], texts: Sequence[str]) -> Image.Image:
     """The picture with its legend under it; narrow pictures are centred over the legend."""
-    legend = _legend(entries, max(picture.width, MIN_SIDE))
+    legend = _legend(colours, texts, max(picture.width, MIN_SIDE))
     whole = Image.new("RGB", (legend.width, picture.height + legend.height), WHITE)
     whole.paste(picture, ((legend.width - picture.width) // 2, 0))
     whole.paste(legend, (0, picture.height))
     return whole
 
 
-def _legend(entries: Sequence[Entry], width: int) -> Image.Image:
-    """A white strip with a swatch, a text and a score per entry: side by side while they fit, else on a new line."""
+def _legend(colours: Sequence[Colour], texts: Sequence[str], width: int) -> Image.Image:
+    """A white strip with a swatch and a text for each colour: side by side while they fit, else on a new line."""
     font = _font(max(15, min(48, width // 40)))
     gap = round(font.size) // 2
-    blocks = [_entry(entry, font, width - 2 * gap) for entry in entries]
+    blocks = [_entry(colour, text, font, width - 2 * gap) for colour, text in zip(colours, texts, strict=True)]
     x = y = gap
     bottom, places = gap, []
     for block in blocks:
@@ -379,27 +326,15 @@ def _legend(entries: Sequence[Entry], width: int) -> Image.Image:
     return strip
 
 
-def _entry(entry: Entry, font: ImageFont.FreeTypeFont, width: int) -> Image.Image:
+def _entry(colour: Colour, text: str, font: ImageFont.FreeTypeFont, width: int) -> Image.Image:
     """One entry on white, no wider than `width` pixels."""
     side, line = round(font.size), _line_height(font)
     gap = side // 2
-    score = "" if entry.score is None else f"{entry.score:.2f}"
-    score_width = round(font.getlength(score)) + gap if score else 0
-    lines = _wrap(entry.text, font, width - side - gap - score_width)
+    lines = _wrap(text, font, width - side - gap)
     text_width = max(int(np.ceil(font.getlength(text))) for text in lines)
-    block = Image.new("RGB", (side + gap + text_width + score_width, line * len(lines)), WHITE)
-    block.paste(_swatch(entry, side), (0, (line - side) // 2))
-    draw = ImageDraw.Draw(block)
-    _draw_lines(draw, lines, font, 0, lambda _: side + gap)
-    _draw_lines(draw, [score], font, 0, lambda text: block.width - font.getlength(text), FAINT)
+    block = Image.new("RGB", (side + gap + text_width, line * len(lines)), WHITE)
+    swatch = Image.new("RGB", (side, side), _mix(colour, (0, 0, 0)))
+    swatch.paste(colour, (1, 1, side - 1, side - 1))
+    block.paste(swatch, (0, (line - side) // 2))
+    _draw_lines(ImageDraw.Draw(block), lines, font, 0, side + gap)
     return block
-
-
-def _swatch(entry: Entry, side: int) -> Image.Image:
-    """A square in the entry's colour."""
-    pixels = np.full((side, side, 3), entry.colour, np.uint8)
-    if entry.hatched:
-        pixels[~_stripes((side, side), max(2, side // 8))] = WHITE
-    edge = _edge(np.ones((side, side), bool), 1)
-    pixels[edge] = _mix(entry.colour, (0, 0, 0))
-    return Image.fromarray(pixels)

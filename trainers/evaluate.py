@@ -221,7 +221,7 @@ def overlay_grid(
 def _captioned_comparison(image: Image.Image, target, mask, query: str, counting: str) -> Image.Image:
     intersection, union = intersection_and_union(mask, target, protocol=counting)
     iou = intersection / union if union else 1.0
-    return captioned(comparison(image, target, mask, legend=False), f"IoU {iou:.2f}  {query}")
+    return captioned(comparison(image, target, mask), f"IoU {iou:.2f}  {query}")
 
 
 def each_once(instructions: Iterable[Instruction]) -> list[Instruction]:
