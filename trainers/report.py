@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets_scripts.files import write_text
+from modeling_cora.losses import LOSS_TERMS
 
 from .summary import html_table, stage_table, summary_table
 
@@ -23,13 +24,9 @@ img { max-width: 100%; height: auto } svg { max-width: 100% }
 .key span { display: inline-block; width: .9rem; height: .9rem; margin: 0 .3rem 0 1rem; vertical-align: -.1rem }
 """
 
-COLOURS = {
-    "loss": "#1c2733",
-    "lm_loss": "#e69f00",
-    "bce_loss": "#0072b2",
-    "dice_loss": "#009e73",
-    "iou_loss": "#cc79a7",
-}
+PALETTE = ("#1c2733", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8a97a5")
+COLOURS = dict(zip(("loss", *LOSS_TERMS), PALETTE, strict=False))
+"""Of the loss and its terms, Okabe and Ito's."""
 
 
 @dataclass(frozen=True)
