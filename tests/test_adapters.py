@@ -143,6 +143,7 @@ def test_anchors_are_shown_to_who_has_learned_them(street, base, first, second, 
     for model, learned in ((first, False), (second, True)):
         assert json.loads((model / "training.json").read_text())["anchors"] is learned
         given = {"model": str(model), "data": str(street), "split": "train", "kinds": ["conditional"], "examples": 0}
+        given |= {"limit": 1, "queries_per_kind": 1}
         for anchors, expected in (("learned", "given" if learned else "none"), ("given", "given")):
             evaluate.run_evaluation(evaluate.EvaluationArguments(**given, anchors=anchors, out=str(tmp_path)))
             assert json.loads((tmp_path / "metrics.json").read_text())["evaluation"]["anchors"] == expected

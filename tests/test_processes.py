@@ -15,8 +15,6 @@ from datasets_scripts.instructions.verify import check_set
 from datasets_scripts.processes import in_processes
 from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, SemanticClass
 
-from .conftest import noise_image
-
 
 def twice(number: int) -> int:
     if number > 90:
@@ -41,7 +39,7 @@ class Deadly:
 
 
 def test_a_killed_process_ends_the_work_in_one_line(tmp_path):
-    noise_image(8, 8).save(tmp_path / "a.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     scenes = tuple(Scene(name, tmp_path / "a.png", Deadly()) for name in "ab")
     scene_set = SceneSet((SemanticClass(0, "road"),), scenes)
     asked = [Instruction(name, "semantic", "road", "the road", "It is [SEG].") for name in "ab"]

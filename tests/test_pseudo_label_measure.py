@@ -119,14 +119,15 @@ def test_runs_go_on_from_one_supervised_training(tmp_path, capsys):
     argv = [*options(tmp_path, FROM_SUPERVISED), "--only", "training"]
     measure.main([*argv, "--first", RECIPE])
     assert capsys.readouterr().out.count("done before") == 1  # the first training, by the second method
-    done = [json.loads(path.read_text())["arguments"] for path in (tmp_path / "runs").glob("segmenter-*.done.json")]
-    starts = {one[one.index("--start_from") + 1] for one in done if "--start_from" in one}
-    (first,) = (one for one in done if "--start_from" not in one)
-    assert len(done) == 3 and starts == {first[first.index("--output_dir") + 1]}
-    assert (first[0], first[first.index("--method") + 1]) == (RECIPE, SUPERVISED)
+    commands = [json.loads(path.read_text())["arguments"] for path in (tmp_path / "runs").glob("segmenter-*.done.json")]
+    done = [{"recipe": words[0], **dict(word[2:].split("=", 1) for word in words[1:])} for words in commands]
+    starts = {one["start_from"] for one in done if "start_from" in one}
+    (first,) = (one for one in done if "start_from" not in one)
+    assert len(done) == 3 and starts == {first["output_dir"]}
+    assert (first["recipe"], first["method"]) == (RECIPE, SUPERVISED)
     measure.main([*options(tmp_path / "alone", RECIPE), "--only", "training", "--methods", SUPERVISED])
     (alone,) = (tmp_path / "alone/runs").glob("segmenter-*.done.json")
-    assert alone.name == Path(first[first.index("--output_dir") + 1]).name + ".done.json"  # one step, of either table
+    assert alone.name == Path(first["output_dir"]).name + ".done.json"  # one step, of either table
 
 
 @pytest.mark.parametrize(

@@ -365,7 +365,8 @@ def test_sharded_weights_take_one_line(street, backbones, tmp_path, capsys, monk
 def test_a_wrong_choice_in_a_recipe_is_told(tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("labelled_loss: focal\n")
-    assert "'focal' is not one of cross_entropy, ohem" in error_line([str(recipe)], capsys)
+    line = error_line([str(recipe)], capsys)
+    assert f"{recipe}: labelled_loss: invalid choice: 'focal' (choose from 'cross_entropy', 'ohem')" in line
 
 
 def test_a_loss_that_is_no_number_ends_the_run_in_one_line(street, backbones, tmp_path, capsys):

@@ -142,6 +142,7 @@ def words(street, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_query_pretraining_separates_the_classes(street, words):
     model, processor = load_trained(str(words))
     image = read_image(next((street / "images").rglob("*.png")))
@@ -153,6 +154,7 @@ def test_query_pretraining_separates_the_classes(street, words):
     assert same > 0.8 and other < 0.5, (same, other)
 
 
+@pytest.mark.slow
 def test_query_pretraining_tells_whom_conditional_queries_are_about(street, words):
     """The car left of the bus is a car, though stage 1 itself asks no such thing."""
     scene_set = read_folder(street)
