@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from datasets_scripts.files import write_image
+from datasets_scripts.folder import read_folder
+from datasets_scripts.instructions.build import build_instructions, write_instructions
 from datasets_scripts.scenes import draw_scene, write_scenes
 from datasets_scripts.splits import write_split
 
@@ -75,6 +77,11 @@ def test_the_commands_of_the_readme_run(tmp_path):
     rows = [f"{stem}.png {stem}.png" for stem in stems]
     write_split(tmp_path / "LISTS", rows[:4], rows[4:])
     write_image(tmp_path / "street.jpg", draw_scene(1, (64, 96)).image)
+    # what `ask_llm` would have written
+    scene_set = read_folder(tmp_path / "DIR")
+    (tmp_path / "asked").mkdir()
+    asked = build_instructions(scene_set, scene_set.split("train", labelled=True))
+    write_instructions(tmp_path / "asked/instructions.jsonl", asked)
     # what earlier chapters of the README leave
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/demo").symlink_to("mine")
