@@ -37,19 +37,20 @@ from .conversion import (
     add_special_tokens,
     find_checkpoint,
     grow_rows,
+    initialise_projection,
     load_tokenizer,
     normalisation,
     parse_config,
     renamed,
+    state_scale,
     write_model_folder,
 )
 from .image_processors import clip_image_processor, sam_image_processor
-from .modeling_cora import CoraForReasoningSegmentation, CoraSegProjector
+from .modeling_cora import CoraSegProjector
 from .presets import initialise_language_model, small_text_config, train_query_tokenizer
 from .processing_cora import VICUNA_CHAT_TEMPLATE, CoraProcessor
 from .sam_checkpoint import encoder_of, read_sam
 
-_FINAL_NORM = "vlm.model.language_model.norm.weight"
 _TOWERS: dict[str, tuple[Any, Any]] = {
     "clip_vision_model": (CLIPVisionConfig, CLIP_VISION),
     "dinov2": (Dinov2Config, DINOV2),
@@ -116,12 +117,10 @@ def convert(arguments: Sequence[str] | None = None) -> None:
         num_image_tokens=image_tokens,
         chat_template=VICUNA_CHAT_TEMPLATE.replace("</s>", tokenizer.eos_token),
     )
-    norm = tensors[_FINAL_NORM].load().float()
-
-    def new_parts(model: CoraForReasoningSegmentation) -> dict[str, StoredTensor]:
-        return _new_parts(model.config, options.seed, float(norm.square().mean().sqrt()))
-
-    write_model_folder(options, config, tensors | tower | sam, processor, new_parts)
+    scale = state_scale(tensors)
+    write_model_folder(
+        options, config, tensors | tower | sam, processor, lambda model: _new_parts(model.config, options.seed, scale)
+    )
 
 
 def _language_model(options: argparse.Namespace) -> tuple[LlamaConfig, Any, dict[str, StoredTensor]]:
@@ -141,9 +140,8 @@ def _language_model(options: argparse.Namespace) -> tuple[LlamaConfig, Any, dict
     left_out = tuple(f"model.layers.{index}." for index in range(layers, config.num_hidden_layers))
     kept = {name: t for name, t in read_checkpoint(folder).items() if not name.startswith(left_out)}
     tensors = renamed(kept, LLAMA, DROPPABLE, str(folder))
-    for name in (INPUT_TABLE, _FINAL_NORM):
-        if name not in tensors:
-            raise ConversionError(f"{folder}: has no {'.'.join(name.split('.')[-2:])}; is it a whole LLaMA?")
+    if INPUT_TABLE not in tensors:
+        raise ConversionError(f"{folder}: has no embed_tokens.weight; is it a whole LLaMA?")
     config.num_hidden_layers = layers
     tokenizer = load_tokenizer(folder)
     return config, tokenizer, tensors
@@ -210,20 +208,19 @@ def _vision_tower(options: argparse.Namespace) -> tuple[Any, int, dict[str, Stor
     return config, size, renamed(read_checkpoint(folder), rules, (*DROPPABLE, *DROPPABLE_OF_CLIP), str(folder))
 
 
-def _new_parts(config: CoraConfig, seed: int, state_scale: float) -> dict[str, StoredTensor]:
+def _new_parts(config: CoraConfig, seed: int, scale: float) -> dict[str, StoredTensor]:
     """Connector and projection, with weights that keep the scale of what passes through; the same for the same seed.
 
     Args:
-        state_scale: root mean square of the language model's last states, which is that of its final norm's weights.
-            SAM listens to prompts of a standard deviation of about 0.7, whatever the scale of the states.
+        scale: of the language model's states.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         connector, projection = LlavaMultiModalProjector(config.vlm_config), CoraSegProjector(config)
-        for linear in (connector.linear_1, connector.linear_2, projection.linear_1, projection.linear_2):
+        for linear in (connector.linear_1, connector.linear_2):
             torch.nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
             torch.nn.init.zeros_(linear.bias)
-    projection.linear_1.weight.data /= state_scale
+        initialise_projection(projection, scale)
     parts = {"vlm.model.multi_modal_projector": connector, "seg_projector": projection}
     return {
         f"{part}.{name}": StoredTensor.of(tensor)

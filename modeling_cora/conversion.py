@@ -20,7 +20,7 @@ from publishing.command_line import ArgumentParser
 from .checkpoint_keys import Rules, is_droppable, rename
 from .checkpoint_shards import ConversionError, StoredTensor, read_json, write_shards
 from .configuration_cora import CoraConfig
-from .modeling_cora import CoraForReasoningSegmentation
+from .modeling_cora import CoraForReasoningSegmentation, CoraSegProjector
 from .processing_cora import CoraProcessor
 
 INPUT_TABLE = "vlm.model.language_model.embed_tokens.weight"
@@ -177,6 +177,31 @@ def _grown(table: StoredTensor, rows: int) -> StoredTensor:
         return torch.cat([known, mean.expand(rows - len(known), -1)])
 
     return StoredTensor((rows, *table.shape[1:]), table.dtype, load)
+
+
+def state_scale(tensors: Mapping[str, StoredTensor], input_table: str = INPUT_TABLE) -> float:
+    """Root mean square of a language model's last states, which is that of its final norm's weights.
+
+    Raises:
+        ConversionError: there are none.
+    """
+    name = input_table.replace("embed_tokens", "norm")
+    if name not in tensors:
+        raise ConversionError(f"the weights do not fit the model: {_listed('missing key', [name])}")
+    return float(tensors[name].load().float().square().mean().sqrt())
+
+
+def initialise_projection(projection: CoraSegProjector, scale: float) -> None:
+    """Weights that keep the scale of what passes through.
+
+    Args:
+        scale: of the states, see `state_scale`. SAM listens to prompts of a standard deviation of about 0.7, whatever
+            the scale of the states.
+    """
+    for linear in (projection.linear_1, projection.linear_2):
+        torch.nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        torch.nn.init.zeros_(linear.bias)
+    projection.linear_1.weight.data /= scale
 
 
 def empty_model(config: CoraConfig) -> CoraForReasoningSegmentation:

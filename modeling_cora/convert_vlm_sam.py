@@ -38,14 +38,16 @@ from .conversion import (
     add_special_tokens,
     find_checkpoint,
     grow_rows,
+    initialise_projection,
     load_tokenizer,
     normalisation,
     parse_config,
     renamed,
+    state_scale,
     write_model_folder,
 )
 from .image_processors import clip_image_processor, sam_image_processor
-from .modeling_cora import CoraForReasoningSegmentation, CoraSegProjector
+from .modeling_cora import CoraSegProjector
 from .processing_cora import VICUNA_CHAT_TEMPLATE, CoraProcessor
 from .sam_checkpoint import encoder_of, read_sam
 
@@ -110,12 +112,13 @@ def convert(arguments: Sequence[str] | None = None) -> None:
         image_token=vlm.image_token,
         chat_template=vlm.chat_template,
     )
+    scale = state_scale(vlm.tensors, vlm.input_table)
     write_model_folder(
         options,
         config,
         vlm.tensors | sam_tensors,
         processor,
-        lambda model: _new_projection(model, options.seed),
+        lambda model: _new_projection(model.config, options.seed, scale),
         vlm.input_table,
     )
 
@@ -207,13 +210,16 @@ def _limit_pixels(image_processor: Any, most: int | None) -> None:
     image_processor.size = {"shortest_edge": least, "longest_edge": most}
 
 
-def _new_projection(model: CoraForReasoningSegmentation, seed: int) -> dict[str, StoredTensor]:
-    """The projection as a new model has it, the same for the same seed."""
+def _new_projection(config: CoraConfig, seed: int, scale: float) -> dict[str, StoredTensor]:
+    """The same for the same seed.
+
+    Args:
+        scale: of the language model's states.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        projection = CoraSegProjector(model.config).to(torch.float32)
-        for module in projection.modules():
-            model._init_weights(module)
+        projection = CoraSegProjector(config)
+        initialise_projection(projection, scale)
     return {f"seg_projector.{name}": StoredTensor.of(tensor) for name, tensor in projection.state_dict().items()}
 
 

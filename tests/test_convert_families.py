@@ -66,6 +66,15 @@ def test_it_computes_what_the_vlm_did(tmp_path, sam, family, tied):
     assert all(torch.equal(states[name][: len(tensor)], tensor) for name, tensor in expected.items())
     mean = expected["lm_head.weight"].mean(0)
     assert torch.allclose(states["lm_head.weight"][rows], mean, atol=1e-6)
+    # prompts are as loud as SAM's own, whatever the states' scale
+    norm = next(
+        tensor
+        for name, tensor in expected.items()
+        if name.endswith(("language_model.norm.weight", "text_model.norm.weight"))
+    )
+    first = model.seg_projector.linear_1.weight
+    loudness = first.std() * norm.square().mean().sqrt() * first.shape[1] ** 0.5
+    assert loudness == pytest.approx(1, abs=0.05)
     # the library's model on the same prompt, with its own mask and positions; up to [SEG], which it has no row for
     inputs = processor(noise_image(60, 40), "the road")
     ids = inputs["input_ids"][:, : int((inputs["input_ids"][0] == rows).int().argmax())]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tqdm.auto import tqdm
 
 from datasets_scripts.records import Scene, SceneSet
 from metrics.ciou.ciou import intersection_and_union
@@ -24,7 +25,7 @@ class MeanMask:
         self.means: dict[str, torch.Tensor] = {}
         self.levels: dict[str, float] = {}
         masks: dict[str, list[torch.Tensor]] = {c.name: [] for c in scene_set.classes}
-        for scene in scenes:
+        for scene in tqdm(scenes, desc="mean masks", unit="map", delay=5, leave=False):
             labels = torch.from_numpy(scene_set.read_labels(scene))
             for semantic_class in scene_set.classes:
                 if (mask := labels == semantic_class.id).any():
