@@ -87,11 +87,11 @@ def convert(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the projection, the only new weights (default: 0)")
     options = parser.parse_args(arguments)
     folder = find_checkpoint(options.vlm)
-    family = read_json((folder if folder.is_dir() else folder.parent) / "config.json").get("model_type")
-    if family not in PACKED_FAMILIES:
+    values = read_json((folder if folder.is_dir() else folder.parent) / "config.json")
+    if (family := values.get("model_type")) not in PACKED_FAMILIES:
         known = ", ".join(sorted(PACKED_FAMILIES))
         raise ConversionError(f"{folder}: config.json is of model_type {family!r}; known are {known}")
-    vlm = _llava(folder, options) if family == "llava" else _of_transformers(folder)
+    vlm = _llava(folder, values, options) if family == "llava" else _of_transformers(folder)
     _limit_pixels(vlm.image_processor, options.max_pixels)
     add_special_tokens(vlm.tokenizer, [SEG_TOKEN, vlm.image_token])
     seg_id = vlm.tokenizer.convert_tokens_to_ids(SEG_TOKEN)
@@ -123,8 +123,12 @@ def convert(arguments: Sequence[str] | None = None) -> None:
     )
 
 
-def _llava(folder: Path, options: argparse.Namespace) -> _Vlm:
-    config = _llava_config(folder)
+def _llava(folder: Path, values: dict[str, Any], options: argparse.Namespace) -> _Vlm:
+    if "text_config" not in values:
+        raise ConversionError(f"{folder}: config.json is not of transformers' LlavaForConditionalGeneration")
+    config = parse_config(LlavaConfig, values, f"{folder}: config.json")
+    if (tower := config.vision_config.model_type) != "clip_vision_model":
+        raise ConversionError(f"{folder}: config.json: the vision tower is {tower!r}; only CLIP's are known")
     tokenizer = load_tokenizer(folder)
     if (image_id := tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)) != config.image_token_id:
         raise ConversionError(
@@ -146,16 +150,6 @@ def _llava(folder: Path, options: argparse.Namespace) -> _Vlm:
         count,
         VICUNA_CHAT_TEMPLATE.replace("</s>", tokenizer.eos_token),
     )
-
-
-def _llava_config(folder: Path) -> LlavaConfig:
-    values = read_json((folder if folder.is_dir() else folder.parent) / "config.json")
-    if "text_config" not in values:
-        raise ConversionError(f"{folder}: config.json is not of transformers' LlavaForConditionalGeneration")
-    config = parse_config(LlavaConfig, values, f"{folder}: config.json")
-    if (tower := config.vision_config.model_type) != "clip_vision_model":
-        raise ConversionError(f"{folder}: config.json: the vision tower is {tower!r}; only CLIP's are known")
-    return config
 
 
 def _of_transformers(folder: Path) -> _Vlm:
