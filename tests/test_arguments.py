@@ -62,7 +62,8 @@ def test_null_in_a_step_reaches_its_program(tmp_path):
     # of steps that nobody keeps, each has its own folder
     assert len({folders.folder(Step("one", "any", {"some": number})) for number in range(9)}) == 9
     # a program of another kind has no such word
-    assert folders.command(Step("one", "any", {"some": None}))[:1] == ["--out"]
+    assert folders.command(Step("one", "any", {"some": None, "flag": False}))[:1] == ["--out"]
+    assert folders.command(Step("one", "any", {"flag": True, "seed": 0}))[:4] == ["--flag", "--seed", "0", "--out"]
 
 
 def test_code_is_known_by_its_modules(tmp_path):

@@ -165,6 +165,9 @@ def test_null_of_a_recipe_is_what_is_not_given(tmp_path):
     assert sections["stage3"] == {"bank_negatives": None}
     recipe.write_text("embedding_cache: cache")
     assert read_run([str(recipe), "--embedding_cache", "null"])[0].embedding_cache is None
+    recipe.write_text("{stage1: {recipe: null}, pseudo_labels: {folder: labels}, stage2: {recipe: stage2.yaml}}")
+    _, sections = read_run([str(recipe), "--pseudo_labels.folder", "null", "--stage2.recipe=null"])
+    assert not any(sections.values())
 
 
 @pytest.mark.parametrize("option", ["--out", "--steps", "--embedding_cache"])

@@ -112,10 +112,12 @@ def test_every_field_of_the_recipes_is_one_of_its_program(tmp_path, recipe, meth
 def test_one_embedding_cache_is_of_every_step_that_encodes_and_changes_no_folder(tmp_path):
     (tmp_path / "data").mkdir()
     argv = [RECIPE, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
-    cached = plan(*read_run([*argv, "--embedding_cache", "cache"]))
+    cached = plan(*read_run([*argv, "--embedding_cache", "cache", "--embedding_cache_gigabytes", "5"]))
     encode = [step for step in cached.steps if EmbeddingCacheArguments in step.arguments]
     assert {step.name for step in encode} == {*STAGES, "consistency", *(f"evaluation_{name}" for name in STAGES)}
-    assert {step.name for step in cached.steps if "embedding_cache" in step.fields} == {step.name for step in encode}
+    for name, value in {"embedding_cache": "cache", "embedding_cache_gigabytes": 5.0}.items():
+        given = {step.name: step.fields[name] for step in cached.steps if name in step.fields}
+        assert given == dict.fromkeys([step.name for step in encode], value)
     folders = StepFolders(tmp_path / "steps")
     for step, other in zip(cached.steps, plan(*read_run(argv)).steps, strict=True):
         assert folders.folder(step) == folders.folder(other)
@@ -219,6 +221,25 @@ def test_a_model_of_this_machine_is_known_by_its_files(tmp_path, monkeypatch, fi
     assert folder() not in (on_the_hub, first)
 
 
+def test_added_instructions_are_known_by_what_their_files_hold(tmp_path):
+    (tmp_path / "data").mkdir()
+    files = [tmp_path / name for name in ("a.jsonl", "b.jsonl")]
+    for path in files:
+        path.write_text("old")
+    argv = [RECIPE, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--instructions.instructions"]
+
+    def built(given: list[Path]) -> tuple[str, list[str]]:
+        step = plan(*read_run([*argv, *map(str, given)])).steps[0]
+        folders = StepFolders(tmp_path / "steps")
+        return folders.folder(step).name, folders.command(step)
+
+    (one, command), (two, commands) = built(files[:1]), built(files)
+    assert command[command.index("--instructions") + 1 :][:1] == [str(files[0])]
+    assert commands[commands.index("--instructions") + 1 :][:2] == list(map(str, files))
+    files[0].write_text("new")
+    assert len({one, two, built(files[:1])[0], built(files)[0]}) == 4
+
+
 def test_a_step_that_failed_is_done_again_in_its_folder(program, tmp_path, capsys):
     step = Step("one", program, {"fail": 1})
     folders = StepFolders(tmp_path)
@@ -319,7 +340,10 @@ def test_options_of_sections_override_the_recipe(tmp_path):
         ("", ["--stage1.max_steps"], UsageError, "--stage1.max_steps: a value is missing"),
         ("", ["--data", "x", "--out", "y", "--method", "cvi+more"], UsageError, "method 'cvi+more': 'more' is none of"),
         ("", ["--data", "x"], UsageError, "--out: not given"),
-        ("stage1: {recipe: null}", [], DataError, "stage1: recipe: None is no file"),
+        ("stage1: {recipe: 3}", [], DataError, "stage1: recipe: 3 is no path"),
+        ("", ["--pseudo_labels.folder", "3"], UsageError, "--pseudo_labels.folder: 3 is no path"),
+        ("{stage1: {max_steps: 1}, stage1: {max_steps: 2}}", [], DataError, "stage1 is given twice"),
+        ("", ["--data", "x", "recipe.yaml", "--out", "y"], UsageError, "'recipe.yaml' belongs to no argument; a recipe"),
     ],
 )
 def test_bad_recipes_get_one_line(tmp_path, recipe, argv, error, message):
@@ -335,6 +359,17 @@ def test_a_bad_field_of_the_last_section_stops_the_run_before_its_first_step(str
         main([*options(street, tmp_path / "run"), "--evaluation.limits", "3"])
     assert "unknown argument '--limits'; did you mean 'limit'?" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_data_that_the_evaluation_cannot_ask_about_stop_the_run_before_its_first_step(tmp_path, capsys):
+    write_scenes(tmp_path / "street", labelled=2, unlabelled=1, val=0, size=(64, 96), progress=False)
+    with pytest.raises(SystemExit):
+        main(options(tmp_path / "street", tmp_path / "run"))
+    assert f"{tmp_path / 'street'}: split 'val' has no labelled image to be asked about" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(SystemExit):  # train is asked about; `limit` is wrong, and told first
+        main([*options(tmp_path / "street", tmp_path / "run"), "--evaluation.split", "train", "--evaluation.limit", "0"])
+    assert "limit" in capsys.readouterr().err
 
 
 def stage_fields(method: str) -> tuple[str, dict, list[str]]:

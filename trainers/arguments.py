@@ -406,6 +406,8 @@ def parse_recipe(
         raise UsageError(str(error)) from None
     if unknown:
         name = unknown[0].partition("=")[0]
+        if not name.startswith("-"):
+            raise UsageError(f"{name!r} belongs to no argument; a recipe is given first")
         raise UsageError(f"unknown argument {name!r}{nearest(name.lstrip('-'), parser.hints)}")
     return parsed
 
@@ -431,14 +433,24 @@ def read_recipe(path: Path, types: Sequence[type], given: Mapping[str, Any] | No
     return found
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML's loaders silently take the second."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(problem=f"{twice[0]} is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict:
     """A YAML file that holds one mapping.
 
     Raises:
-        DataError: it is missing, not a text file, not YAML, or holds something else.
+        DataError: it is missing, not a text file, not YAML, has a key twice, or holds something else.
     """
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        recipe = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader) or {}
     except FileNotFoundError:
         raise DataError(f"{path}: no such recipe") from None
     except OSError as error:  # a folder, say

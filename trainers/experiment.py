@@ -87,6 +87,7 @@ class ExperimentArguments:
     )
     only_results: bool = field(default=False, metadata={"help": "Write the results of what has ended; run nothing."})
     embedding_cache: str | None = field(default=None, metadata={"help": "As in trainers/run.py."})
+    embedding_cache_gigabytes: float | None = field(default=None, metadata={"help": "As in trainers/run.py."})
     accelerate_config: str | None = field(default=None, metadata={"help": "As in trainers/run.py."})
 
 
@@ -205,6 +206,8 @@ def write_results(plans: Plans, cells: Sequence[Cell]) -> str:
     write_text(results.with_name(results.name + ".md"), text)
     if arguments.score in comparisons:
         comparisons[arguments.score].draw(results.with_name(results.name + ".png"))
+    elif comparisons:
+        notes.append(f"note: score: {arguments.score!r} is none of {'; '.join(comparisons)}; no curve is drawn")
     return "".join(f"{note}\n" for note in notes) + text
 
 
@@ -269,6 +272,7 @@ def run_of(
         method=variant["method"],
         seed=cell.seed,
         embedding_cache=arguments.embedding_cache or own.embedding_cache,
+        embedding_cache_gigabytes=arguments.embedding_cache_gigabytes or own.embedding_cache_gigabytes,
         accelerate_config=arguments.accelerate_config or own.accelerate_config,
     )
     return decided, sections

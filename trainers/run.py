@@ -66,6 +66,7 @@ INSTEAD = {
     "data_name": "--data_name",
     "split_lists": "--split_lists",
     "embedding_cache": "--embedding_cache",
+    "embedding_cache_gigabytes": "--embedding_cache_gigabytes",
     "stage2.model": "--stage1.model",
     "stage3.model": "--stage1.model",
     "pseudo_labels": "--pseudo_labels.folder",
@@ -73,6 +74,8 @@ INSTEAD = {
 """What to give in place of a field that the run decides."""
 OF_STAGE3 = {"rephrasings": "rephrasings", "kinds": "unlabelled_kinds"}
 """Fields of `consistency` that stage 3 gives where the section does not, by its own names."""
+PLACES = ("recipe", "folder")
+"""What sections have beside fields of their programs: paths, of which null means none."""
 LEAVE_OUT = ("consistency", "sigma")
 """Fields by which a method does without a component; a recipe of all methods may give them for those that have it."""
 
@@ -102,6 +105,9 @@ class RunArguments:
         metadata={"help": "Folder of SAM's embeddings for all stages, weights and evaluations, for a frozen encoder; "
                   "see trainers/embedding_cache.py."},
     )  # fmt: skip
+    embedding_cache_gigabytes: float | None = field(
+        default=None, metadata={"help": "Most that the cache takes of the disk; by default what each program takes."}
+    )
     accelerate_config: str | None = field(
         default=None, metadata={"help": "File of `accelerate config`; starts what can be on its devices."}
     )
@@ -174,22 +180,29 @@ def section_of(path: Path, name: str, value: Any) -> dict[str, Any]:
     """
     if not isinstance(value, dict):
         raise DataError(f"{path}: {name}: holds {value!r}; a section is a mapping of fields to values")
-    if not isinstance(value.get("recipe", ""), str):
-        raise DataError(f"{path}: {name}: recipe: {value['recipe']!r} is no file")
-    return {**value, "recipe": str(path.parent / value["recipe"])} if "recipe" in value else dict(value)
+    for place in PLACES:
+        if not isinstance(value.get(place), str | None):
+            raise DataError(f"{path}: {name}: {place}: {value[place]!r} is no path")
+    given = {k: v for k, v in value.items() if v is not None or k not in PLACES}
+    return {**given, "recipe": str(path.parent / given["recipe"])} if "recipe" in given else given
 
 
 def override(sections: dict[str, dict[str, Any]], dotted: Mapping[str, Any]) -> None:
     """Puts values that were given as `section.field` into their sections.
 
     Raises:
-        UsageError: an unknown section.
+        UsageError: an unknown section, or no path where one is asked for.
     """
     for name, value in dotted.items():
         section, _, entry = name.partition(".")
         if section not in sections:
             raise UsageError(f"unknown argument '--{name}'{nearest(section, sections)}")
-        sections[section][entry] = value
+        if entry in PLACES and not isinstance(value, str | None):
+            raise UsageError(f"--{name}: {value!r} is no path")
+        if entry in PLACES and value is None:
+            sections[section].pop(entry, None)
+        else:
+            sections[section][entry] = value
 
 
 def plan(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> Run:
@@ -210,7 +223,8 @@ def plan(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> 
             raise UsageError(f"{name}.{output}: {given!r}, but steps lie in --steps; --out or --steps would be right")
     data = _instructions(arguments, sections["instructions"])
     preparation = [data] if isinstance(data, Step) else []
-    caching = {"embedding_cache": arguments.embedding_cache} if arguments.embedding_cache else {}
+    given = {name: getattr(arguments, name) for name in ("embedding_cache", "embedding_cache_gigabytes")}
+    caching = {name: value for name, value in given.items() if value is not None}
     # tables that the run builds are made with the lists; those that are there have all images
     lists = {"split_lists": Path(arguments.split_lists)} if arguments.split_lists and not preparation else {}
     # each stage draws other images, views and queries, or a later one would see those of an earlier one again
@@ -336,7 +350,9 @@ def _instructions(arguments: RunArguments, section: Mapping[str, Any]) -> Step |
     if any(root.glob("scenes/*.parquet")):
         return root
     options = dict(section)
-    name = options.pop("name", "folder")
+    if given := options.get("instructions"):  # paths, since a step is known by what its files hold
+        options["instructions"] = [Path(path) for path in (given if isinstance(given, list) else [given])]
+    name = options.pop("name", "data")  # no reader's, so the layout is recognised
     split_lists = Path(arguments.split_lists) if arguments.split_lists else None
     own = {"root": root, "split_lists": split_lists, **options}
     return Step("instructions", "datasets_scripts.build", own, words=(str(name),), launched=False)
@@ -437,7 +453,11 @@ def run(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> d
     for path in (Path(arguments.out) / name for name in LINKS):
         if path.exists() and not path.is_symlink():
             raise UsageError(f"{path}: is not of a run; another --out, or an --out without it, would be right")
-    read_folder(arguments.data, arguments.split_lists)  # whose errors nobody wants to wait for
+    scene_set = read_folder(arguments.data, arguments.split_lists)  # whose errors nobody wants to wait for
+    split = sections["evaluation"].get("split", EvaluationArguments.split)
+    if not scene_set.split(str(split), labelled=True):
+        instead = f"{split}/images and {split}/masks, or another --evaluation.split"
+        raise DataError(f"{arguments.data}: split {split!r} has no labelled image to be asked about; {instead}, is needed")
     folders = StepFolders(Path(arguments.steps or Path(arguments.out) / "steps"), arguments.accelerate_config)
     if folders.sharded:  # stage 2 would say so, after all of stage 1
         raise UsageError(

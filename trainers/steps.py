@@ -115,6 +115,8 @@ def _content(name: str, value: Any, files: FileHashes, launch: Launch) -> Any:
         return value.key(files, launch)
     if isinstance(value, Path):
         return files.content(value)
+    if isinstance(value, list):
+        return [_content(name, part, files, launch) for part in value]
     if name in MODELS and isinstance(value, str) and Path(value).exists():
         return files.content(Path(value), subfolders=False)
     return value
@@ -192,7 +194,9 @@ class StepFolders:
             value = self.folder(value) if isinstance(value, Step) else value
             if step.arguments:
                 command.append(f"--{name}={as_word(value)}")  # null as well, which overrides a recipe's and a default
-            elif value is not None:  # argparse has no word for a field that is not given
+            elif value is True:  # a flag of argparse
+                command.append(f"--{name}")
+            elif value is not None and value is not False:  # it has no word for what is not given
                 command += [f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value])]
         return command
 
