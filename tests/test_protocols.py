@@ -139,5 +139,7 @@ def test_pictures_show_the_answers_that_were_scored(pointing, tmp_path, monkeypa
     monkeypatch.setattr(evaluate_module, "_captioned_comparison", look)
     evaluate(["--model", str(pointing), "--data", str(street), "--out", str(out), "--protocol", name, "--anchors",
               anchors, "--kinds", "conditional", "--queries_per_kind", "5", "--examples", "1"])  # fmt: skip
+    measured = json.loads((out / "metrics.json").read_text())["evaluation"]
+    assert measured["anchors"] == ("none" if PROTOCOLS[name].generated else anchors)
     samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
     assert shown and shown == {s["query"]: [s["intersection"], s["union"]] for s in samples}

@@ -32,6 +32,7 @@ from modeling_cora.loading import ModelLoadError
 from modeling_cora.segmentation import segment
 from trainers import evaluate, stage1
 from trainers.loading import load_trained
+from trainers.protocols import PROTOCOLS
 
 from .conftest import noise_image
 from .local_hub import RIGHT, LocalHub, environment
@@ -185,6 +186,21 @@ def test_held_out_training_images_are_not_carded_as_val(trained, run, hub, tmp_p
         assert {result.dataset_split for result in ModelCard(text).data.eval_results} == {"train (held out)"}
         assert "split train (held out): 1 images" in text and "--split val" in text
         assert ("--mirror true" in text) == (mirror == "true")
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_card_says_how_answers_were_had_and_counted(trained, run, hub, name):
+    """Scores of other protocols are not told as LISA's, and the command is the one that was run."""
+    data = ["--data", str(trained / "scenes"), "--kinds", "semantic", "--limit", "1", "--examples", "0"]
+    evaluate.main(["--model", str(run), "--out", str(run / "evaluation"), "--protocol", name, *data])
+    push(run, "org/small")
+    text = hub.repositories["models", "org/small"].content()["README.md"].decode()
+    generated, ignored = PROTOCOLS[name].generated, PROTOCOLS[name].counting == "lisa"
+    assert ("teacher-forced" in text, "in its own words" in text) == (not generated, generated)
+    assert ("255 count nowhere" in text, "255 count as the target's" in text) == (ignored, not ignored)
+    assert (f"--protocol {name}" in text) == (name != "lisa")
+    configurations = {result.dataset_config for result in ModelCard(text).data.eval_results}
+    assert ("all, 1 images" if name == "lisa" else f"all, {name}, 1 images") in configurations
 
 
 def printed_by_the_snippet(card: str, hub: LocalHub, folder: Path) -> list[str]:

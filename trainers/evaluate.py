@@ -288,7 +288,8 @@ def run_evaluation(arguments: EvaluationArguments, caching: EmbeddingCacheArgume
         scenes, instructions = mirrored(scene_set, scenes, instructions)
     mean_mask = MeanMask(scene_set, scene_set.split("train", labelled=True))
     anchors = arguments.anchors == "given" or (arguments.anchors == "learned" and has_learned_anchors(arguments.model))
-    shown = "given" if anchors and model.config.anchor_token_id is not None else "none"
+    shows = anchors and not protocol.generated and model.config.anchor_token_id is not None
+    shown = "given" if shows else "none"
     records = evaluate_scenes(
         model, processor, scene_set, scenes, instructions, mean_mask, accelerator, anchors, protocol
     )

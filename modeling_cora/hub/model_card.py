@@ -19,6 +19,15 @@ TAGS = [TASK, "cora", "segment-anything"]
 PLAIN = re.compile(r"[A-Za-z ]{1,40}")
 """A class name that may stand in the snippet."""
 
+PROTOCOLS = {
+    "lisa": "answers are teacher-forced, pixels labelled 255 count nowhere",
+    "generated": "the model answers in its own words and is shown no anchors, all masks of an answer are one, pixels "
+    "labelled 255 count nowhere",
+    "segzero": "the model answers in its own words and is shown no anchors, all masks of an answer are one, pixels "
+    "labelled 255 count as the target's",
+}
+"""What those of `trainers/protocols.py` mean."""
+
 LIMITS = """
 - **No clinical use.** Trained on medical images or not, this is no medical device. Nobody has checked it for diagnosis,
   grading, treatment or triage. A mask that looks right on a slide may leave out the cells that matter.
@@ -30,9 +39,9 @@ LIMITS = """
   class names, descriptions and measured places. Free wording, other languages, negation and counting are outside of
   that, and the wording and gaps of the class list pass into the answers: what no class names was background.
 - **What the scores mean.** cIoU is all intersections over all unions, so large regions (road, sky, tissue) dominate it;
-  gIoU is the mean IoU of the queries, so each counts the same. Pixels labelled 255 are ignored: an answer there is
-  neither right nor wrong, and borders are often labelled so. Scores on one data set say little about another camera,
-  city, scanner or stain. Compare with the columns of answers that need no model.
+  gIoU is the mean IoU of the queries, so each counts the same. Pixels labelled 255, which borders often are, are
+  ignored but where the protocol says otherwise: an answer there is neither right nor wrong. Scores on one data set say
+  little about another camera, city, scanner or stain. Compare with the columns of answers that need no model.
 - **Data.** People and places in the training images were not asked by this project; biases of the images and of those
   who labelled them remain.
 """
@@ -91,12 +100,20 @@ def eval_results(evaluation: Evaluation) -> Iterator[EvalResult]:
                 task_name=TASK,
                 dataset_type=re.sub(r"[^\w./-]+", "-", measured["data"]),
                 dataset_name=measured["data"],
-                dataset_config=kind,
+                dataset_config=_configuration(kind, measured),
                 dataset_split=_split(measured),
                 metric_type=metric,
                 metric_name=metric.replace("iou", "IoU"),
                 metric_value=scores[metric],
             )
+
+
+def _configuration(kind: str, measured: Mapping[str, Any]) -> str:
+    """Of the model-index: scores of another protocol, of mirrored or of fewer images are others."""
+    others = [measured["protocol"]] if measured["protocol"] != "lisa" else []
+    others += ["mirrored"] if measured.get("mirror") else []
+    others += [f"{measured['images']} images"] if measured["limit"] else []
+    return ", ".join([kind, *others])
 
 
 def _split(measured: Mapping[str, Any]) -> str:
@@ -137,10 +154,11 @@ def _results(run: Run, files: Iterable[str]) -> Iterator[str]:
         options += [f"--anchors {measured['anchors']}"] if "conditional" in measured["kinds"] else []
         options += [f"--{name} {measured[name]}" for name in ("limit", "queries_per_kind") if measured[name]]
         options += ["--mirror true"] if measured.get("mirror") else []
+        options += [f"--protocol {measured['protocol']}"] if measured["protocol"] != "lisa" else []
         yield (
             f"On {plain_text(measured['data'])}, split {plain_text(_split(measured))}: {measured['images']} images, "
-            f"{evaluation.metrics['all']['queries']} queries, protocol `{measured['protocol']}` (answers are "
-            "teacher-forced, a pixel is foreground where its logit is above 0, pixels labelled 255 count nowhere)."
+            f"{evaluation.metrics['all']['queries']} queries, protocol `{measured['protocol']}` "
+            f"({PROTOCOLS[measured['protocol']]}; a pixel is foreground where its logit is above 0)."
         )
         yield _table(*_score_rows(evaluation.metrics))
         yield (
