@@ -54,8 +54,11 @@ def shrink_mask_labels(
 ) -> torch.Tensor:
     """Masks on the grid of the decoder's own output, by nearest neighbour; what is padding there is ignored.
 
+    A target that lies between the pixels which are looked at has all cells that it touches: without them a small thing
+    that is there would be learned as one that is not.
+
     Args:
-        mask_labels: (n, H, W), values 0, 1 and 255 (ignored), covering the image.
+        mask_labels: (n, H, W), values 0, 1 and 255 (ignored), covering the image; or weights, of a floating type.
         low_res_size: (h, w) of the decoder's output, which covers the padded square.
         input_size: side of SAM's padded square input.
         reshaped_size: (height, width) of the image inside that square.
@@ -66,6 +69,12 @@ def shrink_mask_labels(
     mask_labels = mask_labels.to(torch.uint8) if mask_labels.dtype == torch.bool else mask_labels
     sizes = [max(1, round(low * part / input_size)) for low, part in zip(low_res_size, reshaped_size, strict=True)]
     small = F.interpolate(mask_labels[:, None].float(), sizes, mode="nearest-exact")[:, 0].to(mask_labels.dtype)
+    if not mask_labels.is_floating_point():
+        targets = mask_labels == 1
+        missed = targets.flatten(1).any(1) & ~(small == 1).flatten(1).any(1)
+        if missed.any():
+            touched = F.adaptive_max_pool2d(targets[missed].float(), sizes) > 0
+            small[missed] = small[missed].masked_fill(touched, 1)
     padding = (0, low_res_size[1] - sizes[1], 0, low_res_size[0] - sizes[0])
     return F.pad(small, padding, value=IGNORE_INDEX)
 

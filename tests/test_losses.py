@@ -148,6 +148,22 @@ def test_padding_is_ignored_of_masks_that_are_bool_too():
     assert (small[:, 16:] == 255).all() and small[:, :16].max() == 1
 
 
+def test_a_target_between_the_pixels_that_are_looked_at_is_not_lost():
+    """It has the cells that it touches; others, what is ignored and weights stay as they are."""
+    labels = torch.zeros(4, 100, 200, dtype=torch.uint8)  # looked at in rows and columns 3, 9, 15, ...
+    labels[0, 5, 1] = 1
+    labels[1, :, 5], labels[1, :, 9] = 1, 255
+    labels[2, 5, 1], labels[2, 9, 9] = 1, 1
+    small = shrink_mask_labels(labels, (32, 32), 128, (64, 128))[:, :16]
+    expected = torch.zeros(4, 16, 32, dtype=torch.uint8)
+    expected[0, 0, 0] = 1
+    expected[1, :, 0], expected[1, :, 1] = 1, 255
+    expected[2, 1, 1] = 1  # it is seen, if not all of it
+    assert torch.equal(small, expected)
+    weights = labels.float()
+    assert shrink_mask_labels(weights, (32, 32), 128, (64, 128))[0, :16].max() == 0
+
+
 def test_values_at_points_of_a_ramp():
     """Bilinear values of a linear function are the function; (x, y) are parts of width and height."""
     rows, columns = torch.arange(20.0), torch.arange(30.0)
