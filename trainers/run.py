@@ -456,8 +456,8 @@ def run(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> d
     scene_set = read_folder(arguments.data, arguments.split_lists)  # whose errors nobody wants to wait for
     split = sections["evaluation"].get("split", EvaluationArguments.split)
     if not scene_set.split(str(split), labelled=True):
-        instead = f"{split}/images and {split}/masks, or another --evaluation.split"
-        raise DataError(f"{arguments.data}: split {split!r} has no labelled image to be asked about; {instead}, is needed")
+        instead = f"{split}/images and {split}/masks, or another --evaluation.split, would be right"
+        raise DataError(f"{arguments.data}: split {split!r} has no labelled image to be asked about; {instead}")
     folders = StepFolders(Path(arguments.steps or Path(arguments.out) / "steps"), arguments.accelerate_config)
     if folders.sharded:  # stage 2 would say so, after all of stage 1
         raise UsageError(
