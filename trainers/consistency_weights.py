@@ -17,6 +17,8 @@ if __name__ == "__main__":
     # run as a file: `import evaluate` would find trainers/evaluate.py in place of the library
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import hashlib
+import json
 import zlib
 from dataclasses import asdict, dataclass, field
 
@@ -28,7 +30,7 @@ from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import claim_folder, write_bytes
 from datasets_scripts.folder import read_data
 from datasets_scripts.instructions.build import class_queries, shown_classes
-from datasets_scripts.records import Scene, SceneSet, image_size, read_image
+from datasets_scripts.records import Scene, SceneSet, SemanticClass, image_size, read_image
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.consistency import mask_variance
 from modeling_cora.segmentation import query_logits
@@ -61,13 +63,18 @@ class ConsistencyArguments:
         check_least(self, rephrasings=2, longest_side=1, queries_per_pass=1, seed=0)
 
 
+def queries_of(semantic_class: SemanticClass, arguments: ConsistencyArguments) -> list[str]:
+    """All that ask for a class, of the `kinds` that are given."""
+    return [text for kind in arguments.kinds for text in class_queries(semantic_class, kind)]
+
+
 def equivalent_queries(
     scene_set: SceneSet, image_id: str, class_id: int, arguments: ConsistencyArguments
 ) -> list[str] | None:
     """K - 1 queries for a class; they depend on the seed, the image and the class alone. None where the class has none;
     a single one agrees with itself, so that lambda is 1."""
     semantic_class = next(c for c in scene_set.classes if c.id == class_id)
-    queries = [text for kind in arguments.kinds for text in class_queries(semantic_class, kind)]
+    queries = queries_of(semantic_class, arguments)
     if not queries:
         return None
     rng = np.random.default_rng((arguments.seed, zlib.crc32(f"{image_id}/{semantic_class.name}".encode())))
@@ -120,7 +127,11 @@ def write_weights(arguments: ConsistencyArguments, caching: EmbeddingCacheArgume
     out = Path(arguments.out)
     with accelerator.main_process_first():
         made_by = {**asdict(arguments), "out": "", "weights": weights_hash(model), "levels": "255 (4 variance)^(1/4)"}
-        # by content: a class that they show only now would have no weights, and so would not be asked for
+        config = model.config
+        made_by |= {"seg_state": config.seg_state, "embedding_pooling": config.embedding_pooling}
+        # by content: a class that they show, or that has queries, only now would have no weights and not be asked for
+        queries = {c.name: queries_of(c, arguments) for c in scene_set.classes}
+        made_by["queries"] = hashlib.sha256(json.dumps(queries).encode()).hexdigest()
         made_by["pseudo_labels"] = FileHashes().content(pseudo_labels.folder / "masks")
         claim_folder(out, "meta.json", made_by)
     known = frozenset(c.id for c in scene_set.classes)
