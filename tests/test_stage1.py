@@ -18,11 +18,12 @@ from datasets_scripts.records import DataError, Instruction, read_image
 from datasets_scripts.scenes import write_scenes
 from modeling_cora import CoraForReasoningSegmentation
 from modeling_cora.presets import cora_tiny
-from trainers.arguments import QueryPretrainingArguments
+from trainers.arguments import QueryPretrainingArguments, TrainedPartsArguments
 from trainers.loading import half_with_trained_parts, load_trained
 from trainers.nouns import names_a_whole_class, nouns
 from trainers.query_pretraining import pretrain_queries
 from trainers.stage1 import main
+from trainers.trained_parts import select_trained_parts
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"clip_image_size": 28, "sam_image_size": 128, "max_label_size": 64, "logging_steps": 1, "warmup_steps": 1}
@@ -191,6 +192,20 @@ def test_query_pretraining_tells_claims_apart_where_they_count(street, scale):
         assert red_of_car.norm() / of_classes == pytest.approx(scale, abs=0.15)
     else:
         assert red_of_car.norm() < 0.1 * of_classes
+
+
+def test_query_pretraining_of_a_model_that_is_stored_in_two_types(street):
+    """Under DeepSpeed accelerate's autocast does nothing."""
+    scene_set = read_folder(street)
+    scenes = scene_set.split("train", labelled=True)
+    instructions = build_instructions(scene_set, scenes, ("semantic",), 0)
+    model, processor = cora_tiny([i.query for i in instructions], clip_image_size=28, sam_image_size=128)
+    model.to(torch.bfloat16)
+    model = select_trained_parts(model, TrainedPartsArguments(lora_r=0, trained_parts=["language_model"]))
+    before = model.vlm.get_decoder().layers[0].mlp.up_proj.weight.clone()
+    steps = QueryPretrainingArguments(query_pretraining_steps=2)
+    error = pretrain_queries(model, processor, scenes, instructions, steps, 0, progress=False, bf16=True)
+    assert 0 < error < 2 and not torch.equal(before, model.vlm.get_decoder().layers[0].mlp.up_proj.weight)
 
 
 def test_query_pretraining_of_free_text_alone_would_make_all_queries_one(street):

@@ -113,3 +113,12 @@ def refuse_sharded_anchors(trainer: CoraTrainer) -> None:
     """
     if trainer.uses_anchors and gradients_are_sharded(trainer):
         raise UsageError(f"distributed_type: stages 2 and 3 do not run with {SHARDED_GRADIENTS}")
+
+
+def freeze_idle_anchors(trainer: CoraTrainer) -> None:
+    """With sharded gradients, where no stage shows anchors, their encoder does not train: a weight that never gets a
+    gradient has no optimizer state, and no checkpoint can be gone on from without it."""
+    if gradients_are_sharded(trainer):
+        for name, parameter in trainer.model.named_parameters():
+            if "anchor_encoder." in name:
+                parameter.requires_grad_(False)

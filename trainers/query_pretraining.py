@@ -11,8 +11,7 @@ what it brings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -36,7 +35,7 @@ def pretrain_queries(
     arguments: QueryPretrainingArguments,
     seed: int,
     progress: bool = True,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    bf16: bool = False,
 ) -> float:
     """Regresses (mean squared error) `[SEG]` embeddings onto a random prompt of the class and one of the claim; a tenth
     of the answers' cross-entropy is added. Trains the VLM and the projection in place.
@@ -45,8 +44,8 @@ def pretrain_queries(
     ones are few, and count as much as others. Nobody's anchors are shown, so the words alone have to do.
 
     Args:
-        autocast: of the forward passes, as in the training that follows; a model whose frozen parts are stored in
-            bfloat16 cannot do without.
+        bf16: forward passes are under autocast; a model whose frozen parts are stored in bfloat16 cannot do without.
+            Accelerate's own does nothing under DeepSpeed, which brings another that is not there yet.
 
     Returns:
         the mean squared error of the last step; `PROMPT_STD` ** 2 = 0.49, and what claims add, is the error of an
@@ -86,7 +85,7 @@ def pretrain_queries(
             [[rng.choice([i.query, *i.rephrasings]).item() for i in chosen]],
             answers=[[i.answer for i in chosen]],
         )
-        with autocast():
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             output = model(**send_to_device(without_masks(inputs), model.device))
         targets = torch.stack([of_class[i.class_name] + of_claim[i.claim] for i in chosen])
         loss = torch.nn.functional.mse_loss(output.seg_embeddings.float(), targets.to(model.device))

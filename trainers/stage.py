@@ -36,7 +36,7 @@ from .arguments import (
     parse_recipe,
 )
 from .base_trainer import check_training, checkpoint_to_resume, refuse_evaluation
-from .cora_trainer import CoraTrainer, refuse_sharded_anchors
+from .cora_trainer import CoraTrainer, freeze_idle_anchors, refuse_sharded_anchors
 from .embedding_cache import EmbeddingCache, add_embedding_cache, refuse_sharded_weights, warn_of_new_images
 from .instruction_dataset import InstructionCollator, InstructionDataset
 from .loading import half_with_trained_parts, load_trained
@@ -218,6 +218,7 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     trainer, scene_set, every_kind, cache = prepare_training(trainer_class, parsed, arguments.max_steps)
     pretraining = _for_new_models(pretraining, model_arguments.model, arguments)
     refuse_sharded_anchors(trainer)
+    freeze_idle_anchors(trainer)
     if cache is not None:
         refuse_sharded_weights(trainer)
     main_process = trainer.is_world_process_zero()
@@ -230,10 +231,12 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
             trainer, scene_set, base_of(model_arguments.model), model_arguments, data_arguments, others
         )
     if pretraining.query_pretraining_steps and checkpoint is None:
+        placed = next(trainer.model.parameters()).device  # DeepSpeed and FSDP bring the model to the GPU later
         pretrain_queries(
-            trainer.model, trainer.processing_class, scene_set.split("train", labelled=True), every_kind, pretraining,
-            arguments.seed, main_process, autocast=trainer.accelerator.autocast,
+            trainer.model.to(arguments.device), trainer.processing_class, scene_set.split("train", labelled=True),
+            every_kind, pretraining, arguments.seed, main_process, bf16=trainer.accelerator.mixed_precision != "no",
         )  # fmt: skip
+        trainer.model.to(placed)
     trainer.train(resume_from_checkpoint=checkpoint)
     if cache is not None and main_process:
         print(cache.summary(), flush=True)

@@ -162,7 +162,7 @@ class Stage3Trainer(CoraTrainer):
 
     def _save_checkpoint(self, model, trial):
         self._fill_bank()
-        if self.is_world_process_zero():
+        if self.args.should_save:  # on each node where there is no shared disk; all processes have the same bank
             # first: a checkpoint that was cut short is missing its end, not its bank
             self.bank.save(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
         super()._save_checkpoint(model, trial)
