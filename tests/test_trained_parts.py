@@ -82,6 +82,17 @@ def test_wrong_choices_are_named(tiny, fields, message):
         select_trained_parts(tiny[0], TrainedPartsArguments(**fields))
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_the_head_of_a_tied_model_does_not_stay_frozen_without_a_word(tiny, rank):
+    model, _ = tiny
+    model.get_output_embeddings().weight = model.get_input_embeddings().weight
+    with pytest.raises(UsageError, match="lm_head is one table with embeddings in this model; both would be right"):
+        select_trained_parts(model, TrainedPartsArguments(trained_parts=["lm_head", "seg_projector"], lora_r=rank))
+    parts = TrainedPartsArguments(trained_parts=["lm_head", "embeddings", "seg_projector"], lora_r=rank)
+    wrapped = select_trained_parts(model, parts)
+    assert any(p.requires_grad for name, p in wrapped.named_parameters() if "embed_tokens" in name)
+
+
 def test_table_counts_every_parameter_once(tiny):
     model, processor = tiny
     model.add_anchors(processor.add_anchor_token())

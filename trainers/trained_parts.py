@@ -35,7 +35,8 @@ def select_trained_parts(
             else.
 
     Raises:
-        UsageError: an unknown part, no linear layer of the named ones, or a combination that makes no sense.
+        UsageError: an unknown part, no linear layer of the named ones, or a combination that makes no sense, such as
+            one of two names of a table that are tied.
     """
     rank = arguments.lora_r if arguments.lora_r is not None else (0 if random_start else 8)
     parts = arguments.trained_parts or (PARTS if random_start else LISA_PARTS)
@@ -43,6 +44,9 @@ def select_trained_parts(
         raise UsageError(f"trained_parts: {unknown[0]!r} is not one of {', '.join(PARTS)}")
     if model.config.anchor_token_id is None:
         parts = tuple(part for part in parts if part != "anchor_encoder")
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    if tied and "lm_head" in parts and "embeddings" not in parts:
+        raise UsageError("trained_parts: lm_head is one table with embeddings in this model; both would be right")
     if not rank:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(_part_of(model, name) in parts)
@@ -58,7 +62,6 @@ def select_trained_parts(
         names = sorted({n.rpartition(".")[2] for n, m in model.vlm.get_decoder().named_modules()
                         if isinstance(m, torch.nn.Linear)})  # fmt: skip
         raise UsageError(f"lora_target_modules: {arguments.lora_target_modules} fit no layer; there are {names}")
-    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     config = LoraConfig(
         r=rank,
         lora_alpha=arguments.lora_alpha,
