@@ -65,6 +65,8 @@ def stored_formats(folder: Path) -> list[Path]:
 def test_every_kind_of_image_file_is_answered(saved, tmp_path):
     (tmp_path / "in").mkdir()
     files = stored_formats(tmp_path / "in")
+    (tmp_path / "in/._photo.jpg").write_bytes(b"macOS writes such files beside photo.jpg")
+    (tmp_path / "in/of_others.png").mkdir()
     argv = ["--model", saved, "--image", tmp_path / "in", "--query", "the road", "--out", tmp_path / "out", "--masks"]
     predict([str(a) for a in argv])
     for file in files:

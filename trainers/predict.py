@@ -50,7 +50,9 @@ def _jobs(image: Path, out: Path) -> list[tuple[Path, Path]]:
     """(image file, picture file) pairs."""
     if not image.is_dir():
         return [(image, out)]
-    files = sorted(path for path in image.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    # a name with a dot in front is some program's own: macOS writes ._photo.jpg beside photo.jpg
+    found = (path for path in image.iterdir() if path.is_file() and not path.name.startswith("."))
+    files = sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise UsageError(f"--image {image}: a folder without images ({' '.join(sorted(IMAGE_SUFFIXES))})")
     return [(file, out / f"{file.stem}.png") for file in files]
