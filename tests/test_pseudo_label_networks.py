@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.records import DataError, Scene, SceneSet, SemanticClass
+from trainers.pseudo_labels import batch_norm, evaluation
 from trainers.pseudo_labels.arguments import SegmenterArguments
 from trainers.pseudo_labels.backbones import build_segmenter, random_start
 from trainers.pseudo_labels.batch_norm import CrossProcessBatchNorm2d, synchronise_batch_norm
@@ -135,11 +136,12 @@ def test_the_skip_encoder_is_a_resnets_first_stage_with_its_own_normalisation(ba
 def test_the_skip_encoder_decides_what_is_answered_and_trains_as_a_backbone(backbones):
     segmenter = any_segmenter(backbones, WITH_SKIPS).eval()
     batch = images()
-    rates = SimpleNamespace(learning_rate=1.0, head_learning_rate_multiplier=100.0, weight_decay=0.0, decay_norms=True)
+    rates = SimpleNamespace(learning_rate=1.0, head_learning_rate_multiplier=100.0, weight_decay=0.01)
     groups = SemiSupervisedSegmentationTrainer.parameter_groups(SimpleNamespace(args=rates), segmenter)
     of_rate = {group["lr"]: {id(p) for p in group["params"]} for group in groups}
     own = {id(p) for p in segmenter.network.skip_encoder.parameters()}
     assert set(of_rate) == {1.0, 100.0} and own < of_rate[1.0]
+    assert {group["weight_decay"] for group in groups} == {0.01}  # as mmcv reads SemiVL's configuration
     with torch.no_grad():
         before = segmenter.logits(batch)
         for parameter in segmenter.network.skip_encoder.parameters():
@@ -259,6 +261,21 @@ def test_processes_on_cpus_beside_a_gpu_share_their_statistics_on_cpus(monkeypat
         assert type(synchronise_batch_norm(model, torch.device(device))[0]) is kind
 
 
+def test_processes_on_cpus_normalise_16_bit_features_in_fp32(monkeypatch):
+    """Two processes of the same batch, under autocast, against torch's own BatchNorm."""
+    torch.manual_seed(0)
+    batch = (5 + torch.randn(2, 3, 8, 8)).bfloat16()
+    own, other = (torch.nn.Sequential(torch.nn.BatchNorm2d(3)) for _ in range(2))
+    expected = own(batch.float())
+    monkeypatch.setattr(batch_norm.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(batch_norm.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(batch_norm.collective, "all_reduce", lambda value: 2 * value)
+    found = synchronise_batch_norm(other, torch.device("cpu"))(batch)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(other[0].running_mean, own[0].running_mean)
+
+
 @pytest.mark.parametrize("architecture", ["segformer", "deeplabv3plus"])
 def test_with_clean_statistics_perturbed_features_move_none(backbones, architecture):
     """BatchNorm predicts by what it has seen of clean images, and normalises these by themselves."""
@@ -266,12 +283,12 @@ def test_with_clean_statistics_perturbed_features_move_none(backbones, architect
     first, second = (segmenter_of(backbones, architecture).train() for _ in range(2))
     masks = [torch.zeros(2, width) for width in first.network.channels]
     (alone,) = first([View(batch)])
-    (both,) = second([View(batch, masks, beside=True, statistics="clean")])
+    (both,) = second([View(batch, masks, beside=True, statistics="kept")])
     assert both.shape[0] == 5 and torch.equal(both[:3], alone)
     assert all(torch.equal(value, batch_norms(second)[name]) for name, value in batch_norms(first).items())
     before = batch_norms(second)
     momenta = {m.momentum for m in second.modules() if isinstance(m, torch.nn.BatchNorm2d)}
-    (unseen,) = second([View(batch, statistics="none")])
+    (unseen,) = second([View(batch, statistics="kept")])
     assert torch.equal(unseen, alone) and momenta == {0.1}
     assert all(torch.equal(value, before[name]) for name, value in batch_norms(second).items())
     assert {m.momentum for m in second.modules() if isinstance(m, torch.nn.BatchNorm2d)} == momenta
@@ -341,10 +358,10 @@ class Stub:
         self.config = type("Config", (), {"class_ids": [2, 5, 9], "window": [20, 30], "image_scale": 1.0})
 
     def logits(self, batch):
-        self.sizes.append(tuple(batch.shape[-2:]))
+        self.sizes += [tuple(batch.shape[-2:])] * len(batch)
         bright = batch.float().mean(1) / 25.5 - 5
         # the mean makes an answer depend on its window
-        return torch.stack([torch.zeros_like(bright), bright, torch.full_like(bright, bright.mean().item())], 1)
+        return torch.stack([torch.zeros_like(bright), bright, bright.mean((1, 2), keepdim=True).expand_as(bright)], 1)
 
     def eval(self):
         return self
@@ -361,7 +378,9 @@ def test_windows_cover_every_pixel_and_end_with_the_image():
         assert all(0 < b - a <= 13 for a, b in itertools.pairwise(starts))
 
 
-def test_probabilities_are_the_mean_over_windows():
+@pytest.mark.parametrize("at_once", [1, 3, 8])
+def test_probabilities_are_the_mean_over_windows(monkeypatch, at_once):
+    monkeypatch.setattr(evaluation, "WINDOWS_AT_ONCE", at_once)
     image, stub = images(1, 33, 47)[0], Stub()
     found = predict_probabilities(stub, image, (20, 30), 2 / 3)
     assert set(stub.sizes) == {(20, 30)}

@@ -341,7 +341,11 @@ def test_a_bad_mask_is_told_and_nothing_is_written(tmp_path, capsys):
         assert not out.exists()
     last.unlink()
     assert "no mask for 1 of 2 images (ulm_000000_000002)" in error_line(import_masks.main, argv, capsys)
-    last.write_bytes(good)
+    last.with_suffix(".PNG").write_bytes(good)
+    (tmp_path / "sure").mkdir()
+    (tmp_path / "sure/ulm_000000_000001.png").write_bytes(good)
+    error = error_line(import_masks.main, [*argv, "--confidence", tmp_path / "sure"], capsys)
+    assert f"{tmp_path / 'sure'}: no confidence for" in error
     (masks / "ulm_000000_000002.png").write_bytes(good)
     assert "is for the same image" in error_line(import_masks.main, argv, capsys)
     assert "no such folder" in error_line(import_masks.main, ["--data", data, "--out", out], capsys)

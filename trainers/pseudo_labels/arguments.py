@@ -226,11 +226,12 @@ class MethodArguments:
     )
     batch_norm_statistics: str = _choice(
         "all",
-        ("all", "clean"),
+        ("all", "clean", "running"),
         "unimatch, semivl, unimatch_v2: which passes move BatchNorm's running statistics, by which it predicts. all = "
         "every one, as in the public codes, perturbed features and strong views too; clean = labelled and weak images "
-        "alone. In a short training with BatchNorm in the decoder all cost 8 points of mIoU "
-        "(results/pseudo_labels.md).",
+        "alone, of unimatch_v2 the labelled ones, since its teacher sees the weak ones; running = as clean, and strong "
+        "views and perturbed features are normalised by running statistics, as predictions are. In a short training "
+        "with BatchNorm in the decoder all cost 8 points of mIoU (results/pseudo_labels.md).",
     )
     burn_in: Share = field(
         default=0.0,
@@ -269,9 +270,6 @@ class SemiSupervisedTrainingArguments(TrainingArguments):
     )
     momentum: float = field(default=0.9, metadata={"help": "sgd only; UniMatch 0.9."})
     weight_decay: float = field(default=1e-4, metadata={"help": "UniMatch 1e-4; V2 and SemiVL 0.01."})
-    decay_norms: bool = field(
-        default=True, metadata={"help": "Weight decay on norms and biases too: UniMatch, V2 true; SemiVL false."}
-    )
     max_grad_norm: float = field(default=0.0, metadata={"help": "0: no clipping, as in the public codes."})
     lr_scheduler_type: str = field(default="polynomial", metadata={"help": "UniMatch: (1 - step / steps) ^ 0.9."})
     lr_scheduler_kwargs: dict | str | None = field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -224,8 +225,7 @@ def switch_off_dropout(model: torch.nn.Module) -> None:
 
 
 def _direction(word: str, width: int) -> torch.Tensor:
-    seed = int.from_bytes(word.encode()[:7].ljust(7, b"\0"), "little") + len(word)
-    return torch.randn(width, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(width, generator=torch.Generator().manual_seed(zlib.crc32(word.encode())))
 
 
 def _prepare(own: PreTrainedConfig, arguments: SegmenterArguments) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 import torch.distributed.nn.functional as collective
 from torch import Tensor, distributed, nn
+
+Statistics = Literal["all", "kept", "running"]
 
 
 class CrossProcessBatchNorm2d(nn.BatchNorm2d):
@@ -16,6 +19,7 @@ class CrossProcessBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not distributed.is_initialized() or distributed.get_world_size() == 1:
             return super().forward(x)
+        kind, x = x.dtype, x.float()  # under autocast x may be of 16 bits, and sums of it would be too
         count = x.numel() // x.shape[1] * distributed.get_world_size()
         mean = collective.all_reduce(x.sum((0, 2, 3))) / count
         centred = x - mean[:, None, None]
@@ -25,21 +29,27 @@ class CrossProcessBatchNorm2d(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight / torch.sqrt(variance + self.eps)
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(kind)
 
 
 @contextmanager
-def kept_statistics(model: nn.Module, kept: bool = True) -> Iterator[None]:
-    """BatchNorms normalise by the batch as in any training pass, and their running statistics stay as they are."""
-    norms = [m for m in model.modules() if kept and isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
+def normalising_by(model: nn.Module, statistics: Statistics) -> Iterator[None]:
+    """How BatchNorms behave in a training pass.
+
+    Args:
+        statistics: `all`: as ever, they normalise by the batch, which moves their running statistics; `kept`: by the
+            batch, and running statistics stay as they are; `running`: by those, as in predictions.
+    """
+    norms = [m for m in model.modules() if statistics != "all" and isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    before = [(norm.momentum, norm.training) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
+        norm.training = norm.training and statistics == "kept"
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for norm, (momentum, training) in zip(norms, before, strict=True):
+            norm.momentum, norm.training = momentum, training
 
 
 def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from datasets_scripts.records import IGNORE_INDEX, Scene, SceneSet, SemanticClas
 from .augmentation import pixels, scaled
 from .scenes import class_index_lookup
 from .segmenter import SemanticSegmenter
+
+WINDOWS_AT_ONCE = 8
+"""In one forward pass; more of them cost memory and gain little."""
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -42,11 +46,15 @@ def predict_probabilities(
     rows, columns = (min(side, own) for side, own in zip((height, width), window, strict=True))
     total = torch.zeros(len(segmenter.classes), height, width, device=image.device)
     times = torch.zeros(height, width, device=image.device)
-    for top in window_starts(height, rows, max(1, int(rows * stride))):
-        for left in window_starts(width, columns, max(1, int(columns * stride))):
-            part = image[None, :, top : top + rows, left : left + columns]
-            total[:, top : top + rows, left : left + columns] += segmenter.logits(part)[0].softmax(0)
-            times[top : top + rows, left : left + columns] += 1
+    tops = window_starts(height, rows, max(1, int(rows * stride)))
+    lefts = window_starts(width, columns, max(1, int(columns * stride)))
+    places = [(slice(top, top + rows), slice(left, left + columns)) for top, left in product(tops, lefts)]
+    for first in range(0, len(places), WINDOWS_AT_ONCE):
+        some = places[first : first + WINDOWS_AT_ONCE]
+        parts = torch.stack([image[:, y, x] for y, x in some])
+        for (y, x), probabilities in zip(some, segmenter.logits(parts).softmax(1), strict=True):
+            total[:, y, x] += probabilities
+            times[y, x] += 1
     return total / times
 
 

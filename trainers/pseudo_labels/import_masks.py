@@ -74,7 +74,7 @@ def find_maps(folder: str, option: str) -> dict[str, Path]:
     if not folder or not Path(folder).is_dir():
         raise UsageError(f"--{option} {folder or 'not given'}: no such folder")
     found: dict[str, Path] = {}
-    for path in sorted(Path(folder).rglob("*.png")):
+    for path in sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() == ".png"):
         image_id = image_id_of_mask(path)
         if image_id in found:
             raise DataError(f"{path}: {found[image_id]} is for the same image {image_id}")
@@ -121,10 +121,12 @@ def run_import(arguments: ImportArguments) -> dict:
     confidences = find_maps(arguments.confidence, "confidence") if arguments.confidence else None
     scene_set = read_folder(arguments.data, arguments.split_lists)
     scenes = scene_set.split("train", labelled=False)
-    for kind, found in (("mask", masks), ("confidence", confidences)):
+    for folder, kind, found in (
+        (arguments.masks, "mask", masks), (arguments.confidence, "confidence", confidences),
+    ):  # fmt: skip
         missing = [] if found is None else [s.image_id for s in scenes if s.image_id not in found]
         if missing:
-            raise DataError(f"{arguments.masks}: no {kind} for {len(missing)} of {len(scenes)} images ({missing[0]})")
+            raise DataError(f"{folder}: no {kind} for {len(missing)} of {len(scenes)} images ({missing[0]})")
     if not scenes:
         raise DataError(f"{arguments.split_lists or arguments.data}: no unlabelled training image")
 

@@ -129,15 +129,15 @@ class SemiSupervisedSegmentationTrainer(BaseTrainer):
         return self.optimizer
 
     def parameter_groups(self, model: torch.nn.Module) -> list[dict]:
-        """Backbone and decoder, each at its learning rate; norms and biases without decay where so chosen."""
-        groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+        """Backbone and decoder, each at its learning rate. Norms and biases decay too, as in all three public codes:
+        SemiVL's configuration names norms, but mmcv finds the longer `backbone` and `head` first."""
+        groups: dict[float, list[torch.nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 in_backbone = "network.backbone." in name or "network.skip_encoder." in name
                 rate = self.args.learning_rate * (1.0 if in_backbone else self.args.head_learning_rate_multiplier)
-                decay = self.args.weight_decay if self.args.decay_norms or parameter.ndim > 1 else 0.0
-                groups.setdefault((rate, decay), []).append(parameter)
-        return [{"params": own, "lr": rate, "weight_decay": decay} for (rate, decay), own in groups.items()]
+                groups.setdefault(rate, []).append(parameter)
+        return [{"params": own, "lr": rate, "weight_decay": self.args.weight_decay} for rate, own in groups.items()]
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import MethodArguments
+from ..batch_norm import Statistics
 from ..dataset import Views
 from ..losses import (
     Mean,
@@ -71,13 +72,16 @@ class Method:
 
     def clean(self, images: Tensor, masks: list[Tensor] | None = None) -> View:
         """A pass of labelled or weak images; `masks` perturb features beside them."""
-        statistics = "clean" if self.arguments.batch_norm_statistics == "clean" else "all"
-        return View(images, masks, beside=masks is not None, statistics=statistics)
+        return View(images, masks, beside=masks is not None, statistics="all" if masks is None else self.statistics)
 
     def strong(self, images: Tensor, masks: list[Tensor] | None = None) -> View:
         """A pass of strong views; `masks` perturb their features."""
-        statistics = "none" if self.arguments.batch_norm_statistics == "clean" else "all"
-        return View(images, masks, statistics=statistics)
+        return View(images, masks, statistics=self.statistics)
+
+    @property
+    def statistics(self) -> Statistics:
+        """Of BatchNorm, for strong views and perturbed features."""
+        return {"all": "all", "clean": "kept", "running": "running"}[self.arguments.batch_norm_statistics]
 
     def labelled_loss(self, logits: Tensor, step: Step) -> Mean:
         options, labels = self.arguments, step.batch["labels"]
