@@ -47,6 +47,7 @@ from .tables import (
     instruction_row,
     read_instruction_tables,
     scene_row,
+    stored_bytes,
     write_table,
 )
 
@@ -54,6 +55,8 @@ RULES = 4
 """Raised whenever the same data would give other tables than before; folders of another number are not continued."""
 PROGRESS = ".progress"
 """Folder in DIR with a file for each finished shard; gone when all is done."""
+MOST_BYTES = 2**30
+"""Of the images in a shard, where it has more than one: a column of a table cannot hold 2 GiB."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Shard:
 def shards_of(
     scene_set: SceneSet, size: int, brought: Sequence[Instruction] = (), added: Sequence[Instruction] = ()
 ) -> Iterator[Shard]:
-    """All scenes in their order, `size` to a shard."""
+    """All scenes in their order, `size` to a shard, or fewer where their images would take more than `MOST_BYTES`."""
 
     def by_image(instructions: Sequence[Instruction]) -> dict[str, list[Instruction]]:
         about: dict[str, list[Instruction]] = {}
@@ -88,12 +91,17 @@ def shards_of(
 
     about = by_image(brought), by_image(added)
     for split in SPLITS:
-        scenes = scene_set.split(split)
-        count = -(-len(scenes) // size)
-        for index in range(count):
-            chosen = scenes[index * size : (index + 1) * size]
+        cut: list[list[Scene]] = []
+        held = 0
+        for scene in scene_set.split(split):
+            held += (added_bytes := stored_bytes(scene.image))
+            if not cut or len(cut[-1]) == size or held > MOST_BYTES:
+                cut.append([])
+                held = added_bytes
+            cut[-1].append(scene)
+        for index, chosen in enumerate(cut):
             own, more = (tuple(i for scene in chosen for i in each.get(scene.image_id, ())) for each in about)
-            yield Shard(split, index, count, chosen, own if brought else None, more)
+            yield Shard(split, index, len(cut), tuple(chosen), own if brought else None, more)
 
 
 def build_shard(out: Path, scene_set: SceneSet, shard: Shard, kinds: Sequence, seed: int, skip_bad: bool) -> None:
@@ -181,6 +189,8 @@ def build(
     }
     if added:
         settings["added instructions"] = _digest(map(repr, added))
+    if any(len(shard.scenes) < shard_size for shard in shards if shard.index + 1 < shard.count):
+        settings["bytes in a shard"] = MOST_BYTES
     claim_folder(out, "build.json", settings)
     if (out / "README.md").exists():
         return _finished(out, scene_set, name, licence)

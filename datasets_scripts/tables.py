@@ -120,6 +120,13 @@ def scene_row(scene_set: SceneSet, scene: Scene) -> dict[str, Any]:
     return row
 
 
+def stored_bytes(source: ImageSource) -> int:
+    """How many bytes an image takes where it is stored; 0 where that is no file and no cell of its own."""
+    if isinstance(source, TableImage):
+        return source.table.data.column(source.column)[source.row]["bytes"].as_buffer().size  # without a copy
+    return source.stat().st_size if isinstance(source, Path) and source.is_file() else 0
+
+
 def _image_bytes(source: ImageSource) -> bytes:
     """As the file has it; pixels that are stored in no file become a PNG."""
     with open_image(source) as image:

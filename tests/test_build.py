@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import datasets
@@ -159,6 +160,26 @@ def test_builder_classes_give_the_same_rows(drawn, tmp_path):
     scenes.download_and_prepare(num_proc=2)
     ids = [row["image_id"] for row in datasets.load_dataset(str(tmp_path / "built"), "scenes", split="train")]
     assert sorted(scenes.as_dataset(split="train")["image_id"]) == sorted(ids)
+
+
+def test_large_images_make_smaller_shards(drawn, tmp_path, monkeypatch):
+    """A column of a table cannot hold 2 GiB. From files and from tables; a folder of other shards is not continued."""
+    scene_set = with_components(read_folder(drawn))
+    build(scene_set, tmp_path / "whole")
+    sizes = {s.image_id: s.image.stat().st_size for s in scene_set.scenes}
+    most = max(sizes.values()) + min(sizes.values())
+    monkeypatch.setattr("datasets_scripts.build.MOST_BYTES", most, raising=False)
+    for source, out in ((scene_set, "cut"), (read_tables(tmp_path / "whole")[0], "again")):
+        build(source, tmp_path / out)
+        held = [
+            [sizes[image_id] for image_id in datasets.Dataset.from_parquet(str(path))["image_id"]]
+            for path in sorted((tmp_path / out / "scenes").glob("train-*.parquet"))
+        ]
+        assert all(sum(shard) <= most for shard in held) and sum(map(len, held)) == 7 and len(held) > 2
+        assert all(sum(one) + two[0] > most for one, two in pairwise(held))  # none is smaller than need be
+    assert [s.image_id for s in read_tables(tmp_path / "cut")[0].scenes] == [s.image_id for s in scene_set.scenes]
+    with pytest.raises(DataError, match="was made without bytes in a shard"):
+        build(scene_set, tmp_path / "whole")
 
 
 @pytest.fixture
