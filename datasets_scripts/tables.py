@@ -14,6 +14,7 @@ load_dataset(DIR, "scenes", streaming=True), load_dataset(DIR, "instructions", s
 from __future__ import annotations
 
 import dataclasses
+import glob
 import io
 import json
 from collections.abc import Iterable, Sequence
@@ -215,7 +216,8 @@ def _load(root: Path, split: str) -> datasets.Dataset | None:
     """The scenes of a split; None where there is no row: `datasets` refuses files without any."""
     try:
         paths = sorted((root / "scenes").glob(f"{split}-*.parquet"))
-        files = [str(path) for path in paths if pyarrow.parquet.read_metadata(path).num_rows]
+        # `datasets` takes names for patterns
+        files = [glob.escape(str(path)) for path in paths if pyarrow.parquet.read_metadata(path).num_rows]
         if not files:
             return None
         loaded = datasets.load_dataset("parquet", data_files=files, split="train")

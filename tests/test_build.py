@@ -99,6 +99,12 @@ def test_the_folder_is_a_data_set_for_the_library(drawn, tmp_path):
     assert list(stream) == list(whole) and len(whole) > 20
 
 
+def test_a_folder_may_be_called_like_a_pattern(drawn, tmp_path):
+    out = tmp_path / "own [1-3]*"
+    build(with_components(read_folder(drawn)), out, shard_size=4)
+    assert len(read_tables(out)[0].scenes) == 9
+
+
 def test_a_split_without_instructions_does_not_cost_the_others(tmp_path, capsys):
     """An unlabelled test image has none, and `datasets` refuses files without a row; nor has a split all of whose
     scenes are skipped any row."""
