@@ -171,16 +171,11 @@ def build(
         DataError: a scene cannot be read (with `skip_bad`: none can), or `out` holds something else.
     """
     shards = list(shards_of(scene_set, shard_size, brought, added))
-    scenes = scene_set.scenes
-    settings = {
+    data = data_digests(scene_set, brought)
+    settings: dict[str, Any] = {
         "rules": RULES,
         "name": name,
-        # lists of labelled images that differ make other sets
-        "scenes": _digest(f"{scene.split} {scene.image_id} {scene.labelled}" for scene in scenes),
-        "classes": _digest(map(repr, scene_set.classes)),
-        "facts": _digest(f"{scene.group} {sorted(scene.facts.items())}" for scene in scenes),
-        "source files": _digest(_source_files(scenes)),
-        "instructions that the data set brings": _digest(map(repr, brought)),
+        **data,
         "kinds": list(kinds),
         "fractions": list(fractions),
         "seed": seed,
@@ -191,7 +186,7 @@ def build(
         settings["added instructions"] = _digest(map(repr, added))
     if any(len(shard.scenes) < shard_size for shard in shards if shard.index + 1 < shard.count):
         settings["bytes in a shard"] = MOST_BYTES
-    claim_folder(out, "build.json", settings)
+    claim_folder(out, "build.json", settings, of_data=[*data, "bytes in a shard"])
     if (out / "README.md").exists():
         return _finished(out, scene_set, name, licence)
     missing = [shard for shard in shards if not (out / PROGRESS / f"{shard.name}.json").exists()]
@@ -218,6 +213,19 @@ def build(
     _write_extras(out, scene_set, result, done, fractions, seed, name)
     shutil.rmtree(out / PROGRESS)
     return result
+
+
+def data_digests(scene_set: SceneSet, brought: Sequence[Instruction]) -> dict[str, str]:
+    """What tables depend on besides how they are made, each as 16 hexadecimal digits, by what it is called."""
+    scenes = scene_set.scenes
+    return {
+        # lists of labelled images that differ make other sets
+        "scenes": _digest(f"{scene.split} {scene.image_id} {scene.labelled}" for scene in scenes),
+        "classes": _digest(map(repr, scene_set.classes)),
+        "facts": _digest(f"{scene.group} {sorted(scene.facts.items())}" for scene in scenes),
+        "source files": _digest(_source_files(scenes)),
+        "instructions that the data set brings": _digest(map(repr, brought)),
+    }
 
 
 def _finished(out: Path, scene_set: SceneSet, name: str, licence: str | None) -> dict[str, Any]:

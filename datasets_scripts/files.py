@@ -6,7 +6,7 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +73,14 @@ def _partial(path: Path) -> Path:
     return path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.partial")
 
 
-def claim_folder(folder: str | Path, record: str, settings: Mapping[str, Any]) -> None:
+def claim_folder(folder: str | Path, record: str, settings: Mapping[str, Any], of_data: Collection[str] = ()) -> None:
     """Makes a folder ours for work that goes on where it stopped, or finds that it is.
 
     Args:
         record: name of the JSON file in it that keeps the settings.
         settings: what the content depends on, as JSON has it (lists, no tuples).
+        of_data: names of those that tell what the data hold. Whoever mends the data changes them, and a folder that
+            holds nothing but the record then becomes one of the mended data.
 
     Raises:
         DataError: the folder holds something else, or was made with other settings.
@@ -86,8 +88,8 @@ def claim_folder(folder: str | Path, record: str, settings: Mapping[str, Any]) -
     path = Path(folder) / record
     if Path(folder).is_file():
         raise DataError(f"{folder}: is a file; a new or empty folder would be right")
+    others = sorted(p.name for p in path.parent.glob("*") if p.name != record and not p.name.endswith(".partial"))
     if not path.exists():
-        others = sorted(p.name for p in path.parent.glob("*") if not p.name.endswith(".partial"))
         if others:
             raise DataError(f"{folder}: holds {others[0]} and no {record}; a new or empty folder would be right")
         write_text(path, json.dumps(settings, indent=1) + "\n")
@@ -107,4 +109,12 @@ def claim_folder(folder: str | Path, record: str, settings: Mapping[str, Any]) -
             made, asked = f"with {name} {found[name]}", settings[name]
         else:
             continue
-        raise DataError(f"{path}: was made {made}, not {asked}; choose another folder")
+        if name not in of_data:
+            raise DataError(f"{path}: was made {made}, not {asked}; choose another folder")
+        if others:
+            raise DataError(
+                f"{path}: was made {made}, not {asked}: the data have changed since; remove {folder}, or choose "
+                "another folder"
+            )
+    if found != settings:
+        write_text(path, json.dumps(settings, indent=1) + "\n")

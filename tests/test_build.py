@@ -214,6 +214,29 @@ def test_a_bad_scene_stops_or_is_skipped_and_listed(damaged, tmp_path, capsys):
     assert len(read_tables(tmp_path / "lenient")[0].scenes) == 2
 
 
+def test_work_goes_on_with_data_that_were_mended_before_anything_was_made(damaged, tmp_path, capsys):
+    """Of another state of the data no shard may stay; the line then says what to do."""
+    root, masks = damaged
+    write_scenes(tmp_path / "whole", 3, 0, 1, seed=0, size=(64, 96))
+    out = tmp_path / "built"
+    arguments = ["own", "--root", str(root), "--workers", "1", "--shard_size", "1", "--out", str(out)]
+    for seed, mask, message in (
+        ("0", masks[0], "size 9x9"),
+        ("1", masks[0], "was made with seed 0, not 1; choose another folder"),
+        ("0", masks[1], "not a readable image"),
+        ("0", masks[1], "source files"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main([*arguments, "--seed", seed])
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert stopped.value.code == 2 and message in line
+        shutil.copy(tmp_path / "whole/masks" / mask.name, mask)
+    assert line.endswith(f": the data have changed since; remove {out}, or choose another folder")
+    shutil.rmtree(out)
+    main(arguments)
+    assert len(read_tables(out)[0].scenes) == 4
+
+
 def test_what_the_reader_refuses_is_skipped_and_listed(tmp_path, capsys):
     """A duplicate id, and a split that names a missing image."""
     write_scenes(tmp_path / "data", 2, 0, 1, seed=0, size=(64, 96))
