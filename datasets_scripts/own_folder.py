@@ -165,7 +165,7 @@ class BinaryMasks:
 def _read_split(
     folder: Path, split: Split, classes: tuple[SemanticClass, ...], background: int | None, coco: CocoFile | None
 ) -> list[Scene]:
-    images, unlabelled = _by_stem(_images(folder / "images")), _by_stem(_images(folder / "unlabelled"))
+    images, unlabelled = _by_stem(_flat(folder / "images")), _by_stem(_flat(folder / "unlabelled"))
     for stem in images.keys() & unlabelled.keys():
         refuse(DataError(f"{unlabelled[stem]}: {images[stem]} has the same stem"))
         del unlabelled[stem]
@@ -175,17 +175,19 @@ def _read_split(
     if coco is not None:
         labels, instances, facts = _coco_maps(folder, coco, images, classes, background)
     else:
-        labels, instances = (dict(_by_stem(_lossless(_images(folder / name)))) for name in ("masks", "instances"))
+        labels = dict(_by_stem(_lossless(_images(folder / "masks"))))
+        instances = dict(_by_stem(_lossless(_flat(folder / "instances"))))
         for stem, masks in _class_masks(folder / "masks", classes, background).items():
             if stem in labels:
                 refuse(DataError(f"{masks}: {labels[stem]} is a mask of the same image; one of the two would be right"))
                 continue
             labels[stem] = masks
-    for stem, mask in labels.items():
+    facts_files = _by_stem(path for path in sorted((folder / "facts").glob("*.json")) if path.name[0] != ".")
+    for stem, source in (*labels.items(), *instances.items(), *facts_files.items()):
         if stem not in images:
-            refuse(DataError(f"{mask}: {folder / 'images'} has no image of this stem"))
-    for path in sorted((folder / "facts").glob("*.json")):
-        if (stem := composed(path.stem)) not in images:
+            refuse(DataError(f"{source}: {folder / 'images'} has no image of this stem"))
+    for stem, path in facts_files.items():
+        if stem not in images:
             continue
         try:
             given = _read_facts(path, classes)
@@ -286,6 +288,16 @@ def _images(folder: Path) -> Iterator[Path]:
         return
     found = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
     yield from named_in_utf8(sorted(found))
+
+
+def _flat(folder: Path) -> Iterator[Path]:
+    """The images of a folder; refuses those of folders in it, which nobody would miss."""
+    yield from _images(folder)
+    below = (path for path in folder.glob("*/**/*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    # `.ipynb_checkpoints` and the like
+    shown = (path for path in below if not any(part[0] == "." for part in path.relative_to(folder).parts))
+    if first := min(shown, default=None):
+        refuse(DataError(f"{first}: is in a folder of its own; images directly in {folder} would be right"))
 
 
 def _lossless(paths: Iterable[Path]) -> Iterator[Path]:
