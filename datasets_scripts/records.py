@@ -158,8 +158,9 @@ class SceneSet:
                 f"{size[1]}x{size[0]} ({scene.image})"
             )
         known = {c.id for c in self.classes} | {IGNORE_INDEX}
-        if labels.max(initial=0) > 255 or labels.min(initial=0) < 0:
-            raise DataError(f"{scene.label_map}: label {int(labels.max())} is outside of 0..255")
+        for label in (int(labels.max(initial=0)), int(labels.min(initial=0))):
+            if not 0 <= label <= 255:
+                raise DataError(f"{scene.label_map}: label {label} is outside of 0..255")
         found = set(np.unique(labels).tolist())
         if unknown := found - known if self.label_lookup is None else found & self.unknown_labels:
             ids = ", ".join(f"{c.id} {c.name}" for c in self.classes)
@@ -173,8 +174,8 @@ class SceneSet:
         The instance map is H x W, or P x H x W where instances overlap; an instance may lie on one plane only.
 
         Raises:
-            DataError: as `read_labels`; the instance map does not open or is of another size, or an instance lies in
-                two classes.
+            DataError: as `read_labels`; the instance map does not open, is of another size or has negative ids, or an
+                instance lies in two classes.
         """
         labels = self.read_labels(scene)
         if scene.instance_map is None:
@@ -190,6 +191,8 @@ class SceneSet:
             instances = instances.reshape(-1, height, width)
         if self.instance_lookup == "cityscapes":
             instances = np.where(instances >= 1000, instances, 0)
+        if (lowest := instances.min(initial=0)) < 0:
+            raise DataError(f"{scene.instance_map}: instance id {lowest} is negative; 0 for no instance would be right")
         if instances.ndim == 2:
             self._refuse_shared_ids(scene, labels, instances)
         return labels, instances
@@ -368,7 +371,7 @@ def read_map(source: ImageSource | str) -> np.ndarray:
     """The raw ids of a label or instance map as int32 (H, W); a palette PNG gives its indices, not its colours.
 
     Raises:
-        DataError: the file is missing, truncated, no image, or has more than one channel.
+        DataError: the file is missing, truncated, no image, of floats, or has more than one channel.
     """
     try:
         with open_image(source) as file:
@@ -378,6 +381,8 @@ def read_map(source: ImageSource | str) -> np.ndarray:
         raise _not_readable(source, error) from None
     if ids.ndim != 2:
         raise DataError(f"{source}: has {ids.shape[2]} channels; a map of ids has one (greyscale or palette PNG)")
+    if ids.dtype.kind == "f":
+        raise DataError(f"{source}: ids are floats; whole numbers of 8 or 16 bits would be right")
     return ids.astype(np.int32)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from datasets_scripts.components import with_components
 from datasets_scripts.records import DataError, Scene, SceneSet, SemanticClass, image_size, read_image, read_map
 
 from .conftest import noise_image
@@ -101,6 +103,27 @@ def test_maps_keep_their_ids(tmp_path):
     noise_image(4, 4).save(tmp_path / "rgb.png")
     with pytest.raises(DataError, match="3 channels"):
         read_map(tmp_path / "rgb.png")
+
+
+def test_ids_that_no_map_has_are_refused_with_their_value(tmp_path):
+    """They would be cut to whole numbers, or wrap."""
+    scene_set, scene = scene_of(tmp_path, np.zeros((8, 12)), np.zeros((8, 12)))
+    wrong = np.zeros((8, 12), np.int32)
+    wrong[2, 3:5] = -1, 1
+    scene = replace(scene, label_map=tmp_path / "labels.tif", instance_map=tmp_path / "instances.tif")
+    for part, array, message in (
+        ("instances", wrong, "instance id -1 is negative; 0 for no instance would be right"),
+        ("labels", wrong, "label -1 is outside of 0..255"),
+        ("labels", wrong + 256, "label 257 is outside of 0..255"),
+        ("labels", wrong.astype(np.float32) / 2, "ids are floats; whole numbers of 8 or 16 bits would be right"),
+    ):
+        for name in ("labels", "instances"):
+            Image.fromarray(array if name == part else np.zeros((8, 12), np.uint8)).save(tmp_path / f"{name}.tif")
+        built = with_components(replace(scene_set, scenes=(scene,)))
+        for read in (lambda: scene_set.read_maps(scene), lambda built=built: built.read_maps(built.scenes[0])):
+            with pytest.raises(DataError) as error:
+                read()
+            assert str(error.value) == f"{tmp_path / part}.tif: {message}"
 
 
 def scene_of(folder, labels, instances, facts=None):
