@@ -26,6 +26,11 @@ BACKGROUND = "background"
 """Name of the class of pixels that are in no object; unless told otherwise nobody asks for it."""
 
 
+def is_background(name: str) -> bool:
+    """Whether a class is called that, in any spelling: "Background", "_background_"."""
+    return name.strip(" _").casefold() == BACKGROUND
+
+
 @dataclass(frozen=True)
 class CocoObject:
     """One annotation.
@@ -264,13 +269,13 @@ def _are_run_lengths(segmentation: Any) -> bool:
 
 
 def classes_with_background(classes: Sequence[SemanticClass], path: Path) -> tuple[tuple[SemanticClass, ...], int]:
-    """The classes and the id of "background", which is added with the lowest free id where it is not among them.
+    """The classes and the id of the background, which is added with the lowest free id where it is not among them.
 
     Raises:
         DataError: no id is free.
     """
     for semantic_class in classes:
-        if semantic_class.name == BACKGROUND:
+        if is_background(semantic_class.name):
             return tuple(classes), semantic_class.id
     free = set(range(IGNORE_INDEX)) - {c.id for c in classes}
     if not free:
@@ -279,7 +284,7 @@ def classes_with_background(classes: Sequence[SemanticClass], path: Path) -> tup
 
 
 def category_classes(coco: CocoFile) -> tuple[SemanticClass, ...]:
-    """The categories as classes of the same ids; nobody asks for "background".
+    """The categories as classes of the same ids; nobody asks for the background.
 
     Raises:
         DataError: an id is outside of 0..254.
@@ -288,6 +293,6 @@ def category_classes(coco: CocoFile) -> tuple[SemanticClass, ...]:
         if not 0 <= category_id < IGNORE_INDEX:
             raise DataError(f"{coco.path}: categories: id {category_id} ({name}) is outside of 0..{IGNORE_INDEX - 1}")
     return tuple(
-        SemanticClass(category_id, name, asked=name != BACKGROUND)
+        SemanticClass(category_id, name, asked=not is_background(name))
         for category_id, name in sorted(coco.categories.items())
     )

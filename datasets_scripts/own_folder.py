@@ -22,7 +22,7 @@ image, whatever its class: where a car is 1, no person is. An id that two classe
 its class. COCO's objects are instances.
 Where binary masks overlap, the class that comes later in classes.json wins; where COCO's objects do, the smaller one.
 Pixels in no mask and no object are "background", a class that is added if need be. Nobody asks for a class of this
-name, unless its entry in classes.json says `"asked": true`.
+name, however it is spelled ("_Background_"), unless its entry in classes.json says `"asked": true`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import numpy as np
 from PIL import Image
 
 from .bad_items import named_in_utf8, refuse
-from .coco import BACKGROUND, CocoFile, CocoMap, category_classes, classes_with_background, read_coco
+from .coco import CocoFile, CocoMap, category_classes, classes_with_background, is_background, read_coco
 from .json_files import excerpt, is_whole, read_json
 from .records import IGNORE_INDEX, DataError, ImageSource, Scene, SceneSet, SemanticClass, Split, read_map
 from .splits import composed
@@ -127,7 +127,7 @@ def _read_class(path: Path, index: int, entry: Any) -> SemanticClass:
     noun = entry.get("noun", "")
     if not isinstance(noun, str):
         raise DataError(f"{where}: noun {noun!r} is no text")
-    flags = {"asked": name.strip() != BACKGROUND, **{field: entry[field] for field in FLAGS if field in entry}}
+    flags = {"asked": not is_background(name), **{field: entry[field] for field in FLAGS if field in entry}}
     for field, value in flags.items():
         if not isinstance(value, bool):
             raise DataError(f"{where}: {field} {excerpt(value)} is not true or false")

@@ -116,6 +116,8 @@ def test_what_classes_are_good_for_is_read(folder):
 def test_nobody_asks_for_the_background_unless_told_so(folder):
     for content, asked in (
         ('{"0": "background", "3": "tumour"}', False),
+        ('{"0": " Background", "3": "tumour"}', False),
+        ('{"0": "_background_", "3": "tumour"}', False),
         ('[{"id": 0, "name": "background", "asked": true}, {"id": 3, "name": "tumour"}]', True),
     ):
         (folder / "classes.json").write_text(content)
@@ -215,7 +217,7 @@ def test_binary_masks_of_classes(binary):
     assert np.array_equal(scene_set.read_maps(a)[0], expected)
     asked = {i.class_name for i in build_instructions(scene_set, [a])}
     assert asked == {"road", "car"}  # nobody asks for the background
-    (binary / "classes.json").write_text('{"3": "car", "7": "background", "0": "road"}')
+    (binary / "classes.json").write_text('{"3": "car", "7": "Background", "0": "road"}')
     scene_set = read_folder(binary)
     labels = scene_set.read_maps(scene_set.scenes[0])[0]
     assert labels[0, 0] == 7 and (labels[4:] == 0).all() and len(scene_set.classes) == 3
@@ -284,6 +286,9 @@ def test_coco_json_beside_the_images(coco):
     assert np.array_equal(planes, [table * 1, cup * 2])
     labels, planes = scene_set.read_maps(b)
     assert not labels.any() and not planes.any() and planes.shape == (8, 12)
+    (coco / "annotations.json").write_text((coco / "annotations.json").read_text().replace("cup", "_Background_"))
+    assert [(c.name, c.asked) for c in read_folder(coco).classes] == [("_Background_", False), ("table", True)]
+    (coco / "annotations.json").write_text(json.dumps(coco_json()))
     (coco / "classes.json").write_text('{"0": "table", "1": "cup", "2": "background"}')
     scene_set = read_folder(coco)
     labels, _ = scene_set.read_maps(scene_set.scenes[0])
