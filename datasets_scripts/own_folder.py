@@ -2,7 +2,8 @@
 
     DIR/classes.json            {"classes": [{"id": 0, "name": "car", "attributes": ["the vehicle with four wheels"],
                                 "noun": "vehicle with four wheels", "stands": true}, ...]}: the fields of
-                                `SemanticClass`, all but id and name may be left out; or, shorter, {"0": "road"}
+                                `SemanticClass`, all but id and name may be left out; or, shorter, {"0": "road"}. One of
+                                `"ignored": true` is no class: pixels of its id become 255
     DIR/images/STEM.jpg         labelled training images (or .png .bmp .tif .webp)
     DIR/unlabelled/STEM.jpg     optional: images without masks (an image of images/ without a mask counts as one too)
     DIR/facts/STEM.json         optional: {"7": {"class": "car", "colour": "red"}}, by instance id; texts, and a "class"
@@ -28,7 +29,7 @@ name, however it is spelled ("_Background_"), unless its entry in classes.json s
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ JPEG_SUFFIXES = frozenset({".jpg", ".jpeg"})
 PARTS: dict[Split, str] = {"train": ".", "val": "val", "test": "test"}
 
 FLAGS = ("ground", "stands", "asked")
-CLASS_FIELDS = ("id", "name", "attributes", "noun", *FLAGS)
+CLASS_FIELDS = ("id", "name", "attributes", "noun", *FLAGS, "ignored")
 
 
 def read_own_folder(root: str | Path) -> SceneSet:
@@ -64,10 +65,10 @@ def read_own_folder(root: str | Path) -> SceneSet:
     coco = {split: read_coco(path) for split, f in folders.items() if (path := f / "annotations.json").exists()}
     path = root / "classes.json"
     if coco and not path.exists():
-        classes = _same_categories(list(coco.values()))
+        classes, ignored = _same_categories(list(coco.values())), frozenset()
         path = next(iter(coco.values())).path
     else:
-        classes = read_classes(path)
+        classes, ignored = read_classes(path)
     binary = any(_binary_masks(folder / "masks") for folder in folders.values())
     background = None
     if coco or binary:
@@ -77,7 +78,12 @@ def read_own_folder(root: str | Path) -> SceneSet:
         for split, folder in folders.items()
         for scene in _read_split(folder, split, classes, background, coco.get(split))
     ]
-    scene_set = SceneSet(classes, tuple(scenes))
+    scene_set = SceneSet(tuple(c for c in classes if c.id not in ignored), tuple(scenes))
+    if ignored:
+        lookup = np.arange(256, dtype=np.uint8)
+        lookup[list(ignored)] = IGNORE_INDEX
+        unknown = frozenset(range(IGNORE_INDEX)) - {c.id for c in classes}
+        scene_set = replace(scene_set, label_lookup=lookup, unknown_labels=unknown)
     if not scene_set.split("train"):
         raise DataError(f"{root / 'images'}: no image ({' '.join(sorted(IMAGE_SUFFIXES))})")
     if not scene_set.split("train", labelled=True):
@@ -85,12 +91,12 @@ def read_own_folder(root: str | Path) -> SceneSet:
     return scene_set
 
 
-def read_classes(path: Path) -> tuple[SemanticClass, ...]:
-    """The classes of a `classes.json`.
+def read_classes(path: Path) -> tuple[tuple[SemanticClass, ...], frozenset[int]]:
+    """The classes of a `classes.json`, and the ids of those that are ignored.
 
     Raises:
-        DataError: not there, not JSON, an id outside of 0..254, an id or name twice, or a field that is unknown or of
-            another type.
+        DataError: not there, not JSON, an id outside of 0..254, an id or name twice, a field that is unknown or of
+            another type, or all classes are ignored.
     """
     content = read_json(path)
     entries = content.get("classes") if isinstance(content, dict) and "classes" in content else content
@@ -104,7 +110,10 @@ def read_classes(path: Path) -> tuple[SemanticClass, ...]:
         for value in values:
             if values.count(value) > 1:
                 raise DataError(f"{path}: {field} {value!r} stands for two classes")
-    return classes
+    ignored = frozenset(c.id for c, e in zip(classes, entries, strict=True) if e.get("ignored"))
+    if len(ignored) == len(classes):
+        raise DataError(f"{path}: ignored is true of all classes; one to learn would be right")
+    return classes, ignored
 
 
 def _read_class(path: Path, index: int, entry: Any) -> SemanticClass:
@@ -128,7 +137,7 @@ def _read_class(path: Path, index: int, entry: Any) -> SemanticClass:
     if not isinstance(noun, str):
         raise DataError(f"{where}: noun {noun!r} is no text")
     flags = {"asked": not is_background(name), **{field: entry[field] for field in FLAGS if field in entry}}
-    for field, value in flags.items():
+    for field, value in {**flags, "ignored": entry.get("ignored", False)}.items():
         if not isinstance(value, bool):
             raise DataError(f"{where}: {field} {excerpt(value)} is not true or false")
     return SemanticClass(class_id, name.strip(), tuple(a.strip() for a in attributes), noun.strip(), **flags)

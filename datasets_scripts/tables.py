@@ -173,8 +173,8 @@ def read_tables(root: str | Path) -> tuple[SceneSet, list[Instruction]]:
     """
     root = Path(root)
     scenes = [scene for split in SPLITS for scene in _read_scenes(root, split)]
-    scene_set = SceneSet(read_classes(root / "classes.json"), tuple(scenes))
-    return scene_set, read_instruction_tables(root)
+    classes, _ = read_classes(root / "classes.json")
+    return SceneSet(classes, tuple(scenes)), read_instruction_tables(root)
 
 
 def read_instruction_tables(root: str | Path) -> list[Instruction]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
+import datasets
+import numpy as np
 import pytest
 from PIL import Image
 
 from datasets_scripts.bad_items import skipping
-from datasets_scripts.folder import read_folder
+from datasets_scripts.build import build
+from datasets_scripts.folder import read_data, read_folder
 from datasets_scripts.records import DataError
+from datasets_scripts.tables import read_tables
 
 from .conftest import noise_image
 
@@ -15,8 +21,9 @@ from .conftest import noise_image
 @pytest.fixture
 def own(tmp_path):
     """Two labelled images and one without a mask; the label is 0, but for a corner of 3 and one of 7."""
+    tmp_path = tmp_path / "own"
     for place in ("images", "unlabelled", "masks"):
-        (tmp_path / place).mkdir()
+        (tmp_path / place).mkdir(parents=True)
     for name in ("images/a.png", "images/b.png", "unlabelled/c.png"):
         noise_image(12, 8).save(tmp_path / name)
     labels = Image.new("L", (12, 8))
@@ -54,3 +61,49 @@ def test_what_would_be_missed_is_refused(own, name, message):
     assert len(skipped) == 1
     path.unlink()
     read_folder(own)
+
+
+def test_an_ignored_class_is_255_everywhere(own, tmp_path, monkeypatch):
+    """As a data set's "void": never asked for, never a target, never counted."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    entries = [{"id": 0, "name": "road"}, {"id": 3, "name": "car"}, {"id": 7, "name": "smudge", "ignored": True}]
+    (own / "classes.json").write_text(json.dumps(entries))
+    scene_set, _ = read_data(own, components=True)
+    build(scene_set, tmp_path / "built")
+    built, instructions = read_tables(tmp_path / "built")
+    truth = np.zeros((8, 12), np.uint8)
+    truth[:4, :4], truth[4:, 8:] = 3, 255
+    for each in (scene_set, built):
+        assert [c.name for c in each.classes] == ["road", "car"]
+        labels, instances = each.read_maps(each.scenes[0])
+        assert np.array_equal(labels, truth) and np.array_equal(instances > 0, truth != 255)
+    assert {i.class_name for i in instructions} == {"road", "car"}
+    Image.new("L", (12, 8), 8).save(own / "masks/a.png")
+    with pytest.raises(DataError, match=r"a\.png: label 8 is not a known class id \(0 road, 3 car, 255 ignore\)"):
+        scene_set.read_labels(scene_set.scenes[0])
+
+
+def test_a_mask_of_an_ignored_class_ignores_its_pixels(own):
+    for stem in "ab":
+        (own / f"masks/{stem}.png").unlink()
+    entries = [{"id": 0, "name": "smudge", "ignored": True}, {"id": 3, "name": "car"}]
+    (own / "classes.json").write_text(json.dumps(entries))
+    (own / "masks/a").mkdir()
+    for name, box in (("car", (0, 0, 6, 8)), ("smudge", (4, 0, 8, 8))):
+        mask = Image.new("L", (12, 8))
+        mask.paste(255, box)
+        mask.save(own / f"masks/a/{name}.png")
+    scene_set = read_folder(own)
+    assert [(c.id, c.name) for c in scene_set.classes] == [(3, "car"), (1, "background")]
+    assert scene_set.read_labels(scene_set.scenes[0])[0].tolist() == [3] * 6 + [255] * 2 + [1] * 4
+
+
+@pytest.mark.parametrize(
+    ("ignored", "message"),
+    [("yes", 'class 0: ignored "yes" is not true or false'), (True, "ignored is true of all classes; one to learn")],
+)
+def test_wrong_ignored_classes(own, ignored, message):
+    (own / "classes.json").write_text(json.dumps([{"id": 0, "name": "road", "ignored": ignored}]))
+    with pytest.raises(DataError, match=message) as error:
+        read_folder(own)
+    assert str(error.value).startswith(f"{own}/classes.json: ")
