@@ -417,4 +417,8 @@ def _png_has_exif(file: Image.Image) -> bool:
 
 
 def _not_readable(source: ImageSource | str, error: Exception) -> DataError:
-    return error if isinstance(error, DataError) else DataError(f"{source}: not a readable image ({error})")
+    if isinstance(error, DataError):
+        return error
+    if isinstance(error, Image.DecompressionBombError):  # "Image size (N pixels) exceeds limit of M pixels, could be"
+        return DataError(f"{source}: {str(error).partition(',')[0]}; cutting it into tiles would be right")
+    return DataError(f"{source}: not a readable image ({error})")

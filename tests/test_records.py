@@ -96,6 +96,16 @@ def test_what_is_no_image_gets_one_line(tmp_path, reader):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("reader", [read_image, read_map, image_size])
+def test_an_image_of_too_many_pixels_is_told_the_limit(tmp_path, monkeypatch, reader):
+    noise_image(40, 40).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)  # Pillow refuses what has more than twice as many
+    with pytest.raises(DataError) as error:
+        reader(tmp_path / "a.png")
+    told = "Image size (1600 pixels) exceeds limit of 1400 pixels; cutting it into tiles would be right"
+    assert str(error.value) == f"{tmp_path}/a.png: {told}"
+
+
 def test_maps_keep_their_ids(tmp_path):
     ids = np.array([[0, 300], [65535, 7]], np.uint16)
     Image.fromarray(ids).save(tmp_path / "a.png")
