@@ -7,7 +7,8 @@
     train = builder.as_dataset(split="train")
     stream = builder.as_streaming_dataset(split="train")
 
-The cache is found by configuration and `VERSION`, not by code.
+The cache is found by configuration, `VERSION` and what the data hold (of files name and size), not by code:
+`download_and_prepare(download_mode="force_redownload")` makes the tables anew in any case.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import datasets
 
+from .build import data_digests
 from .folder import read_data
 from .instructions.build import KINDS, scene_instructions
 from .records import SPLITS, Instruction, Scene, SceneSet
@@ -37,6 +39,15 @@ class CoraTablesConfig(datasets.BuilderConfig):
     split_lists: str | None = None
     kinds: tuple[str, ...] = KINDS
     seed: int = 0
+
+    def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
+        """Of data that have changed another one: rows of the old would be taken from the cache.
+
+        Raises:
+            DataError: as `read_data`.
+        """
+        data = data_digests(*read_data(self.data_dir, self.split_lists)) if self.data_dir else {}
+        return super().create_config_id({**config_kwargs, "data": " ".join(data.values())}, custom_features)
 
 
 class CoraTables(datasets.GeneratorBasedBuilder):

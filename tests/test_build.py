@@ -188,6 +188,20 @@ def test_large_images_make_smaller_shards(drawn, tmp_path, monkeypatch):
         build(scene_set, tmp_path / "whole")
 
 
+def test_builder_classes_see_that_the_data_have_changed(tmp_path):
+    masks_of(tmp_path / "data", (0, 1))
+
+    def rows(name):
+        builder = CoraTables(config_name=name, data_dir=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
+        builder.download_and_prepare()
+        return builder.as_dataset(split="train")
+
+    assert set(rows("instructions")["class_name"]) == {"tumour"} and len(rows("scenes")) == 4
+    noise_image(24, 16).save(tmp_path / "data/unlabelled/e.png")
+    (tmp_path / "data/classes.json").write_text('{"0": "background", "1": "neoplasm"}')
+    assert set(rows("instructions")["class_name"]) == {"neoplasm"} and len(rows("scenes")) == 5
+
+
 @pytest.fixture
 def damaged(tmp_path):
     """Three labelled scenes, of which one mask has another size, and one is a truncated PNG."""
