@@ -95,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(
         prog="python -m datasets_scripts.verify", description="Checks an instruction set against its masks."
     )
-    parser.add_argument("directory", type=Path, metavar="DIR", help=f"folder with {_INSTRUCTIONS}")
-    parser.add_argument("--data", type=Path, help="folder of the images and maps (default: DIR)")
+    parser.add_argument("directory", type=Path, metavar="DIR", help=f"folder with tables or {_INSTRUCTIONS}")
+    parser.add_argument("--data", type=Path, help=f"folder of the images and maps of {_INSTRUCTIONS} (default: DIR)")
     parser.add_argument("--split_lists", type=Path, help="folder with labeled.txt and unlabeled.txt")
     parser.add_argument("--drop", action="store_true", help=f"take false instructions out, into {_REJECTED}")
     parser.add_argument("--workers", type=positive, default=1, help="processes (default: 1)")
@@ -107,9 +107,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if given.drop and given.split_lists:
         raise UsageError("--drop: goes with the whole set, not with --split_lists")
+    if given.data and READERS["tables"].recognises(given.directory):
+        raise UsageError(f"--data: goes with {_INSTRUCTIONS}; the tables of {given.directory} hold their images")
     scene_set, instructions = read_set(given.directory, given.data, given.split_lists)
     if not instructions:
-        raise DataError(f"{given.directory / _INSTRUCTIONS}: holds no instruction")
+        raise DataError(f"{given.directory}: holds no instruction")
     reasons: list[list[str]] = check_set(scene_set, instructions, given.workers, progress=True)
     print(summary(instructions, reasons))
     false = sum(map(bool, reasons))

@@ -128,11 +128,14 @@ def test_a_split_without_instructions_does_not_cost_the_others(tmp_path, capsys)
     assert {split: len(table) for split, table in scenes.items()} == {"train": 3, "test": 1}
 
 
-def test_a_set_without_instructions_has_one_table(drawn, tmp_path):
+def test_a_set_without_instructions_has_one_table(drawn, tmp_path, capsys):
     scene_set = read_folder(drawn)
     build(replace(scene_set, scenes=scene_set.split("train", labelled=False)), tmp_path / "built")
     assert datasets.get_dataset_config_names(str(tmp_path / "built")) == ["scenes"]
     assert read_tables(tmp_path / "built")[1] == []
+    with pytest.raises(SystemExit):
+        verify([str(tmp_path / "built")])
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {tmp_path}/built: holds no instruction"
 
 
 def test_interrupted_repeated_and_shared_work_give_the_same_bytes(drawn, tmp_path):

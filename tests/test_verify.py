@@ -344,10 +344,13 @@ def test_unlabelled_scenes_bear_nothing_out(folder):
         (["{set}", "--workers", "0"], "workers: '0': 1 or more"),
         (["{set}", "--data", "nowhere"], "nowhere: no such folder"),
         (["{empty}", "--data", "{set}"], "instructions.jsonl: no such file"),
+        (["{tables}", "--data", "nowhere"], "--data: goes with instructions.jsonl; the tables of"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(folder, tmp_path_factory, capsys, arguments, message):
-    places = {"set": folder[0], "empty": tmp_path_factory.mktemp("empty")}
+    places = {"set": folder[0], "empty": tmp_path_factory.mktemp("empty"), "tables": tmp_path_factory.mktemp("built")}
+    (places["tables"] / "scenes").mkdir()
+    (places["tables"] / "scenes/train-00000-of-00001.parquet").touch()
     with pytest.raises(SystemExit) as stop:
         program.main([argument.format(**places) for argument in arguments])
     error = capsys.readouterr().err.splitlines()
