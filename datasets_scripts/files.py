@@ -69,8 +69,9 @@ def link(path: str | Path, target: str | Path) -> None:
 
 
 def _partial(path: Path) -> Path:
-    """Of this call alone: another process may be writing the same file. A killed one leaves it behind."""
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    """Of this call alone: another process may be writing the same file. A killed one leaves it behind. Without the
+    file's own name, to which nothing can be added where it is as long as a name may be."""
+    return path.with_name(f"{uuid.uuid4().hex}.partial")
 
 
 def claim_folder(folder: str | Path, record: str, settings: Mapping[str, Any], of_data: Collection[str] = ()) -> None:

@@ -33,6 +33,13 @@ def test_another_may_write_the_same_at_the_same_moment(tmp_path, monkeypatch, wr
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_a_name_may_be_as_long_as_the_system_takes(tmp_path):
+    path = tmp_path / f"{'图' * 83}1.json"
+    assert len(path.name.encode()) > 250
+    write_text(path, "{}")
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
