@@ -1,7 +1,7 @@
 """Builds a data set: scenes and instructions as Parquet tables, ready to train on, to stream and to push.
 
     python -m datasets_scripts.build camvid --root DIR --out DIR
-    python -m datasets_scripts.build folder --root DIR --out DIR --fractions 1/30 1/8 --workers 8 --skip-bad
+    python -m datasets_scripts.build folder --root DIR --out DIR --fractions 1/30 1/8 --workers 8 --skip_bad
     python -m datasets_scripts.build folder --root DIR --out DIR --instructions asked/instructions.jsonl
     python -m datasets_scripts.build folder --root DIR --out DIR --push_to_hub organisation/name --private
 
@@ -381,7 +381,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=not_negative, default=0, help="of phrasings and drawn splits (default: 0)")
     parser.add_argument("--shard_size", type=positive, default=64, help="scenes in a file (default: 64)")
     parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="processes (default: all cores)")
-    parser.add_argument("--skip-bad", action="store_true", help="go on without scenes that cannot be read, list them")
+    parser.add_argument("--skip_bad", action="store_true", help="go on without scenes that cannot be read, list them")
     parser.add_argument("--license", help="of the images and labels, for the card, such as cc-by-4.0")
     parser.add_argument("--push_to_hub", metavar="NAME", help="upload the result to this data set repository")
     parser.add_argument("--private", action="store_true", help="which only its owners see, if it is new")

@@ -37,8 +37,11 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_image(path: str | Path, image: Image.Image) -> None:
+def write_image(path: str | Path, image: Image.Image, **options: Any) -> None:
     """In the format that the suffix names.
+
+    Args:
+        options: of Pillow for this format, such as `compress_level`.
 
     Raises:
         ValueError: Pillow knows no format of this suffix.
@@ -49,7 +52,7 @@ def write_image(path: str | Path, image: Image.Image) -> None:
     if (file_format := Image.EXTENSION.get(path.suffix.lower())) not in Image.SAVE:
         raise ValueError(f"unknown image format {path.suffix!r}")
     content = io.BytesIO()
-    image.save(content, file_format)
+    image.save(content, file_format, **options)
     write_bytes(path, content.getvalue())
 
 

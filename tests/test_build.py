@@ -113,7 +113,7 @@ def test_a_split_without_instructions_does_not_cost_the_others(tmp_path, capsys)
     Image.new("RGB", (96, 64)).save(tmp_path / "data" / "test" / "images" / "t.png")
     (mask,) = (tmp_path / "data" / "val" / "masks").iterdir()
     mask.write_bytes(mask.read_bytes()[:80])
-    arguments = ["own", "--root", str(tmp_path / "data"), "--shard_size", "1", "--workers", "1", "--skip-bad"]
+    arguments = ["own", "--root", str(tmp_path / "data"), "--shard_size", "1", "--workers", "1", "--skip_bad"]
     main([*arguments, "--out", str(tmp_path / "built")])
     scene_set, instructions = read_tables(tmp_path / "built")
     assert [(s.split, s.labelled) for s in scene_set.scenes] == [
@@ -223,7 +223,7 @@ def test_a_bad_scene_stops_or_is_skipped_and_listed(damaged, tmp_path, capsys):
     error = capsys.readouterr().err.splitlines()[-1]
     assert stopped.value.code == 2 and str(masks[0]) in error and "size 9x9" in error
     assert not (tmp_path / "strict" / "README.md").exists()
-    main([*arguments, str(tmp_path / "lenient"), "--skip-bad"])
+    main([*arguments, str(tmp_path / "lenient"), "--skip_bad"])
     told = capsys.readouterr().out
     listed = [json.loads(line) for line in (tmp_path / "lenient" / "skipped.jsonl").read_text().splitlines()]
     assert [entry["image_id"] for entry in listed] == [m.stem for m in masks[:2]]
@@ -266,7 +266,7 @@ def test_what_the_reader_refuses_is_skipped_and_listed(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*arguments, "--out", str(tmp_path / "strict")])
     assert "has the same stem" in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "strict").exists()
-    main([*arguments, "--out", str(tmp_path / "out"), "--skip-bad"])
+    main([*arguments, "--out", str(tmp_path / "out"), "--skip_bad"])
     listed = [json.loads(line)["reason"] for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
     assert len(listed) == 2 and "has the same stem" in listed[0]
     assert "labeled.txt:2: scene_999999 is not among the 2 training images" in listed[1]
@@ -359,7 +359,7 @@ def test_reasons_name_folders_that_are_not_utf8(tmp_path, capsys):
     except OSError:
         pytest.skip("this file system takes no such names")
     (root / "masks/b.png").write_bytes(b"no image")
-    main(["own", "--root", str(root), "--out", str(tmp_path / "out"), "--workers", "1", "--skip-bad"])
+    main(["own", "--root", str(root), "--out", str(tmp_path / "out"), "--workers", "1", "--skip_bad"])
     (listed,) = (tmp_path / "out/skipped.jsonl").read_text(encoding="utf-8").splitlines()
     assert r"t\udce9/masks/b.png: not a readable image" in json.loads(listed)["reason"]
 
