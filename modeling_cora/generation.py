@@ -33,6 +33,7 @@ class MaskGenerationMixin(GenerationMixin):
         image_grid_thw: torch.Tensor | None = None,
         anchor_pixel_values: torch.Tensor | None = None,
         anchor_boxes: torch.Tensor | None = None,
+        anchor_index: torch.Tensor | None = None,
         reshaped_input_sizes: torch.Tensor | None = None,
         original_sizes: torch.Tensor | None = None,
         **generate_kwargs: Any,
@@ -41,7 +42,7 @@ class MaskGenerationMixin(GenerationMixin):
 
         Args:
             input_ids, branch_ids, pixel_values, sam_pixel_values, pixel_attention_mask, image_grid_thw,
-            anchor_pixel_values, anchor_boxes: as in `forward`, one branch per row, left-padded
+            anchor_pixel_values, anchor_boxes, anchor_index: as in `forward`, one branch per row, left-padded
                 (`processor(..., generate=True)`).
             reshaped_input_sizes, original_sizes: unused here; the processor needs them afterwards.
             generate_kwargs: go to `self.vlm.generate`, over `generation_config` (the model's own where not given).
@@ -58,7 +59,7 @@ class MaskGenerationMixin(GenerationMixin):
         config, generate_kwargs = self._generation_config(generate_kwargs)
         vision = self._vision_inputs(pixel_values, pixel_attention_mask, image_grid_thw)
         types = self._image_token_types(input_ids) if image_grid_thw is not None else {}
-        with self._anchored(input_ids, anchor_pixel_values, anchor_boxes, beams=config.num_beams or 1):
+        with self._anchored(input_ids, anchor_pixel_values, anchor_boxes, anchor_index, beams=config.num_beams or 1):
             with self._record_states() as steps:
                 sequences = self.vlm.generate(
                     input_ids=input_ids,

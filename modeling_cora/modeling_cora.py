@@ -193,6 +193,7 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
         image_grid_thw: torch.Tensor | None = None,
         anchor_pixel_values: torch.Tensor | None = None,
         anchor_boxes: torch.Tensor | None = None,
+        anchor_index: torch.Tensor | None = None,
         anchor_noise: torch.Tensor | None = None,
         output_logits: bool = False,
     ) -> CoraOutput:
@@ -213,6 +214,8 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
                 SmolVLM, Qwen-VL).
             anchor_pixel_values, anchor_boxes: of the A anchors of all queries, in reading order; (A, 3, s, s), or what
                 `square_inputs` makes for other layouts, and (A, 4).
+            anchor_index: (A,), where several anchors look the same: the place of each one's look among the
+                U <= A of `anchor_pixel_values`.
             anchor_noise: (A, 2) for the dropout of their tokens; see [`AnchorEncoder`].
             output_logits: run the language head on every position.
 
@@ -220,7 +223,7 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
             ValueError: an image has more or fewer masks than `[SEG]` tokens; anchors without their tensors.
         """
         vision = self._vision_inputs(pixel_values, pixel_attention_mask, image_grid_thw)
-        with self._anchored(input_ids, anchor_pixel_values, anchor_boxes, anchor_noise):
+        with self._anchored(input_ids, anchor_pixel_values, anchor_boxes, anchor_index, anchor_noise):
             states = self._hidden_states(input_ids, branch_ids, vision)
         seg = SegPositions.find(input_ids, branch_ids, self.config.seg_token_id, self.config.seg_state)
         output = self._masks_of(states, seg, sam_pixel_values, sam_image_embeddings)
@@ -244,6 +247,7 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
         input_ids: torch.Tensor,
         pixel_values: torch.Tensor | None,
         boxes: torch.Tensor | None,
+        index: torch.Tensor | None,
         noise: torch.Tensor | None = None,
         beams: int = 1,
     ) -> Iterator[None]:
@@ -258,7 +262,9 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
             return
         if token_id is None:
             raise ValueError("anchors: this model has no anchor encoder; see add_anchors (stage 2)")
-        tokens = self.anchor_encoder(self.anchor_appearances(pixel_values), boxes, noise)
+        appearances = self.anchor_appearances(pixel_values)
+        appearances = appearances if index is None else appearances[index]
+        tokens = self.anchor_encoder(appearances, boxes, noise)
         table = self.get_input_embeddings()
         with added_to_placeholders(table, token_id, tokens.flatten(0, 1), beams):
             yield

@@ -97,6 +97,7 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
             "reshaped_input_sizes",
             "anchor_pixel_values",
             "anchor_boxes",
+            "anchor_index",
             "labels",
             "mask_labels",
         ]
@@ -126,7 +127,8 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
             `input_ids`, `branch_ids` (and `labels` unless `generate`) (B, L), `pixel_values` (B, 3, s, s) or what the
             VLM's image processor makes (with `image_grid_thw` or `pixel_attention_mask`), `sam_pixel_values`
             (B, 3, S, S), `original_sizes` and `reshaped_input_sizes` (B, 2), `mask_labels`; for A anchors
-            `anchor_pixel_values` (A, 3, s, s; in other layouts as `square_inputs` makes them), `anchor_boxes` (A, 4).
+            `anchor_boxes` (A, 4), `anchor_index` (A,) and, of the looks that differ, `anchor_pixel_values` (U, 3, s, s;
+            in other layouts as `square_inputs` makes them).
 
         Raises:
             ValueError: no query for an image, a query that is empty or longer than `max_query_tokens`, an image so
@@ -204,8 +206,9 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
     def anchor_inputs(
         self, images: Sequence[Image.Image], anchors: Sequence[Sequence[Sequence[np.ndarray]]]
     ) -> dict[str, torch.Tensor]:
-        """`anchor_pixel_values` (A, ...; see `square_inputs`) and `anchor_boxes` (A, 4) of all anchors, in reading
-        order; {} for none.
+        """`anchor_boxes` (A, 4) of all anchors, in reading order, and `anchor_index` (A,), their places in
+        `anchor_pixel_values` (U, ...; see `square_inputs`): many queries point at one thing, which is looked at once.
+        {} for no anchors.
 
         Args:
             anchors: as in `__call__`.
@@ -218,11 +221,14 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
         ]
         if not pairs:
             return {}
+        crops = [anchor_crop(image, mask) for image, mask in pairs]
+        looks = [(crop.size, crop.tobytes()) for crop in crops]
+        places = {look: place for place, look in enumerate(dict.fromkeys(looks))}
+        different = dict(zip(looks, crops, strict=True))
         return {
-            "anchor_pixel_values": square_inputs(
-                self.image_processor, [anchor_crop(image, mask) for image, mask in pairs]
-            ),
+            "anchor_pixel_values": square_inputs(self.image_processor, list(different.values())),
             "anchor_boxes": torch.tensor([anchor_box(mask) for _, mask in pairs]),
+            "anchor_index": torch.tensor([places[look] for look in looks]),
         }
 
     def add_anchor_token(self) -> int:

@@ -144,9 +144,9 @@ def test_packed_branches_with_anchors_equal_separate_ones(anchored, packing):
 def test_an_anchor_moves_its_own_branch_only(anchored):
     model, processor = anchored
     image, queries = noise_image(90, 60), ["the car left of this", "the car left of this", "the sky"]
-    mask = box_mask(5, 10, 30, 40)
+    mask, other = box_mask(5, 10, 30, 40), box_mask(2, 50, 20, 80)
     with torch.no_grad():
-        before = model(**processor([image], [queries], anchors=[[[mask], [mask], []]])).pred_masks
+        before = model(**processor([image], [queries], anchors=[[[mask], [other], []]])).pred_masks
         after = model(**processor([image], [queries], anchors=[[[mask], [~mask], []]])).pred_masks
     assert torch.equal(before[0], after[0]) and torch.equal(before[2], after[2])
     assert (before[1] - after[1]).abs().max() > 1e-3
@@ -235,6 +235,22 @@ def test_segment_takes_anchors_in_any_number_of_passes(anchored):
     assert uncertain.uncertainty.shape == (1, 60, 90)
 
 
+def test_what_many_queries_point_at_is_looked_at_once(anchored):
+    """Of each image by itself; the answers are those of a look for each query."""
+    model, processor = anchored
+    images = [noise_image(90, 60, seed=k) for k in range(2)]
+    this, that = box_mask(0, 0, 20, 30), box_mask(10, 10, 50, 60)
+    queries = [["left of this", "right of this", "between these"], ["left of this"]]
+    inputs = processor(images, queries, anchors=[[[this], [this], [that, this]], [[this]]])
+    assert inputs["anchor_index"].tolist() == [0, 0, 1, 0, 2]
+    assert len(inputs["anchor_pixel_values"]) == 3 and len(inputs["anchor_boxes"]) == 5
+    every = {k: v for k, v in inputs.items() if k != "anchor_index"}
+    every["anchor_pixel_values"] = inputs["anchor_pixel_values"][[0, 0, 1, 0, 2]]
+    with torch.no_grad():
+        once, often = model(**inputs), model(**every)
+    torch.testing.assert_close(once.seg_embeddings, often.seg_embeddings, atol=1e-5, rtol=1e-5)
+
+
 def test_user_text_is_no_anchor(anchored):
     model, processor = anchored
     inputs = processor([noise_image(90, 60)], [["left of [ANCHOR] [ANCHOR]"]])
@@ -275,8 +291,6 @@ def test_wrong_anchors_are_refused(tiny):
     ):
         with pytest.raises(ValueError, match=message):
             processor([image], [["left of this"]], anchors=[[[mask]]])
-    inputs["anchor_boxes"], inputs["anchor_pixel_values"] = (
-        torch.cat([inputs[name]] * 2) for name in ("anchor_boxes", "anchor_pixel_values")
-    )
+    inputs |= {name: torch.cat([inputs[name]] * 2) for name in ("anchor_boxes", "anchor_index")}
     with pytest.raises(ValueError, match="4 tokens for 2 placeholders"):
         model(**inputs)

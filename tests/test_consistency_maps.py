@@ -1,6 +1,9 @@
-"""Variances in files: what their 256 levels keep."""
+"""Variances in files: what their 256 levels keep, and what they were made of."""
 
 from __future__ import annotations
+
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +11,9 @@ from safetensors.numpy import save_file
 
 from datasets_scripts.records import DataError
 from trainers.consistency_maps import ConsistencyMaps, of_levels, packed_variances, to_levels
+from trainers.consistency_weights import main as consistency_main
+
+from .test_stage3 import pseudo, second_stage, street  # noqa: F401
 
 
 def test_levels_keep_small_variances_apart():
@@ -35,3 +41,19 @@ def test_files_hold_what_was_packed(tmp_path):
     save_file({"classes": np.array([0]), "variance": np.zeros((1, 2, 2), np.uint8)}, tmp_path / "old.safetensors")
     with pytest.raises(DataError, match=r"old.safetensors: not a file of consistency weights .*variance_levels"):
         maps.read("old")
+
+
+def test_weights_of_other_queries_are_not_gone_on_with(street, pseudo, second_stage, tmp_path, capsys):  # noqa: F811
+    """A class that has queries only now would have no weights, and so never be asked for."""
+    shutil.copytree(street, tmp_path / "street")
+    argv = ["--model", str(second_stage), "--data", str(tmp_path / "street"), "--pseudo_labels", str(pseudo),
+            "--out", str(tmp_path / "weights")]  # fmt: skip
+    consistency_main(argv)
+    consistency_main(argv)
+    path = tmp_path / "street/classes.json"
+    told = json.loads(path.read_text())
+    told["classes"][0]["attributes"] = ["what was not asked before"]
+    path.write_text(json.dumps(told))
+    with pytest.raises(SystemExit):
+        consistency_main(argv)
+    assert "was made with queries" in capsys.readouterr().err

@@ -221,22 +221,6 @@ def two_stages(street: Path, out: Path) -> Path:
     return out / "2"
 
 
-def test_weights_of_other_queries_are_not_gone_on_with(street, pseudo, second_stage, tmp_path, capsys):
-    """A class that has queries only now would have no weights, and so never be asked for."""
-    shutil.copytree(street, tmp_path / "street")
-    argv = ["--model", str(second_stage), "--data", str(tmp_path / "street"), "--pseudo_labels", str(pseudo),
-            "--out", str(tmp_path / "weights")]  # fmt: skip
-    consistency_main(argv)
-    consistency_main(argv)
-    path = tmp_path / "street/classes.json"
-    told = json.loads(path.read_text())
-    told["classes"][0]["attributes"] = ["what was not asked before"]
-    path.write_text(json.dumps(told))
-    with pytest.raises(SystemExit):
-        consistency_main(argv)
-    assert "was made with queries" in capsys.readouterr().err
-
-
 @pytest.fixture(scope="module")
 def weights(street, pseudo, second_stage, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("weights")

@@ -176,7 +176,7 @@ def test_anchors_look_as_the_library_model_sees_them(anchored):
     name, model, processor = anchored
     seen = processor.anchor_inputs(IMAGES, POINTED)
     with torch.no_grad():
-        found = model.anchor_appearances(seen["anchor_pixel_values"])
+        found = model.anchor_appearances(seen["anchor_pixel_values"])[seen["anchor_index"]]
         pairs = [(IMAGES[0], MASKS[0]), (IMAGES[0], MASKS[0]), (IMAGES[0], MASKS[1]), (IMAGES[1], MASKS[2])]
         for token, (image, mask) in zip(found, pairs, strict=True):
             crop = anchor_crop(image, mask)
