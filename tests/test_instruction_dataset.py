@@ -141,6 +141,17 @@ def test_what_would_not_be_true_any_more_is_not_asked_of_a_view(street):
     assert not any("what is" in query for k in range(6) for query in mixed[k]["queries"])
 
 
+def test_free_text_is_not_asked_of_a_crop(street):
+    """Of a whole class, too, it may say what is true of the whole picture alone: "the largest dog"."""
+    class_level = [i for i in street[2] if i.instance_ids is None and not i.claim]
+    free = [replace(i, source="people", query=f"the largest: {i.query}", rephrasings=()) for i in class_level]
+    fixed, plain = dataset((*street[:2], free), crop=1.0), dataset((*street[:2], free))
+    assert free and all(same(fixed[k], plain[k]) for k in range(6))
+    mixed = dataset((*street[:2], [*free, *class_level]), queries_per_image=50, crop=1.0, crop_scale=0.5)
+    for k in range(6):
+        assert mixed[k]["image"].size != (96, 72) and not any("largest" in query for query in mixed[k]["queries"])
+
+
 def test_a_crop_keeps_what_lies_in_it(street):
     item = dataset(street, crop=1.0, crop_scale=0.5)
     for k in range(8):

@@ -167,7 +167,10 @@ class DataArguments:
     )
     crop: float = field(
         default=0.0,
-        metadata={"help": "Probability of a random crop of `crop_scale` of each side (only with class-level queries)."},
+        metadata={
+            "help": "Probability of a random crop of `crop_scale` of each side (only with class-level queries, and no "
+            "free text)."
+        },
     )
     crop_scale: float = field(default=0.5, metadata={"help": "Smallest crop, as a fraction of each side, in (0, 1]."})
     colour_jitter: float = field(

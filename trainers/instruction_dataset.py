@@ -96,7 +96,10 @@ class AskedScenes(SceneTurns):
         return item, chosen
 
     def _is_true_in(self, view: View, instruction: Instruction) -> bool:
-        """Sides are swapped with the picture; in a crop another thing may be the largest, or in the right half."""
+        """Sides are swapped with the picture; in a crop another thing may be the largest, or in the right half, and
+        nobody knows whether free text ("the largest dog") says such a thing."""
+        if view.crop is not None and instruction.source != "rules":
+            return False
         classes_alone = view.crop is not None or (view.flipped and self.arguments.flipped_queries == "classes")
         if classes_alone and (instruction.instance_ids is not None or instruction.claim):
             return False
