@@ -278,7 +278,7 @@ def test_it_resumes_to_the_bit_with_its_bank(street, pseudo, weights, second_sta
         assert entry["loss"] == pytest.approx(labelled + unlabelled, rel=1e-3)
 
 
-@pytest.mark.slow  # fast, and with anchors and parts: tests/test_pseudo_instructions.py
+@pytest.mark.slow  # fast, and with anchors and parts: tests/test_unlabelled_dataset.py
 @pytest.mark.parametrize("consistency", ["ahead", "online"])
 def test_two_processes_equal_one(street, pseudo, weights, second_stage, tmp_path, consistency):
     given = dict(pseudo_labels=pseudo, consistency_weights=weights, consistency=consistency, queries_per_image=20)

@@ -24,7 +24,7 @@ from modeling_cora import CoraProcessor
 
 from .arguments import DataArguments
 from .augmentation import View, jitter, shrink
-from .scene_turns import SceneTurns
+from .picklable_cache import PicklableCache
 
 
 class AskedScene(NamedTuple):
@@ -33,22 +33,29 @@ class AskedScene(NamedTuple):
     Attributes:
         labels: class ids (H, W), 255 = ignored.
         instances: instance ids (H, W) or (P, H, W), or None.
+        variances: of eq. 6, fp32 (h, w) by class id, or None.
     """
 
     image: Image.Image
     labels: np.ndarray
     instances: np.ndarray | None
     instructions: Sequence[Instruction]
+    variances: Mapping[int, np.ndarray] | None = None
 
 
-class AskedScenes(SceneTurns):
-    """Scenes and instructions about them, in random views.
+class AskedScenes(torch.utils.data.Dataset):
+    """Scenes and instructions about them, in random views: `length` items, of which item k depends on (seed, k) alone.
+
+    So the order of the data is the same after a resume, with more workers, and with several processes; passes over the
+    scenes follow one another, each in its own order. Read it sequentially. A scene about which nothing can be asked
+    gives its turn to the next.
 
     Items: {"image": PIL RGB, "queries": n str, "answers": n str, "masks": uint8 (n, H, W), "classes": n class ids},
     1 <= n <= `queries_per_image`; with `anchors`, "anchors": n lists of bool (H, W) of the image's size.
     """
 
     order_stream, query_stream, view_stream = 0, 1, 5
+    """Of random numbers."""
 
     def __init__(
         self,
@@ -59,41 +66,70 @@ class AskedScenes(SceneTurns):
         seed: int,
         anchors: bool = False,
     ):
-        super().__init__(scenes, arguments.cache_scenes, length, seed)
-        self.arguments, self.anchors = arguments, anchors
+        self.scenes, self.arguments, self.length, self.seed = scenes, arguments, length, seed
+        self.anchors = anchors
         self.class_ids = {c.name: c.id for c in classes}
         self.sided = sided_classes(classes)
+        self._read = PicklableCache(self.read_scene, arguments.cache_scenes)
+        self._order = PicklableCache(self._shuffled, 2)
+
+    def __len__(self) -> int:
+        return self.length
 
     def __getitem__(self, index: int) -> dict:
         return self.drawn(index)[0]
 
-    def drawn(self, index: int) -> tuple[dict, list[Instruction]]:
-        """An item and the instructions that it asks."""
+    def read_scene(self, index: int) -> AskedScene:
+        """Scene `index` of `scenes`, from disk."""
+        raise NotImplementedError
+
+    def nothing_to_ask(self) -> DataError:
+        """What is wrong where no scene at all can be asked about."""
+        raise NotImplementedError
+
+    def scene_of(self, index: int) -> AskedScene:
+        """The scene whose turn item `index` is."""
+        epoch, place = divmod(index, len(self.scenes))
+        order = self._order(epoch)
+        for turn in range(len(order)):
+            scene = self._read(order[(place + turn) % len(order)])
+            if scene.instructions:
+                return scene
+        raise self.nothing_to_ask()
+
+    def drawn(self, index: int) -> tuple[dict, list[Instruction], list[np.ndarray]]:
+        """An item, the instructions that it asks, and the variances of their classes, each in its view; [] for none."""
         rng = np.random.default_rng((self.seed, self.query_stream, index))
-        image, labels, instances, every = self.scene_of(index)
+        image, labels, instances, every, by_class = self.scene_of(index)
         view = View(self.arguments, np.random.default_rng((self.seed, self.view_stream, index)))
         candidates = [i for i in every if self._is_true_in(view, i)]
         chosen = self._draw(candidates or every, rng)
+        classes = [self.class_ids[i.class_name] for i in chosen]
+        variances = [] if by_class is None else [by_class[c] for c in classes]
         if candidates:
             if view.flipped:
                 chosen = [mirrored_instruction(i, image.width) for i in chosen]
-            maps = [labels] if instances is None else [labels, instances]
+            maps = [labels, *variances] if instances is None else [labels, *variances, instances]
             image, (labels, *rest) = view.apply(image, maps)
-            instances = rest[0] if rest else None
+            variances = rest[: len(variances)]
+            instances = None if instances is None else rest[-1]
         image = jitter(image, self.arguments.colour_jitter, rng)
-        masks = [i.target_mask(self.class_ids[i.class_name], labels, instances) for i in chosen]
+        masks = [i.target_mask(c, labels, instances) for i, c in zip(chosen, classes, strict=True)]
         item = {
             "image": image,
             "queries": [rng.choice([i.query, *i.rephrasings]).item() for i in chosen],
             "answers": [i.answer for i in chosen],
             "masks": np.stack(masks),
-            "classes": [self.class_ids[i.class_name] for i in chosen],
+            "classes": classes,
         }
         if self.anchors:
             item["anchors"] = [anchor_masks(i, self.class_ids, labels, instances, image.size) for i in chosen]
             # of the item, not of the process that happens to train on it
             item["anchor_noise"] = rng.random((sum(map(len, item["anchors"])), 2), dtype=np.float32)
-        return item, chosen
+        return item, chosen, variances
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, self.order_stream, epoch)).permutation(len(self.scenes))
 
     def _is_true_in(self, view: View, instruction: Instruction) -> bool:
         """Sides are swapped with the picture; in a crop another thing may be the largest, or in the right half, and

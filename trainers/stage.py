@@ -40,7 +40,6 @@ from .cora_trainer import CoraTrainer, freeze_idle_anchors, refuse_sharded_ancho
 from .embedding_cache import EmbeddingCache, add_embedding_cache, refuse_sharded_weights, warn_of_new_images
 from .instruction_dataset import InstructionCollator, InstructionDataset
 from .loading import half_with_trained_parts, load_trained
-from .pseudo_instructions import PseudoInstructionDataset
 from .query_pretraining import pretrain_queries
 from .trained_parts import frozen_in, parameter_table, select_trained_parts
 from .training_record import record_path, write_training_record
@@ -293,8 +292,8 @@ def _paired(
     if unlabelled.unlabelled_weight:
         scene_set = labelled.scene_set
         scenes = scene_set.split("train", labelled=False)
-        items = PseudoInstructionDataset if unlabelled.unlabelled_parts else UnlabelledDataset
-        others = items(scene_set, scenes, unlabelled, labelled.arguments, len(labelled) * ratio, labelled.seed)
+        length = len(labelled) * ratio
+        others = UnlabelledDataset(scene_set, scenes, unlabelled, labelled.arguments, length, labelled.seed)
         without = len(scenes) - len(others.scenes)
         if without and arguments.process_index == 0:
             print(f"{without} unlabelled images have no pseudo-label and are left out", flush=True)

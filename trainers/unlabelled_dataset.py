@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from datasets_scripts.instructions.build import class_queries, shown_classes
-from datasets_scripts.instructions.mirror import sided_classes
+from datasets_scripts.components import completed_instances
+from datasets_scripts.instructions.build import class_queries, object_instructions, shown_classes
+from datasets_scripts.instructions.objects import SceneObjects
 from datasets_scripts.instructions.semantic import ANSWERS
-from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet, read_image
+from datasets_scripts.records import IGNORE_INDEX, DataError, Instruction, Kind, Scene, SceneSet, read_image
 from modeling_cora import CoraProcessor
 from modeling_cora.consistency import consistency_weight
 
 from .arguments import DataArguments, UnlabelledArguments
-from .augmentation import View, at_size, jitter, shrink
+from .augmentation import at_size, shrink
 from .consistency_maps import ConsistencyMaps
-from .instruction_dataset import anchor_noise
+from .instruction_dataset import AskedScene, AskedScenes, anchor_noise
 from .pseudo_labels.predictions import mask_path, read_prediction
-from .scene_turns import SceneTurns
 
 
 class PseudoLabels:
@@ -81,86 +82,92 @@ class PseudoLabels:
         return found
 
 
-class UnlabelledDataset(SceneTurns):
-    """Unlabelled scenes that are asked about whole classes of their pseudo-labels, in random views.
+class UnlabelledDataset(AskedScenes):
+    """Unlabelled scenes and instructions about their pseudo-labels, made when a scene is read, from its map as the loss
+    sees it (`max_label_size`).
 
-    Items: {"image": PIL RGB, "queries": n str, "answers": n str, "masks": uint8 (n, H, W) from the pseudo-label,
-    "weights": fp32 (n, H, W) lambda or None, "classes": n class ids, "rephrasings": n lists of k - 1 str or None,
-    "number": k}, n >= 1.
+    Whole classes are asked for by all queries of `unlabelled_kinds`. With `unlabelled_parts` the same rules as for
+    labelled images say what else is true of the pseudo-label, as true as this is: places, and relations with their
+    anchors where the labelled images have some. The paper's database of queries knows whole classes alone. Objects are
+    patches of masses: a pseudo-label does not tell one car from the next, so nothing is said of single things that can
+    be counted. What that brings: results/camvid_small.md.
+
+    Items: as of `AskedScenes`, with anchors where parts are asked for, and {"weights": fp32 (n, H, W) lambda or None,
+    "rephrasings": n lists of k - 1 str or None, "number": k}.
     """
 
-    order_stream, item_stream = 3, 4
+    # other numbers than those of the labelled images
+    order_stream, query_stream, view_stream, rephrasing_stream = 3, 4, 6, 7
 
     def __init__(
         self,
         scene_set: SceneSet,
         scenes: Sequence[Scene],
-        arguments: UnlabelledArguments,
+        options: UnlabelledArguments,
         data: DataArguments,
         length: int,
         seed: int,
     ):
-        self.pseudo_labels = PseudoLabels(arguments.pseudo_labels, arguments.pseudo_confidence)
-        super().__init__(self.pseudo_labels.of_scenes(scenes), data.cache_scenes, length, seed)
-        self.consistency = ConsistencyMaps(arguments.consistency_weights) if arguments.consistency == "ahead" else None
-        self.scene_set, self.arguments, self.data = scene_set, arguments, data
-        self.known = frozenset(c.id for c in scene_set.classes)
-        self.by_id = {c.id: c for c in scene_set.classes}
-        self.sided = sided_classes(scene_set.classes)
+        self.pseudo_labels = PseudoLabels(options.pseudo_labels, options.pseudo_confidence)
+        scenes = self.pseudo_labels.of_scenes(scenes)
+        self.consistency = ConsistencyMaps(options.consistency_weights) if options.consistency == "ahead" else None
+        data = replace(data, queries_per_image=options.unlabelled_queries)
+        super().__init__(scene_set.classes, scenes, data, length, seed, anchors=options.unlabelled_parts)
+        self.classes, self.options = scene_set.classes, options
 
     def nothing_to_ask(self) -> DataError:
         return self.pseudo_labels.nothing_to_ask()
 
     def __getitem__(self, index: int) -> dict:
-        rng = np.random.default_rng((self.seed, self.item_stream, index))
-        image, labels, variances, shown = self.scene_of(index)
-        classes = [shown[i] for i in rng.permutation(len(shown))[: self.arguments.unlabelled_queries]]
-        maps = [labels] if variances is None else [labels, *(variances[c] for c in classes)]
-        view = View(self.data, rng)
-        view.flipped = view.flipped and self.sided.isdisjoint(self.by_id[c].name for c in classes)
-        image, (labels, *own) = view.apply(image, maps)
-        image = jitter(image, self.data.colour_jitter, rng)
-        asked = [self._ask(c, rng) for c in classes]
-        masks = [np.where(labels == IGNORE_INDEX, IGNORE_INDEX, labels == c).astype(np.uint8) for c in classes]
-        weights = None
-        if variances is not None:
-            weights = np.stack([self._weight(v, labels.shape) for v in own])
-        return {
-            "image": image,
-            "queries": [query for query, _ in asked],
-            "answers": [ANSWERS[int(rng.integers(len(ANSWERS)))] for _ in classes],
-            "masks": np.stack(masks),
-            "weights": weights,
-            "classes": classes,
-            "rephrasings": [others for _, others in asked] if self.arguments.consistency == "online" else None,
-            "number": index,
-        }
+        item, asked, variances = self.drawn(index)
+        weights = rephrasings = None
+        if self.consistency is not None:
+            weights = np.stack([self._weight(variance, item["masks"].shape[1:]) for variance in variances])
+        if self.options.consistency == "online":
+            rng = np.random.default_rng((self.seed, self.rephrasing_stream, index))
+            rephrasings = [self._others(i, query, rng) for i, query in zip(asked, item["queries"], strict=True)]
+        return {**item, "weights": weights, "rephrasings": rephrasings, "number": index}
 
-    def _ask(self, class_id: int, rng: np.random.Generator) -> tuple[str, list[str]]:
-        """A query for the class, and k - 1 others that mean the same (again from the start where there are fewer)."""
-        queries = self._queries(class_id)
-        order = [queries[i] for i in rng.permutation(len(queries))]
-        others = order[1:] or order
-        return order[0], list(islice(cycle(others), self.arguments.rephrasings))
+    def read_scene(self, index: int) -> AskedScene:
+        scene, known = self.scenes[index], frozenset(self.class_ids.values())
+        image = read_image(scene.image)
+        labels = self.pseudo_labels.read(scene.image_id, known, (image.height, image.width))
+        labels = shrink(labels, self.arguments.max_label_size)
+        if not self.options.unlabelled_parts:
+            variances = None if self.consistency is None else self.consistency.read(scene.image_id)
+            return AskedScene(image, labels, None, self._of_classes(scene.image_id, labels, variances), variances)
+        kinds: list[Kind] = [*self.options.unlabelled_kinds]
+        if "conditional" in self.arguments.kinds:
+            kinds.append("conditional")
+        instances = completed_instances(self.classes, labels)
+        objects = SceneObjects(self.classes, labels, instances)
+        return AskedScene(image, labels, instances, object_instructions(scene.image_id, objects, kinds, self.seed))
 
-    def _queries(self, class_id: int) -> tuple[str, ...]:
-        kinds = self.arguments.unlabelled_kinds
-        return tuple(q for kind in kinds for q in class_queries(self.by_id[class_id], kind))
+    def _of_classes(
+        self, image_id: str, labels: np.ndarray, variances: Mapping[int, np.ndarray] | None
+    ) -> list[Instruction]:
+        """One for each class that is shown and, where there are variances, has one. All of its queries, of whatever
+        kind, mean the same."""
+        made = []
+        for c in shown_classes(self.classes, labels):
+            queries = [text for kind in self.options.unlabelled_kinds for text in class_queries(c, kind)]
+            if queries and (variances is None or c.id in variances):
+                # fixed, as that of an instruction about a labelled image is
+                answer = ANSWERS[zlib.crc32(f"{image_id}/{c.name}".encode()) % len(ANSWERS)]
+                made.append(
+                    Instruction(image_id, "semantic", c.name, queries[0], answer, rephrasings=tuple(queries[1:]))
+                )
+        return made
+
+    def _others(self, instruction: Instruction, query: str, rng: np.random.Generator) -> list[str]:
+        """k - 1 queries that mean the same (again from the start where there are fewer)."""
+        known = [text for text in (instruction.query, *instruction.rephrasings) if text != query] or [query]
+        return list(islice(cycle(rng.permutation(known).tolist()), self.options.rephrasings))
 
     def _weight(self, variance: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """lambda at the label map's size."""
+        """lambda at the masks' size."""
         resized = torch.from_numpy(at_size(variance, shape))
-        return consistency_weight(resized, self.arguments.weight_kind, self.arguments.weight_temperature).numpy()
-
-    def read_scene(self, index: int) -> tuple[Image.Image, np.ndarray, dict[int, np.ndarray] | None, list[int]]:
-        """Image, pseudo-label, variances by class, and the classes that can be asked for."""
-        scene = self.scenes[index]
-        image = read_image(scene.image)
-        labels = self.pseudo_labels.read(scene.image_id, self.known, (image.height, image.width))
-        variances = self.consistency.read(scene.image_id) if self.consistency else None
-        labels = shrink(labels, self.data.max_label_size)
-        shown = [c.id for c in shown_classes(self.scene_set.classes, labels) if self._queries(c.id)]
-        return image, labels, variances, [c for c in shown if variances is None or c in variances]
+        return consistency_weight(resized, self.options.weight_kind, self.options.weight_temperature).numpy()
 
 
 class PairedDataset(torch.utils.data.Dataset):

@@ -1,4 +1,5 @@
-"""Unlabelled images asked about parts of classes: every claim holds in the pseudo-label, and stage 3 trains on them."""
+"""Unlabelled images asked about classes and parts of them: every claim holds in the pseudo-label, weights lie where
+masks lie, and stage 3 trains on them."""
 
 from __future__ import annotations
 
@@ -13,17 +14,18 @@ from PIL import Image
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.components import ComponentMap
 from datasets_scripts.folder import read_folder
+from datasets_scripts.instructions.build import class_queries
 from datasets_scripts.instructions.verify import check_scene
 from datasets_scripts.records import SceneSet
 from datasets_scripts.scenes import write_scenes
 from modeling_cora.consistency import mask_variance
 from modeling_cora.masks import resize_mask_logits
 from trainers.arguments import DataArguments, UnlabelledArguments
+from trainers.consistency_maps import packed_variances
 from trainers.loading import load_trained
-from trainers.pseudo_instructions import PseudoInstructionDataset
 from trainers.stage3 import Stage3Trainer
 from trainers.stage3 import main as stage3
-from trainers.unlabelled_dataset import PairedCollator
+from trainers.unlabelled_dataset import PairedCollator, UnlabelledDataset
 
 from .test_stage1 import history, largest_difference, on_two_processes
 from .test_stage3 import stage3_options, two_stages
@@ -54,16 +56,12 @@ def second_stage(street, tmp_path_factory) -> Path:
     return two_stages(street, tmp_path_factory.mktemp("stage"))
 
 
-def unlabelled(street, pseudo, kinds=KINDS, queries=99, **changes) -> PseudoInstructionDataset:
-    options = UnlabelledArguments(
-        pseudo_labels=str(pseudo),
-        unlabelled_parts=True,
-        unlabelled_queries=queries,
-        **{"consistency": "none", **changes},
-    )
-    scene_set = read_folder(street)
+def unlabelled(street, pseudo, kinds=KINDS, queries=99, view=None, scene_set=None, **changes) -> UnlabelledDataset:
+    given = {"consistency": "none", "unlabelled_parts": True, **changes}
+    options = UnlabelledArguments(pseudo_labels=str(pseudo), unlabelled_queries=queries, **given)
+    scene_set = scene_set or read_folder(street)
     scenes = scene_set.split("train", labelled=False)
-    return PseudoInstructionDataset(scene_set, scenes, options, DataArguments(kinds=kinds), 40, seed=3)
+    return UnlabelledDataset(scene_set, scenes, options, DataArguments(kinds=kinds, **(view or {})), 40, seed=3)
 
 
 def test_every_claim_holds_in_the_pseudo_label(street, pseudo):
@@ -84,7 +82,7 @@ def test_every_claim_holds_in_the_pseudo_label(street, pseudo):
 def test_masks_and_anchors_are_parts_of_the_pseudo_label(street, pseudo):
     items, pointed = unlabelled(street, pseudo), 0
     for number in range(4):
-        item, asked = items.drawn(number)
+        item, asked, _ = items.drawn(number)
         labels = np.asarray(Image.open(pseudo / "masks" / f"{asked[0].image_id}.png"))
         assert items[number]["number"] == number and items[number]["queries"] == item["queries"]
         for mask, class_id, instruction, anchors in zip(
@@ -105,15 +103,73 @@ def test_no_relations_where_the_labelled_images_have_none(street, pseudo):
     assert {i.kind for index in range(4) for i in items.read_scene(index).instructions} == {"semantic", "attribute"}
 
 
-def test_rephrasings_mean_the_same_and_are_other_words(street, pseudo):
-    items = unlabelled(street, pseudo, consistency="online", rephrasings=6)
+@pytest.mark.parametrize("parts", [True, False])
+def test_rephrasings_mean_the_same_and_are_other_words(street, pseudo, parts):
+    items = unlabelled(street, pseudo, consistency="online", rephrasings=6, unlabelled_parts=parts)
+    of_class = {c.name: {q for kind in KINDS for q in class_queries(c, kind)} for c in read_folder(street).classes}
     for number in range(4):
-        item, (_, asked) = items[number], items.drawn(number)
+        item, (_, asked, _) = items[number], items.drawn(number)
         for query, others, instruction in zip(item["queries"], item["rephrasings"], asked, strict=True):
-            same = {instruction.query, *instruction.rephrasings}
+            same = {instruction.query, *instruction.rephrasings} if parts else of_class[instruction.class_name]
             assert len(others) == 6 and set(others) <= same and query in same
             assert query not in others or len(same) == 1
             assert len(set(others)) == min(6, max(1, len(same) - 1))
+
+
+def test_a_whole_class_is_asked_once_by_any_of_its_queries(street, pseudo):
+    """As the pseudo-label shows it, and each time by another draw from all of them, whatever their kind."""
+    items, scene_set = unlabelled(street, pseudo, unlabelled_parts=False), read_folder(street)
+    by_id, used = {c.id: c for c in scene_set.classes}, {}
+    for number in range(40):
+        item, asked, _ = items.drawn(number)
+        labels = np.asarray(Image.open(pseudo / "masks" / f"{asked[0].image_id}.png"))
+        assert "anchors" not in item and len(set(item["classes"])) == len(item["classes"])
+        # 3 pixels of 144 x 192 are enough of a class
+        shown = {c for c in np.unique(labels[labels < 255]).tolist() if (labels == c).sum() >= 3 and by_id[c].asked}
+        assert set(item["classes"]) == shown
+        for query, answer, class_id, mask in zip(
+            item["queries"], item["answers"], item["classes"], item["masks"], strict=True
+        ):
+            pool = [q for kind in ("semantic", "attribute") for q in class_queries(by_id[class_id], kind)]
+            assert query in pool and answer.count("[SEG]") == 1
+            assert np.array_equal(mask == 1, labels == class_id) and np.array_equal(mask == 255, labels == 255)
+            used.setdefault(class_id, []).append((pool.index(query) + 0.5) / len(pool))
+    often = [np.mean(places) for places in used.values() if len(places) == 40]  # of classes that every scene shows
+    assert often and np.allclose(often, 0.5, atol=4 * np.sqrt(1 / 12 / 40))  # four standard errors of a uniform draw
+
+
+def test_weights_lie_where_their_masks_lie(street, pseudo, tmp_path):
+    """A variance of 1/4 on a class and 0 elsewhere makes lambda 0 on its mask and 1 elsewhere, in every view. What has
+    no variance is not asked for."""
+    known = {}
+    for number, scene in enumerate(read_folder(street).split("train", labelled=False)):
+        labels = np.asarray(Image.open(pseudo / "masks" / f"{scene.image_id}.png"))
+        chosen = known[scene.image_id] = np.unique(labels[labels < 255]).tolist()[: 3 * number]
+        variances = {c: (labels == c) / 4 for c in chosen}
+        (tmp_path / f"{scene.image_id}.safetensors").write_bytes(packed_variances(variances))
+    given = dict(unlabelled_parts=False, consistency="ahead", consistency_weights=str(tmp_path))
+    items = unlabelled(street, pseudo, view=dict(flip=0.5, crop=0.5), **given)
+    sizes, without = set(), next(image_id for image_id, classes in known.items() if not classes)
+    for number in range(24):
+        item, asked, _ = items.drawn(number)
+        assert items[number]["weights"].dtype == np.float32
+        assert np.array_equal(items[number]["weights"], item["masks"] != 1)
+        assert asked[0].image_id != without and set(item["classes"]) <= set(known[asked[0].image_id])
+        sizes.add(item["image"].size)
+    assert (192, 144) in sizes and len(sizes) > 2
+
+
+def test_a_class_of_one_side_is_left_out_where_left_is_right(street, pseudo):
+    scene_set = read_folder(street)
+    plain = unlabelled(street, pseudo, unlabelled_parts=False)
+    first = plain[0]["classes"][0]
+    classes = tuple(replace(c, attributes=("the left one",)) if c.id == first else c for c in scene_set.classes)
+    given = dict(unlabelled_parts=False, scene_set=replace(scene_set, classes=classes))
+    for flip in (0.0, 1.0):
+        items = unlabelled(street, pseudo, view=dict(flip=flip), **given)
+        picture = np.asarray(plain[0]["image"])
+        assert np.array_equal(np.asarray(items[0]["image"]), picture[:, ::-1] if flip else picture)
+        assert set(plain[0]["classes"]) - set(items[0]["classes"]) == ({first} if flip else set())
 
 
 def test_a_batch_asks_rephrasings_with_their_anchors(street, pseudo, second_stage):
