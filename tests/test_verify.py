@@ -15,6 +15,7 @@ from datasets_scripts import scenes as drawn
 from datasets_scripts import verify as program
 from datasets_scripts.components import with_components
 from datasets_scripts.folder import read_folder
+from datasets_scripts.instructions.attribute import ATTRIBUTES
 from datasets_scripts.instructions.build import KINDS, build_instructions, read_instructions, write_instructions
 from datasets_scripts.instructions.objects import SceneObjects
 from datasets_scripts.instructions.verify import check_instruction, check_scene, contradictions, folded, mentions
@@ -233,6 +234,13 @@ def test_every_corruption_is_found_with_its_reason(street, name):
     assert check(street, true) == []
     found = check(street, corrupt(true))
     assert any(why.startswith(reason) for why in found), found
+
+
+@pytest.mark.parametrize("claim", [*ATTRIBUTES, "red", "left half"])
+def test_nothing_tells_the_only_one_of_a_class_from_others(street, claim):
+    """As somebody who writes instructions by hand may say it."""
+    only = replace(made(street, claim="largest"), class_name="person", instance_ids=(4,), source="people")
+    assert check(street, replace(only, claim=claim)) == ["claim has nothing to be told from: the only person"]
 
 
 def test_texts_of_a_model_are_free_but_for_what_they_must_name(street):

@@ -345,6 +345,8 @@ def _truth(
         ]
         return [f"facts are not the measured ones: {wrong[0]}"] if wrong else []
     rivals = [c for c in candidates if not any(c is a for a in anchors)]
+    if not claim.anchors and len(rivals) < 2:
+        return [f"claim has nothing to be told from: the only {target_class.name}"]
     verdicts = {o.id: claim.decide(o, [r for r in rivals if r is not o], anchors, objects)[0] for o in rivals}
     for verdict, said in ((Verdict.FALSE, "false"), (Verdict.UNCLEAR, "unclear")):
         if found := sorted(i for i in ids if verdicts.get(i) is verdict):
