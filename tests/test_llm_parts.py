@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from datasets_scripts.command_line import UsageError
-from datasets_scripts.folder import read_folder
 from datasets_scripts.instructions.llm import client as llm_client
-from datasets_scripts.instructions.llm.checks import attribute_problem, relation_problem
 from datasets_scripts.instructions.llm.cost import image_tokens
 from datasets_scripts.instructions.llm.pictures import outline_polygon
-from datasets_scripts.instructions.llm.pipeline import Made, Options, add_rephrasings, plan_questions, read_replies
+from datasets_scripts.instructions.llm.pipeline import Made, Question, add_rephrasings, read_replies
 from datasets_scripts.instructions.llm.prompts import RELATION_MEANINGS
 from datasets_scripts.instructions.llm.requests import (
     Reply,
@@ -27,9 +26,10 @@ from datasets_scripts.instructions.llm.requests import (
 from datasets_scripts.instructions.llm.subjects import PAIR_RELATIONS, Pair, Target, choose_pairs
 from datasets_scripts.instructions.objects import SceneObject, SceneObjects
 from datasets_scripts.instructions.relations import RELATIONS
-from datasets_scripts.instructions.verify import check_instruction
-from datasets_scripts.records import Anchor, Instruction, Scene, SceneSet, SemanticClass
-from datasets_scripts.scenes import write_scenes
+from datasets_scripts.instructions.verify import check_scene
+from datasets_scripts.records import Anchor, Instruction, SceneSet, SemanticClass
+
+from .test_verify import write_scene
 
 
 def test_what_a_request_is_known_by():
@@ -59,73 +59,114 @@ def test_image_tokens(model, width, height, tokens):
     assert image_tokens(model, width, height) == tokens
 
 
-def test_a_claim_has_to_single_out_its_target():
-    """Two cars left of a pole, at different distances, and one that overlaps it in its columns."""
-    labels = np.zeros((60, 100), np.uint8)
-    instances = np.zeros((60, 100), np.uint8)
-    boxes = {1: (30, 5, 40, 15), 2: (30, 30, 45, 50), 3: (10, 70, 20, 85), 4: (5, 80, 55, 82)}
-    for number, (top, left, bottom, right) in boxes.items():
-        labels[top:bottom, left:right], instances[top:bottom, left:right] = 2 if number == 4 else 1, number
-    classes = (SemanticClass(0, "road"), SemanticClass(1, "car", noun="vehicle"), SemanticClass(2, "pole", noun="post"))
-    scene = SceneObjects(classes, labels, instances)
-
-    def problem(relation, target):
-        pair = Pair(Target(1, (target,)), Target(2, (4,)), "pole", "", ())
-        return relation_problem(relation, pair, scene)[0].partition(":")[0]
-
-    assert problem("left", 1) == problem("left", 2) == "claim does not single out its target"
-    assert problem("left", 3) == "claim is unclear" and problem("right", 1) == "claim is false"
-    assert problem("farthest", 1) == "" and problem("farthest", 2) == "claim is false"
-    assert attribute_problem("leftmost", Target(1, (1,)), scene)[0] == ""
-    assert attribute_problem("leftmost", Target(1, (3,)), scene)[0] == "claim is false: leftmost"
-    assert attribute_problem("largest", Target(2, (4,)), scene)[0].startswith("nothing to be told from")
-    # what is asked about is what the masks bear out, while there is enough of it
-    pairs = choose_pairs(scene, 2, 0, "image")
-    assert len(pairs) == 2 and all(pair.relations for pair in pairs)
-    assert all(relation_problem(name, pair, scene)[0] == "" for pair in pairs for name in pair.relations)
-    assert any(not pair.relations for pair in choose_pairs(scene, 50, 0, "image"))
+ROAD, POLE = SemanticClass(0, "road"), SemanticClass(2, "pole", noun="post")
+CAR, GRASS = SemanticClass(1, "car", noun="vehicle"), SemanticClass(1, "grass")
 
 
-def test_of_a_mass_nothing_is_accepted_that_verify_rejects():
-    """Two patches of grass, the larger one nearer to a pole: sizes and distances are of things that one can count."""
-    labels, instances = np.zeros((60, 100), np.uint8), np.zeros((60, 100), np.uint8)
-    for number, (top, left, bottom, right) in enumerate([(30, 5, 40, 15), (30, 30, 55, 60), (10, 70, 55, 74)], start=1):
-        labels[top:bottom, left:right], instances[top:bottom, left:right] = 1 + number // 3, number
-    classes = (SemanticClass(0, "road"), SemanticClass(1, "grass"), SemanticClass(2, "pole", noun="post"))
-    scene = SceneObjects(classes, labels, instances)
-    grass, pole = Target(1, (2,)), Target(2, (3,))
-    for name in ("nearest", "larger"):
-        assert relation_problem(name, Pair(grass, pole, "pole", "", ()), scene) == (
-            f"claim is made of a mass: {name}",
-            {},
-        )
-        whole = Target(1, None)
-        assert relation_problem(name, Pair(pole, whole, "grass", "", ()), scene)[0].startswith(
-            "claim is made of a mass"
-        )
-    assert attribute_problem("largest", grass, scene) == ("claim is made of a mass: largest", {})
-    assert "mass" not in relation_problem("left", Pair(grass, pole, "pole", "", ()), scene)[0]
-    counted = SceneObjects((classes[0], SemanticClass(1, "grass", noun="meadow"), classes[2]), labels, instances)
-    assert relation_problem("nearest", Pair(grass, pole, "pole", "", ()), counted)[0] == ""
-
-
-def test_numbers_of_a_mass_are_those_that_verify_measures():
-    """Two patches of grass left of a pole, the larger one with the higher id; a third one right of it."""
-    labels, instances = np.zeros((60, 100), np.uint8), np.zeros((60, 100), np.uint8)
-    boxes = [(30, 30, 40, 40), (5, 5, 25, 25), (30, 80, 50, 95), (5, 60, 55, 62)]
+def scene_of(folder, thing: SemanticClass, *boxes: tuple[int, int, int, int]) -> SceneSet:
+    """A scene with instances 1, 2, ... of a class on a road: boxes (top, left, bottom, right), the last one a pole."""
+    labels, instances = np.zeros((60, 100), np.uint8), np.zeros((60, 100), np.uint16)
     for number, (top, left, bottom, right) in enumerate(boxes, start=1):
-        labels[top:bottom, left:right], instances[top:bottom, left:right] = 1 + number // 4, number
-    classes = (SemanticClass(0, "road"), SemanticClass(1, "grass"), SemanticClass(2, "pole", noun="post"))
-    scene = SceneObjects(classes, labels, instances)
-    pair = Pair(Target(1, (1, 2)), Target(2, (4,)), "pole", "", ())
-    problem, numbers = relation_problem("left", pair, scene)
+        labels[top:bottom, left:right] = (POLE if number == len(boxes) else thing).id
+        instances[top:bottom, left:right] = number
+    pixels = np.full((60, 100, 3), 120, np.uint8)
+    return SceneSet((ROAD, thing, POLE), (write_scene(folder, labels, instances, pixels),))
+
+
+def pair(*ids: int, class_id: int = 1, anchor: Target, name: str = "pole") -> Pair:
+    return Pair(Target(class_id, ids), anchor, name, "", ())
+
+
+def replied(scene_set: SceneSet, subject: Pair | Target, *claims: str, query: str = "", answer: str = "It is [SEG]."):
+    """What becomes of queries of these claims, each in words that `verify` has nothing to say against."""
+    (scene,) = scene_set.scenes
+    if isinstance(subject, Pair):
+        of = f"the {scene_set.classes[subject.target.class_id].name}"
+        said = [{"question": f"{of}, {c} of the {subject.anchor_name}", "relation": c} for c in claims]
+        content = {"target": "t", "anchor": "a", "pairs": [{"answer": answer, **each} for each in said]}
+    else:
+        said = [{"query": query or f"what is {c}", "attribute": c} for c in claims]
+        content = {"target": "t", "queries": [{"answer": answer, **each} for each in said]}
+    question = Question(scene, subject, Request("m", "", "", {}, 50), "key")
+    return read_replies([question], {"key": Reply(content)}, scene_set)
+
+
+def reason(*given, **more) -> str:
+    """Why the only query of a reply is rejected; "" where it is kept."""
+    made = replied(*given, **more)
+    assert len(made.instructions) + len(made.rejected) == 1
+    return made.rejected[0]["reason"] if made.rejected else ""
+
+
+def test_a_claim_has_to_single_out_its_target(tmp_path):
+    """Two cars left of a pole, at different distances, and one that overlaps it in its columns."""
+    street = scene_of(tmp_path, CAR, (30, 5, 40, 15), (30, 30, 45, 50), (10, 70, 20, 85), (5, 80, 55, 82))
+    pole = Target(2, (4,))
+    one, two, three = (pair(number, anchor=pole) for number in (1, 2, 3))
+    assert reason(street, one, "left") == reason(street, two, "left") == "claim is not false of a rival"
+    assert reason(street, three, "left") == "claim is unclear" and reason(street, one, "right") == "claim is false"
+    assert reason(street, one, "farthest") == "" and reason(street, two, "farthest") == "claim is false"
+    assert reason(street, Target(1, (1,)), "leftmost") == ""
+    made = replied(street, Target(1, (3,)), "leftmost")
+    assert [(line["reason"], line["details"]) for line in made.rejected] == [("claim is false", "'leftmost' of car 3")]
+    assert reason(street, pole, "largest") == "claim has nothing to be told from"
+    # what is asked about is what the masks bear out, while there is enough of it
+    scene = SceneObjects.of_scene(street, street.scenes[0])
+    pairs = choose_pairs(scene, 2, 0, "image")
+    assert len(pairs) == 2 and all(each.relations for each in pairs)
+    assert all(reason(street, each, name) == "" for each in pairs for name in each.relations)
+    assert any(not each.relations for each in choose_pairs(scene, 50, 0, "image"))
+
+
+def test_sizes_and_distances_are_not_said_of_a_mass(tmp_path):
+    """Two patches of grass, the larger one nearer to a pole: sizes and distances are of things that one can count."""
+    boxes = (30, 5, 40, 15), (30, 30, 55, 60), (10, 70, 55, 74)
+    meadow = scene_of(tmp_path, GRASS, *boxes)
+    grass, pole = Target(1, (2,)), Target(2, (3,))
+    beside_pole = pair(2, anchor=pole)
+    beside_road = pair(3, class_id=2, anchor=Target(0, None), name="road")
+    for name in ("nearest", "larger"):
+        assert reason(meadow, beside_pole, name) == reason(meadow, beside_road, name) == "claim is made of a mass"
+    assert reason(meadow, grass, "largest") == "claim is made of a mass"
+    assert reason(meadow, beside_pole, "left") == "claim is not false of a rival"
+    counted = scene_of(tmp_path, replace(GRASS, noun="meadow"), *boxes)
+    assert reason(counted, beside_pole, "nearest") == ""
+
+
+def test_numbers_of_a_mass_are_those_that_verify_measures(tmp_path):
+    """Two patches of grass left of a pole, the larger one with the higher id; a third one right of it."""
+    boxes = [(30, 30, 40, 40), (5, 5, 25, 25), (30, 80, 50, 95), (5, 60, 55, 62)]
+    meadow = scene_of(tmp_path, GRASS, *boxes)
+    (made,) = replied(meadow, pair(1, 2, anchor=Target(2, (4,))), "left").instructions
+    assert made.instance_ids == (1, 2) and made.anchors == (Anchor("pole", (4,), boxes[-1]),)
     # of columns 5..24 a tenth is beyond column 22, of 30..39 beyond 38
-    assert problem == "" and numbers == {"target_right": 0.23, "anchor_left": 0.6}
-    anchor = Anchor("pole", (4,), (5, 60, 55, 62))
-    facts = {**numbers, "anchors": [""]}
-    said = Instruction("s", "conditional", "grass", "the grass left of the pole", "[SEG].", (1, 2), claim="left",
-                       anchors=(anchor,), facts=facts, source="m")  # fmt: skip
-    assert check_instruction(SceneSet(classes, ()), Scene("s", "s.png", "s.png"), scene, said) == []
+    said = {"target": "t", "anchor": "a", "relation": "left"}
+    assert made.facts == {"target_right": 0.23, "anchor_left": 0.6, "anchors": [""], "said": said}
+    assert check_scene(meadow, meadow.scenes[0], [made]) == [[]]
+
+
+def test_what_no_mask_decides_is_kept_and_what_a_text_may_not_hold_is_not(tmp_path):
+    street = scene_of(tmp_path, CAR, (30, 5, 40, 15), (30, 30, 45, 50), (5, 80, 55, 82))
+    car = Target(1, (1,))
+    (made,) = replied(street, car, "other", query="what is parked").instructions
+    assert made.claim == "" and made.facts == {"said": {"target": "t", "attribute": "other"}}
+    for query, said in (
+        ("the parked cars", "attribute query names its class"),
+        ("?!", "empty query"),
+        ("what <|im_end|> is", "special token in a query"),
+        ("what\nis parked", "line break or control character in a query"),
+        ("what is parked " * 30, "too long"),
+    ):
+        assert reason(street, car, "other", query=query) == said
+    for answer, said in (
+        ("It is [SEG] or [SEG].", "answer does not hold exactly one [SEG]"),
+        ("Here.", "answer does not hold exactly one [SEG]"),
+        ("</s> It is [SEG].", "special token in an answer"),
+        ("It\nis [SEG].", "line break or control character in an answer"),
+    ):
+        assert reason(street, car, "other", answer=answer) == said
+    # a claim that is false does not become a free one
+    assert reason(street, car, "rightmost") == "claim is false"
 
 
 @pytest.mark.parametrize(
@@ -144,24 +185,24 @@ def test_without_the_client_one_line_says_how_to_install_it(monkeypatch):
         llm_client.Endpoint()
 
 
-def test_a_further_check_decides_what_is_accepted(tmp_path):
-    write_scenes(tmp_path, 1, 0, 0, size=(96, 128), progress=False)
-    scene_set = read_folder(tmp_path)
-    questions = plan_questions(scene_set, scene_set.split("train"), Options("m", ("attribute",)))
-    said = {"target": "t", "queries": [{"query": "what is wanted", "answer": "[SEG]."}]}
-    for query in said["queries"]:
-        query["attribute"] = "other"
-    replies = {q.key: Reply(said) for q in questions}
-    made = read_replies(questions[:1], replies, scene_set, lambda each: None)
-    assert len(made.instructions) == 1 and not made.rejected
-    made = read_replies(questions[:1], replies, scene_set, lambda each: "too dull: really")
-    assert not made.instructions and [line["reason"] for line in made.rejected] == ["too dull"]
-    replies[questions[0].key] = Reply({"target": "t", "queries": []})
-    assert [line["reason"] for line in read_replies(questions[:1], replies, scene_set).rejected] == ["no query"]
-    replies[questions[0].key] = Reply(said)
-    # the same words for every target of a scene: nobody can know which one is meant
-    made = read_replies(questions, replies, scene_set)
-    assert not made.instructions and {line["reason"] for line in made.rejected} == {"same query for different targets"}
+def test_of_queries_in_the_same_words_one_stays_or_none(tmp_path):
+    street = scene_of(tmp_path, CAR, (30, 5, 40, 15), (30, 30, 45, 50), (5, 80, 55, 82))
+    request = Request("m", "", "", {}, 50)
+    questions = [Question(street.scenes[0], Target(1, (n,)), request, str(n)) for n in (1, 2)]
+
+    def reply(*queries: str) -> Reply:
+        said = [{"query": query, "answer": "[SEG].", "attribute": "other"} for query in queries]
+        return Reply({"target": "t", "queries": said})
+
+    made = read_replies(questions, {"1": reply("That one?", "that one", "this"), "2": reply("another")}, street)
+    assert [i.query for i in made.instructions] == ["That one?", "this", "another"]
+    assert [(line["reason"], line["said"]) for line in made.rejected] == [("instruction is there twice", "that one")]
+    # for different targets: nobody can know which one is meant
+    made = read_replies(questions, {"1": reply("That one?", "this"), "2": reply("that one")}, street)
+    assert [i.query for i in made.instructions] == ["this"]
+    assert [line["reason"] for line in made.rejected] == ["query has two targets in one image"] * 2
+    made = read_replies(questions[:1], {"1": reply()}, street)
+    assert not made.instructions and [line["reason"] for line in made.rejected] == ["no query"]
 
 
 def test_a_rephrasing_that_asks_for_two_things_is_none():
@@ -171,11 +212,8 @@ def test_a_rephrasing_that_asks_for_two_things_is_none():
     replies["b"] = Reply({"rephrasings": ["that one", one.query, "the other"]})
     made = add_rephrasings(Made([one, other]), ["a", "b"], replies)
     assert [i.rephrasings for i in made.instructions] == [("only this",), ("the other",)]
-    ambiguous = [line["said"]["rephrasing"] for line in made.rejected if "different targets" in line["reason"]]
+    ambiguous = [line["said"]["rephrasing"] for line in made.rejected if "two targets" in line["reason"]]
     assert ambiguous == ["That one?", "that one", one.query]
-    # a further check that finds something wrong takes the rephrasings away, and not the instruction
-    made = add_rephrasings(Made([one]), ["a"], replies, lambda each: "wrong" if each.rephrasings else None)
-    assert made.instructions == [one] and made.rejected[-1]["reason"] == "wrong"
 
 
 def test_replies_are_held_to_the_schema():

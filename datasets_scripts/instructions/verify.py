@@ -33,6 +33,9 @@ TOLERANCE = 1e-3
 
 SPECIAL = ("[seg]", "<image>")
 
+UNDECIDED = "claim is empty: no mask can decide what the query says"
+"""The reason against an instruction that may be true, for all that can be seen here."""
+
 
 def check_scene(scene_set: SceneSet, scene: Scene, instructions: Sequence[Instruction]) -> list[list[str]]:
     """The reasons against each instruction of one scene: its own, and those of all of them together.
@@ -304,7 +307,7 @@ def _claim_and_wording(
     if not instruction.claim:
         alone = {o.id for o in objects.of_class(target_class.id)} == set(instruction.instance_ids or ())
         if conditional or (instruction.kind == "attribute" and instruction.instance_ids is not None and not alone):
-            return ["claim is empty: no mask can decide what the query says"]
+            return [UNDECIDED]
         return _wording(objects, target_class, instruction, None, named)
     if conditional:
         claim = RELATIONS.get(instruction.claim)

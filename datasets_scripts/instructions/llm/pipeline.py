@@ -1,4 +1,4 @@
-"""Instructions by a language model (arXiv 2511.17755): it proposes, the masks decide.
+"""Instructions by a language model (arXiv 2511.17755): it proposes, the masks decide, as they do for `verify`.
 
     questions = plan_questions(scene_set, scenes, options)                      what to ask about which scene
     replies = ask_all(endpoint, {q.key: q.request for q in questions}, cache)
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
@@ -24,9 +24,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...records import Anchor, Instruction, Scene, SceneSet, read_image
-from ..attribute import names_class
+from ..attribute import attribute_claims, names_class
+from ..claims import Claim, single_out
 from ..objects import SceneObjects
-from .checks import answer_problem, attribute_problem, query_problem, relation_problem, words
+from ..relations import RELATIONS
+from ..verify import UNDECIDED, check_instruction, contradictions, folded, queries_of
+from .checks import answer_problem, query_problem
 from .client import Unanswered
 from .pictures import ANCHOR_COLOUR, TARGET_COLOUR, outlined_jpeg
 from .prompts import OTHER, attribute_request, conditional_request, rephrasing_request
@@ -38,10 +41,6 @@ MODEL_KINDS = ("attribute", "conditional", "rephrasings")
 LEAST_REPHRASINGS = 6
 """With the query itself the paper's K = 7; fewer are kept and reported."""
 SCENES_IN_MEMORY = 8
-
-Accept = Callable[[Instruction], str | None]
-"""Why an instruction is rejected, or None. Called in the order of the scenes; once more when rephrasings are added,
-and then a reason takes these away again."""
 
 
 @dataclass(frozen=True)
@@ -142,17 +141,11 @@ def plan_questions(
     return questions
 
 
-def read_replies(
-    questions: Sequence[Question],
-    replies: Mapping[str, Reply | Unanswered],
-    scene_set: SceneSet,
-    accept: Accept | None = None,
-) -> Made:
+def read_replies(questions: Sequence[Question], replies: Mapping[str, Reply | Unanswered], scene_set: SceneSet) -> Made:
     """Instructions from what a model replied, each checked against the masks; everything else in `rejected`.
 
     Args:
         replies: by key, one for each question.
-        accept: further checks.
     """
     made = Made()
     for _, of_scene in groupby(questions, key=lambda question: question.scene.image_id):
@@ -160,100 +153,70 @@ def read_replies(
         objects: SceneObjects | None = None
         for question in of_scene:
             objects = objects or SceneObjects.of_scene(scene_set, question.scene)
-            found += _instructions(question, replies[question.key], objects, made)
-        made.instructions += [each for each in _told_apart(found, made) if _accepted(each, accept, made)]
+            found += _instructions(question, replies[question.key], objects, scene_set, made)
+        for instruction, reasons in zip(found, contradictions(found), strict=True):
+            if reasons:
+                made.reject(instruction.image_id, instruction.kind, reasons[0], instruction.query)
+            else:
+                made.instructions.append(instruction)
     return made
 
 
 def _instructions(
-    question: Question, reply: Reply | Unanswered, objects: SceneObjects, made: Made
+    question: Question, reply: Reply | Unanswered, objects: SceneObjects, scene_set: SceneSet, made: Made
 ) -> Iterator[Instruction]:
-    """Those of one reply that pass all checks on their own."""
+    """Those of one reply that pass all checks on their own; no mask needs to decide what an attribute query says."""
     conditional = isinstance(question.subject, Pair)
     kind, image_id = "conditional" if conditional else "attribute", question.scene.image_id
     if isinstance(reply, Unanswered) or reply.content is None:
         reason = str(reply) if isinstance(reply, Unanswered) else f"refused: {reply.refusal}"
         made.reject(image_id, kind, reason)
         return
-    content = reply.content
-    proposed = content["pairs" if conditional else "queries"]
+    proposed = reply.content["pairs" if conditional else "queries"]
     if not proposed:
-        made.reject(image_id, kind, "no query", content)
+        made.reject(image_id, kind, "no query", reply.content)
     for said in proposed:
-        query, answer = (said["question" if conditional else "query"].strip(), said["answer"].strip())
-        problem, fields = query_problem(query) or answer_problem(answer), {}
-        if not problem:
-            problem, fields = (_conditional if conditional else _attribute)(question.subject, content, said, objects)
-        if problem:
+        instruction = _proposed(question, reply.content, said, objects)
+        reasons = [query_problem(instruction.query), answer_problem(instruction.answer)]
+        reasons += check_instruction(scene_set, question.scene, objects, instruction)
+        if problem := next((reason for reason in reasons if reason not in ("", UNDECIDED)), ""):
             made.reject(image_id, kind, problem, said)
-            continue
-        target = question.subject.target if conditional else question.subject
-        yield Instruction(
-            image_id,
-            kind,
-            objects.classes[target.class_id].name,
-            query,
-            answer,
-            target.instance_ids,
-            source=question.request.model,
-            **fields,
-        )
-
-
-def _conditional(
-    pair: Pair, content: dict[str, Any], said: dict[str, Any], objects: SceneObjects
-) -> tuple[str, dict[str, Any]]:
-    """What is wrong, or the fields of the instruction."""
-    problem, numbers = relation_problem(said["relation"], pair, objects)
-    anchors = pair.anchor.objects(objects)
-    anchor = Anchor(objects.classes[pair.anchor.class_id].name, pair.anchor.instance_ids, anchors[0].box)
-    descriptions = {"target": content["target"], "anchor": content["anchor"], "relation": said["relation"]}
-    facts = {**numbers, "anchors": [pair.anchor_claim], "said": descriptions}
-    return problem, {"claim": said["relation"], "anchors": (anchor,), "facts": facts}
-
-
-def _attribute(
-    target: Target, content: dict[str, Any], said: dict[str, Any], objects: SceneObjects
-) -> tuple[str, dict[str, Any]]:
-    """As `_conditional`. A claim that masks cannot decide is none: `claim` stays empty, `facts` keep the words."""
-    name = objects.classes[target.class_id].name
-    if names_class(said["query"], name):
-        return f"names its class: {name}", {}
-    facts: dict[str, Any] = {"said": {"target": content["target"]}}
-    attribute = said.get("attribute", OTHER)
-    if target.instance_ids is not None:
-        facts["said"]["attribute"] = attribute
-    if attribute == OTHER:
-        return "", {"facts": facts}
-    problem, numbers = attribute_problem(attribute, target, objects)
-    return problem, {"claim": attribute, "facts": {**numbers, **facts}}
-
-
-def _told_apart(found: Sequence[Instruction], made: Made) -> list[Instruction]:
-    """Without queries that a scene has twice: one stays where both ask for the same, none where they do not."""
-    targets: dict[str, set] = {}
-    for each in found:
-        targets.setdefault(words(each.query), set()).add((each.class_name, each.instance_ids))
-    kept: list[Instruction] = []
-    seen: set[str] = set()
-    for each in found:
-        query = words(each.query)
-        if len(targets[query]) > 1:
-            made.reject(each.image_id, each.kind, "same query for different targets", each.query)
-        elif query in seen:
-            made.reject(each.image_id, each.kind, "same query again", each.query)
         else:
-            kept.append(each)
-        seen.add(query)
-    return kept
+            yield instruction
 
 
-def _accepted(instruction: Instruction, accept: Accept | None, made: Made) -> bool:
-    reason = accept(instruction) if accept else None
-    if reason:
-        said = {"query": instruction.query, "rephrasings": list(instruction.rephrasings), "claim": instruction.claim}
-        made.reject(instruction.image_id, instruction.kind, reason, said)
-    return not reason
+def _proposed(question: Question, content: dict[str, Any], said: dict[str, Any], objects: SceneObjects) -> Instruction:
+    """What a model said, true or not, with the numbers that its claim rests on where they can be measured.
+
+    A claim that masks cannot decide is none: `claim` stays empty, `facts` keep the words.
+    """
+    subject, model = question.subject, question.request.model
+    known: Mapping[str, Claim]
+    if isinstance(subject, Pair):
+        target, query, claim, known = subject.target, said["question"], said["relation"], RELATIONS
+        beside = subject.anchor.objects(objects)
+        anchor = Anchor(objects.classes[beside[0].class_id].name, subject.anchor.instance_ids, beside[0].box)
+        words = {"target": content["target"], "anchor": content["anchor"], "relation": claim}
+        kind, anchors, facts = "conditional", (anchor,), {"anchors": [subject.anchor_claim], "said": words}
+    else:
+        target, query, claim, beside = subject, said["query"], said.get("attribute", ""), ()
+        known = {each.name: each for each in attribute_claims(objects, objects.classes[target.class_id])}
+        words = {"target": content["target"]} | ({"attribute": claim} if claim else {})
+        kind, anchors, facts = "attribute", (), {"said": words}
+        claim = "" if claim == OTHER else claim
+    picked = claim in known and single_out(known[claim], objects.of_class(target.class_id), beside, objects)
+    return Instruction(
+        question.scene.image_id,
+        kind,
+        objects.classes[target.class_id].name,
+        query.strip(),
+        said["answer"].strip(),
+        target.instance_ids,
+        claim=claim,
+        anchors=anchors,
+        facts={**(picked[1] if picked else {}), **facts},
+        source=model,
+    )
 
 
 def rephrasing_requests(instructions: Sequence[Instruction], scene_set: SceneSet, model: str) -> list[Request]:
@@ -265,12 +228,7 @@ def rephrasing_requests(instructions: Sequence[Instruction], scene_set: SceneSet
     return [rephrasing_request(model, each, scene_set.class_named(each.class_name)) for each in instructions]
 
 
-def add_rephrasings(
-    made: Made,
-    keys: Sequence[str],
-    replies: Mapping[str, Reply | Unanswered],
-    accept: Accept | None = None,
-) -> Made:
+def add_rephrasings(made: Made, keys: Sequence[str], replies: Mapping[str, Reply | Unanswered]) -> Made:
     """The instructions with those rephrasings that can be used; one whose rephrasings cannot keeps what it had.
 
     Args:
@@ -290,12 +248,12 @@ def add_rephrasings(
         if len(changed.rephrasings) < LEAST_REPHRASINGS:
             count = f"fewer than {1 + LEAST_REPHRASINGS} ways to ask: {1 + len(changed.rephrasings)}"
             result.reject(instruction.image_id, "rephrasings", count, instruction.query)
-        result.instructions.append(changed if _accepted(changed, accept, result) else instruction)
+        result.instructions.append(changed)
     return result
 
 
 _Targets = dict[tuple[str, str], set[tuple[str, tuple[int, ...] | None]]]
-"""(image_id, words of a query) -> what it asks for."""
+"""(image_id, folded query) -> what it asks for."""
 
 
 def _targets_of_queries(
@@ -305,26 +263,26 @@ def _targets_of_queries(
     for instruction, key in zip(instructions, keys, strict=True):
         reply = replies[key]
         proposed = reply.content["rephrasings"] if isinstance(reply, Reply) and reply.content else ()
-        for query in (instruction.query, *instruction.rephrasings, *proposed):
-            asked = targets.setdefault((instruction.image_id, words(query)), set())
+        for query in (*queries_of(instruction), *proposed):
+            asked = targets.setdefault((instruction.image_id, folded(query)), set())
             asked.add((instruction.class_name, instruction.instance_ids))
     return targets
 
 
 def _usable_rephrasings(instruction: Instruction, proposed: Sequence[str], targets: _Targets, made: Made) -> list[str]:
     kept: list[str] = []
-    seen = {words(query) for query in (instruction.query, *instruction.rephrasings)}
+    seen = set(map(folded, queries_of(instruction)))
     for query in map(str.strip, proposed):
         problem = query_problem(query)
         if not problem and instruction.kind == "attribute" and names_class(query, instruction.class_name):
-            problem = f"names its class: {instruction.class_name}"
-        if not problem and words(query) in seen:
-            problem = "same query again"
-        if not problem and len(targets[instruction.image_id, words(query)]) > 1:
-            problem = "same query for different targets"
+            problem = f"attribute query names its class: {instruction.class_name}"
+        if not problem and folded(query) in seen:
+            problem = "query is there twice"
+        if not problem and len(targets[instruction.image_id, folded(query)]) > 1:
+            problem = "query has two targets in one image"
         if problem:
             made.reject(instruction.image_id, "rephrasings", problem, {"query": instruction.query, "rephrasing": query})
         else:
             kept.append(query)
-            seen.add(words(query))
+            seen.add(folded(query))
     return kept

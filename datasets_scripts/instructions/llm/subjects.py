@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,10 +117,3 @@ def _drawn(count: int, seed: int, image_id: str, what: str) -> Sequence[int]:
     """The numbers below `count` in an order that depends on the seed and the image alone."""
     rng = np.random.default_rng((seed, zlib.crc32(f"{image_id}/{what}".encode())))
     return rng.permutation(count).tolist()
-
-
-def rivals_of(target: SceneObject, anchors: Sequence[SceneObject], scene: SceneObjects) -> Iterator[SceneObject]:
-    """The other objects of its class that "the {class}" could mean beside these anchors."""
-    for other in scene.of_class(target.class_id):
-        if other is not target and not any(other is anchor for anchor in anchors):
-            yield other
