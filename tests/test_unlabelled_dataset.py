@@ -119,7 +119,7 @@ def test_rephrasings_mean_the_same_and_are_other_words(street, pseudo, parts):
 def test_a_whole_class_is_asked_once_by_any_of_its_queries(street, pseudo):
     """As the pseudo-label shows it, and each time by another draw from all of them, whatever their kind."""
     items, scene_set = unlabelled(street, pseudo, unlabelled_parts=False), read_folder(street)
-    by_id, used = {c.id: c for c in scene_set.classes}, {}
+    by_id, used, kinds = {c.id: c for c in scene_set.classes}, {}, set()
     for number in range(40):
         item, asked, _ = items.drawn(number)
         labels = np.asarray(Image.open(pseudo / "masks" / f"{asked[0].image_id}.png"))
@@ -130,10 +130,13 @@ def test_a_whole_class_is_asked_once_by_any_of_its_queries(street, pseudo):
         for query, answer, class_id, mask in zip(
             item["queries"], item["answers"], item["classes"], item["masks"], strict=True
         ):
-            pool = [q for kind in ("semantic", "attribute") for q in class_queries(by_id[class_id], kind)]
+            own = {kind: class_queries(by_id[class_id], kind) for kind in ("semantic", "attribute")}
+            kinds |= {kind for kind, queries in own.items() if query in queries}
+            pool = [*own["semantic"], *own["attribute"]]
             assert query in pool and answer.count("[SEG]") == 1
             assert np.array_equal(mask == 1, labels == class_id) and np.array_equal(mask == 255, labels == 255)
             used.setdefault(class_id, []).append((pool.index(query) + 0.5) / len(pool))
+    assert kinds == {"semantic", "attribute"}
     often = [np.mean(places) for places in used.values() if len(places) == 40]  # of classes that every scene shows
     assert often and np.allclose(often, 0.5, atol=4 * np.sqrt(1 / 12 / 40))  # four standard errors of a uniform draw
 

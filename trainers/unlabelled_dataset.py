@@ -86,11 +86,11 @@ class UnlabelledDataset(AskedScenes):
     """Unlabelled scenes and instructions about their pseudo-labels, made when a scene is read, from its map as the loss
     sees it (`max_label_size`).
 
-    Whole classes are asked for by all queries of `unlabelled_kinds`. With `unlabelled_parts` the same rules as for
-    labelled images say what else is true of the pseudo-label, as true as this is: places, and relations with their
-    anchors where the labelled images have some. The paper's database of queries knows whole classes alone. Objects are
-    patches of masses: a pseudo-label does not tell one car from the next, so nothing is said of single things that can
-    be counted. What that brings: results/camvid_small.md.
+    The paper asks for whole classes, from a database of queries: here, all of `unlabelled_kinds`. With
+    `unlabelled_parts` the same rules as for labelled images bring places to every image, and relations with their
+    anchors where the labelled images have some (results/camvid_small.md); a claim is as true as the pseudo-label.
+    Objects are then patches of masses: a pseudo-label does not tell one car from the next, so nothing is said of single
+    things that can be counted.
 
     Items: as of `AskedScenes`, with anchors where parts are asked for, and {"weights": fp32 (n, H, W) lambda or None,
     "rephrasings": n lists of k - 1 str or None, "number": k}.
