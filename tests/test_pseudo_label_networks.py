@@ -283,12 +283,12 @@ def test_with_clean_statistics_perturbed_features_move_none(backbones, architect
     first, second = (segmenter_of(backbones, architecture).train() for _ in range(2))
     masks = [torch.zeros(2, width) for width in first.network.channels]
     (alone,) = first([View(batch)])
-    (both,) = second([View(batch, masks, beside=True, statistics="kept")])
+    (both,) = second([View(batch, masks, beside=True, statistics="clean")])
     assert both.shape[0] == 5 and torch.equal(both[:3], alone)
     assert all(torch.equal(value, batch_norms(second)[name]) for name, value in batch_norms(first).items())
     before = batch_norms(second)
     momenta = {m.momentum for m in second.modules() if isinstance(m, torch.nn.BatchNorm2d)}
-    (unseen,) = second([View(batch, statistics="kept")])
+    (unseen,) = second([View(batch, statistics="none")])
     assert torch.equal(unseen, alone) and momenta == {0.1}
     assert all(torch.equal(value, before[name]) for name, value in batch_norms(second).items())
     assert {m.momentum for m in second.modules() if isinstance(m, torch.nn.BatchNorm2d)} == momenta

@@ -226,12 +226,11 @@ class MethodArguments:
     )
     batch_norm_statistics: str = _choice(
         "all",
-        ("all", "clean", "running"),
+        ("all", "clean"),
         "unimatch, semivl, unimatch_v2: which passes move BatchNorm's running statistics, by which it predicts. all = "
         "every one, as in the public codes, perturbed features and strong views too; clean = labelled and weak images "
-        "alone, of unimatch_v2 the labelled ones, since its teacher sees the weak ones; running = as clean, and strong "
-        "views and perturbed features are normalised by running statistics, as predictions are. In a short training "
-        "with BatchNorm in the decoder all cost 8 points of mIoU (results/pseudo_labels.md).",
+        "alone, of unimatch_v2 the labelled ones, since its teacher sees the weak ones. In a short training with "
+        "BatchNorm in the decoder all cost 8 points of mIoU (results/pseudo_labels.md).",
     )
     burn_in: Share = field(
         default=0.0,

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 import torch.distributed.nn.functional as collective
 from torch import Tensor, distributed, nn
-
-Statistics = Literal["all", "kept", "running"]
 
 
 class CrossProcessBatchNorm2d(nn.BatchNorm2d):
@@ -33,23 +30,17 @@ class CrossProcessBatchNorm2d(nn.BatchNorm2d):
 
 
 @contextmanager
-def normalising_by(model: nn.Module, statistics: Statistics) -> Iterator[None]:
-    """How BatchNorms behave in a training pass.
-
-    Args:
-        statistics: `all`: as ever, they normalise by the batch, which moves their running statistics; `kept`: by the
-            batch, and running statistics stay as they are; `running`: by those, as in predictions.
-    """
-    norms = [m for m in model.modules() if statistics != "all" and isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    before = [(norm.momentum, norm.training) for norm in norms]
+def kept_statistics(model: nn.Module, kept: bool = True) -> Iterator[None]:
+    """BatchNorms normalise by the batch as in any training pass, and their running statistics stay as they are."""
+    norms = [m for m in model.modules() if kept and isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
-        norm.training = norm.training and statistics == "kept"
     try:
         yield
     finally:
-        for norm, (momentum, training) in zip(norms, before, strict=True):
-            norm.momentum, norm.training = momentum, training
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from .batch_norm import Statistics, normalising_by
+from .batch_norm import kept_statistics
 from .clip import normalised
 from .networks import DeepLabV3PlusNetwork, DptNetwork, SegformerNetwork
 from .text_decoder import SimilarityNetwork
@@ -70,14 +70,14 @@ class View:
             decoded a second time, so perturbed, and these logits come after the B clean ones (UniMatch). The public
             code decodes the labelled images a second time too and drops the result; that only moves BatchNorm's
             statistics.
-        statistics: of BatchNorm, see `normalising_by`; of a view with perturbed features beside it those of these
-            alone, which are then decoded on their own.
+        statistics: which passes move BatchNorm's running statistics: `all`, `none`, or `clean`, the pass without
+            perturbed features, which are then decoded on their own.
     """
 
     images: Tensor
     masks: list[Tensor] | None = None
     beside: bool = False
-    statistics: Statistics = "all"
+    statistics: Literal["all", "clean", "none"] = "all"
 
 
 class SemanticSegmenter(PreTrainedModel):
@@ -130,7 +130,7 @@ class SemanticSegmenter(PreTrainedModel):
 
     def _logits(self, view: View) -> Tensor:
         pixels = self.normalised(view.images)
-        with normalising_by(self, "all" if view.beside else view.statistics):
+        with kept_statistics(self, view.statistics == "none"):
             logits = self._decoded(view, self.network.encode(pixels))
         corners = self.network.align_corners
         logits = F.interpolate(logits.float(), size=pixels.shape[-2:], mode="bilinear", align_corners=corners)
@@ -142,8 +142,8 @@ class SemanticSegmenter(PreTrainedModel):
         perturbed = [one[-len(m) :] * m.to(one)[:, :, None, None] for one, m in zip(features, view.masks, strict=True)]
         if not view.beside:
             return self.network.decode(perturbed)
-        if view.statistics == "all":
-            return self.network.decode([torch.cat(pair) for pair in zip(features, perturbed, strict=True)])
-        clean = self.network.decode(features)
-        with normalising_by(self, view.statistics):
-            return torch.cat([clean, self.network.decode(perturbed)])
+        if view.statistics == "clean":
+            clean = self.network.decode(features)
+            with kept_statistics(self):
+                return torch.cat([clean, self.network.decode(perturbed)])
+        return self.network.decode([torch.cat(pair) for pair in zip(features, perturbed, strict=True)])

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import MethodArguments
-from ..batch_norm import Statistics
 from ..dataset import Views
 from ..losses import (
     Mean,
@@ -72,16 +71,13 @@ class Method:
 
     def clean(self, images: Tensor, masks: list[Tensor] | None = None) -> View:
         """A pass of labelled or weak images; `masks` perturb features beside them."""
-        return View(images, masks, beside=masks is not None, statistics="all" if masks is None else self.statistics)
+        statistics = "clean" if self.arguments.batch_norm_statistics == "clean" else "all"
+        return View(images, masks, beside=masks is not None, statistics=statistics)
 
     def strong(self, images: Tensor, masks: list[Tensor] | None = None) -> View:
         """A pass of strong views; `masks` perturb their features."""
-        return View(images, masks, statistics=self.statistics)
-
-    @property
-    def statistics(self) -> Statistics:
-        """Of BatchNorm, for strong views and perturbed features."""
-        return {"all": "all", "clean": "kept", "running": "running"}[self.arguments.batch_norm_statistics]
+        statistics = "none" if self.arguments.batch_norm_statistics == "clean" else "all"
+        return View(images, masks, statistics=statistics)
 
     def labelled_loss(self, logits: Tensor, step: Step) -> Mean:
         options, labels = self.arguments, step.batch["labels"]
