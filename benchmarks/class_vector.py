@@ -37,10 +37,11 @@ from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.losses import mask_losses
 from modeling_cora.modeling_cora import CoraOutput
 from trainers import stage, stage1
-from trainers.arguments import CoraTrainingArguments, parse_recipe
+from trainers.arguments import CoraTrainingArguments
 from trainers.evaluate import evaluate_scenes
 from trainers.instruction_dataset import InstructionDataset
 from trainers.loading import load_trained
+from trainers.recipe_parser import parse_recipe
 
 DEFAULTS = Path(__file__).resolve().parents[1] / "trainers/recipes/demo.yaml"
 

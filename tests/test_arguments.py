@@ -16,11 +16,10 @@ from trainers.arguments import (
     EmbeddingCacheArguments,
     QueryPretrainingArguments,
     UnlabelledArguments,
-    parse_recipe,
-    split_sections,
 )
 from trainers.consistency_weights import ConsistencyArguments
 from trainers.evaluate import EvaluationArguments
+from trainers.recipe_parser import parse_recipe, split_sections
 from trainers.stage import ARGUMENTS
 from trainers.steps import Step, StepFolders, code_digest
 

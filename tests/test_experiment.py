@@ -16,11 +16,11 @@ from datasets_scripts.files import write_text
 from datasets_scripts.scenes import write_scenes
 from datasets_scripts.splits import write_split
 from trainers import comparison, experiment
-from trainers.arguments import parse_recipe
 from trainers.comparison import Comparison
 from trainers.diagnose import main as diagnose
 from trainers.experiment import ALL, Cell, ExperimentArguments, Plans, main, plan_cells, run_of, sections_of
 from trainers.pseudo_labels.measure import main as measure
+from trainers.recipe_parser import parse_recipe
 from trainers.run import STAGES, RunArguments, plan, read_run
 
 from .test_run import RECIPE, SECTIONS

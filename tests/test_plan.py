@@ -8,7 +8,7 @@ import pytest
 
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.scenes import write_scenes
-from trainers.arguments import parse_recipe
+from trainers.recipe_parser import parse_recipe
 from trainers.run import Run, main, plan, read_run
 from trainers.steps import StepFolders
 

@@ -389,9 +389,9 @@ def test_classes_that_are_left_out_are_named_once(street, backbones, tmp_path, c
     "recipe", sorted((ROOT / "trainers/pseudo_labels/recipes").glob("*.yaml")), ids=lambda p: p.stem
 )
 def test_every_recipe_is_readable(recipe):
-    from trainers.arguments import parse_recipe
     from trainers.pseudo_labels.arguments import check_cutmix
     from trainers.pseudo_labels.train import ARGUMENTS
+    from trainers.recipe_parser import parse_recipe
 
     groups = parse_recipe(ARGUMENTS, [str(recipe), "--use_cpu", "true", "--bf16", "false"])
     segmenter, method, data, strong, _ = groups

@@ -20,9 +20,10 @@ from datasets_scripts.records import DataError
 from datasets_scripts.scenes import write_scenes
 from modeling_cora.hub.push import publication
 from modeling_cora.hub.run_folder import read_run as read_finished
-from trainers.arguments import EmbeddingCacheArguments, parse_recipe
+from trainers.arguments import EmbeddingCacheArguments
 from trainers.base_trainer import last_checkpoint
 from trainers.methods import method_named
+from trainers.recipe_parser import parse_recipe
 from trainers.report import Stage, write_report
 from trainers.run import STAGES, main, picture_of, plan, read_run
 from trainers.stage import ARGUMENTS

@@ -35,11 +35,12 @@ from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.consistency import mask_variance
 from modeling_cora.segmentation import query_logits
 from trainers.argument_checks import check_kinds, check_least
-from trainers.arguments import CLASS_KINDS, EmbeddingCacheArguments, parse_recipe
+from trainers.arguments import CLASS_KINDS, EmbeddingCacheArguments
 from trainers.consistency_maps import packed_variances
 from trainers.embedding_cache import add_embedding_cache, weights_hash
 from trainers.file_hashes import FileHashes
 from trainers.loading import inference_accelerator, load_trained
+from trainers.recipe_parser import parse_recipe
 from trainers.unlabelled_dataset import PseudoLabels
 
 

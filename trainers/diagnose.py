@@ -36,14 +36,7 @@ from datasets_scripts.folder import read_data
 from datasets_scripts.records import DataError, Scene, SceneSet
 from modeling_cora.hub.run_folder import TRAINING
 from trainers.argument_checks import check_least
-from trainers.arguments import (
-    DataArguments,
-    ModelArguments,
-    TrainedPartsArguments,
-    UnlabelledArguments,
-    parse_recipe,
-    read_recipe,
-)
+from trainers.arguments import DataArguments, ModelArguments, TrainedPartsArguments, UnlabelledArguments
 from trainers.base_trainer import last_checkpoint
 from trainers.comparison import require_matplotlib
 from trainers.consistency_maps import ConsistencyMaps
@@ -53,6 +46,7 @@ from trainers.diagnosis.picture import draw_diagnosis
 from trainers.diagnosis.reliability import measure_reliability
 from trainers.diagnosis.report import diagnosis_report
 from trainers.diagnosis.separation import Embeddings, agreement, ask_embeddings, projected, separation
+from trainers.recipe_parser import parse_recipe, read_recipe
 from trainers.report import read_history
 from trainers.stage import ARGUMENTS, prepare_training
 from trainers.token_bank import BANK_FILE

@@ -43,12 +43,13 @@ from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.hub.run_folder import weights_digest
 from modeling_cora.pictures import captioned, comparison, grid
 from trainers.argument_checks import check_choice, check_kinds, check_least
-from trainers.arguments import EmbeddingCacheArguments, parse_recipe
+from trainers.arguments import EmbeddingCacheArguments
 from trainers.baselines import MeanMask, part_counts, trivial_counts
 from trainers.embedding_cache import add_embedding_cache
 from trainers.instruction_dataset import anchor_masks
 from trainers.loading import inference_accelerator, load_trained
 from trainers.protocols import PROTOCOLS, Protocol, ask, protocol_named
+from trainers.recipe_parser import parse_recipe
 from trainers.stage import labelled_instructions
 from trainers.summary import markdown, summarise_records, summary_table
 from trainers.training_record import has_learned_anchors

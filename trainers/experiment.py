@@ -44,10 +44,10 @@ from tqdm.auto import tqdm
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import write_text
 from trainers.argument_checks import nearest
-from trainers.arguments import parse_recipe, split_sections
 from trainers.comparison import Comparison, require_matplotlib
 from trainers.file_hashes import FileHashes
 from trainers.methods import BASELINES, method_named
+from trainers.recipe_parser import parse_recipe, split_sections
 from trainers.run import SECTIONS, STAGES, RunArguments, override, plan, read_run, run, section_of
 from trainers.steps import StepFolders
 

@@ -30,12 +30,13 @@ from datasets_scripts.folder import read_data
 from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, read_image
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from trainers.argument_checks import check_least
-from trainers.arguments import CLASS_KINDS, parse_recipe
+from trainers.arguments import CLASS_KINDS
 from trainers.diagnosis.separation import Embeddings, agreement
 from trainers.evaluate import each_once, some_of_each
 from trainers.instruction_dataset import anchor_masks
 from trainers.loading import load_trained
 from trainers.query_pretraining import without_masks
+from trainers.recipe_parser import parse_recipe
 from trainers.stage import labelled_instructions
 from trainers.training_record import has_learned_anchors
 

@@ -33,19 +33,13 @@ from datasets_scripts.folder import read_folder
 from datasets_scripts.records import DataError
 from trainers.adapters import refuse_base_without_anchors
 from trainers.argument_checks import nearest
-from trainers.arguments import (
-    EmbeddingCacheArguments,
-    UnlabelledArguments,
-    parse_recipe,
-    read_recipe,
-    read_yaml,
-    split_sections,
-)
+from trainers.arguments import EmbeddingCacheArguments, UnlabelledArguments
 from trainers.base_trainer import SHARDED_GRADIENTS
 from trainers.consistency_weights import ConsistencyArguments
 from trainers.evaluate import EvaluationArguments
 from trainers.methods import LISA_CONFIDENCE, method_named
 from trainers.pseudo_labels.steps import pseudo_label_steps
+from trainers.recipe_parser import parse_recipe, read_recipe, read_yaml, split_sections
 from trainers.report import Stage, read_history, write_report
 from trainers.stage import ARGUMENTS as STAGE_ARGUMENTS
 from trainers.steps import RESUMES, Step, StepFolders

@@ -33,7 +33,6 @@ from .arguments import (
     QueryPretrainingArguments,
     TrainedPartsArguments,
     UnlabelledArguments,
-    parse_recipe,
 )
 from .base_trainer import check_training, checkpoint_to_resume, refuse_evaluation
 from .cora_trainer import CoraTrainer, freeze_idle_anchors, refuse_sharded_anchors
@@ -41,6 +40,7 @@ from .embedding_cache import EmbeddingCache, add_embedding_cache, refuse_sharded
 from .instruction_dataset import InstructionCollator, InstructionDataset
 from .loading import half_with_trained_parts, load_trained
 from .query_pretraining import pretrain_queries
+from .recipe_parser import parse_recipe
 from .trained_parts import frozen_in, parameter_table, select_trained_parts
 from .training_record import record_path, write_training_record
 from .unlabelled_dataset import PairedCollator, PairedDataset, UnlabelledDataset

@@ -26,8 +26,8 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.files import write_text
 
-from .arguments import as_word, parse_recipe, read_recipe, read_yaml
 from .file_hashes import FileHashes
+from .recipe_parser import as_word, parse_recipe, read_recipe, read_yaml
 
 RESUMES = ("--resume_from_checkpoint", "true")
 """What training programs need to go on where they were interrupted."""

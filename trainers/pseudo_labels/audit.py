@@ -26,12 +26,12 @@ from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.folder import read_folder
 from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet
 from trainers.argument_checks import check_least
-from trainers.arguments import parse_recipe
 from trainers.pseudo_labels.arguments import Share, check_fields
 from trainers.pseudo_labels.audit_page import write_page
 from trainers.pseudo_labels.evaluation import scores
 from trainers.pseudo_labels.predictions import check_classes, mask_path, read_meta, read_prediction, write_json
 from trainers.pseudo_labels.scenes import class_index_lookup
+from trainers.recipe_parser import parse_recipe
 
 LEVELS, TENTHS = 256, 10
 CONFIDENCES = np.arange(LEVELS) / 255

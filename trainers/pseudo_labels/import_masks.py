@@ -27,9 +27,9 @@ from tqdm.auto import tqdm
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.folder import read_folder
 from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet, image_size, read_map
-from trainers.arguments import parse_recipe
 from trainers.pseudo_labels.arguments import check_fields
 from trainers.pseudo_labels.predictions import META, SOURCE, write_json, write_prediction
+from trainers.recipe_parser import parse_recipe
 
 ENDINGS = ("_leftImg8bit", "_gtFine_labelTrainIds", "_gtFine_labelIds", "_pred")
 

@@ -30,10 +30,10 @@ from tqdm.auto import tqdm
 from datasets_scripts.command_line import ArgumentParser, UsageError, one_line_errors
 from datasets_scripts.files import write_text
 from modeling_cora.hub.run_folder import TRAINING
-from trainers.arguments import split_sections
 from trainers.comparison import Comparison, require_matplotlib
 from trainers.pseudo_labels.arguments import METHODS
 from trainers.pseudo_labels.steps import pseudo_label_steps
+from trainers.recipe_parser import split_sections
 from trainers.steps import Step, StepFolders
 
 

@@ -30,13 +30,13 @@ from datasets_scripts.json_files import read_json
 from datasets_scripts.records import DataError, Scene
 from modeling_cora.hub.run_folder import TRAINING, weights_digest
 from trainers.argument_checks import check_above_zero
-from trainers.arguments import parse_recipe
 from trainers.loading import inference_accelerator
 from trainers.pseudo_labels.arguments import Share, check_fields
 from trainers.pseudo_labels.backbones import load_segmenter
 from trainers.pseudo_labels.evaluation import predict_scene
 from trainers.pseudo_labels.predictions import META, SOURCE, check_classes, mask_path, write_json, write_prediction
 from trainers.pseudo_labels.segmenter import SemanticSegmenter
+from trainers.recipe_parser import parse_recipe
 
 
 @dataclass

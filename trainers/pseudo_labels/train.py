@@ -28,7 +28,6 @@ from transformers.trainer_utils import set_seed
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import write_text
 from modeling_cora.hub.run_folder import TRAINING
-from trainers.arguments import parse_recipe
 from trainers.base_trainer import checkpoint_to_resume, refuse_evaluation
 from trainers.pseudo_labels.arguments import (
     MethodArguments,
@@ -48,6 +47,7 @@ from trainers.pseudo_labels.methods.unimatch_v2 import UniMatchV2
 from trainers.pseudo_labels.scenes import TrainingScenes, read_training_scenes
 from trainers.pseudo_labels.segmenter import SemanticSegmenter
 from trainers.pseudo_labels.trainer import SemiSupervisedSegmentationTrainer
+from trainers.recipe_parser import parse_recipe
 
 ARGUMENTS = (
     SegmenterArguments,
