@@ -27,7 +27,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from publishing.command_line import one_line_errors
 
 from .checkpoint_keys import CLIP_VISION, DINOV2, DROPPABLE, DROPPABLE_OF_CLIP, LLAMA
-from .checkpoint_shards import ConversionError, StoredTensor, read_checkpoint, read_json
+from .checkpoint_shards import ConversionError, read_checkpoint, read_json
 from .configuration_cora import SEG_TOKEN, CoraConfig
 from .conversion import (
     IMAGE_TOKEN,
@@ -123,7 +123,7 @@ def convert(arguments: Sequence[str] | None = None) -> None:
     )
 
 
-def _language_model(options: argparse.Namespace) -> tuple[LlamaConfig, Any, dict[str, StoredTensor]]:
+def _language_model(options: argparse.Namespace) -> tuple[LlamaConfig, Any, dict[str, torch.Tensor]]:
     """Its configuration, tokenizer and tensors, under CORA's names: read, or new."""
     if not options.language:
         return _new_language_model(options)
@@ -147,7 +147,7 @@ def _language_model(options: argparse.Namespace) -> tuple[LlamaConfig, Any, dict
     return config, tokenizer, tensors
 
 
-def _new_language_model(options: argparse.Namespace) -> tuple[LlamaConfig, Any, dict[str, StoredTensor]]:
+def _new_language_model(options: argparse.Namespace) -> tuple[LlamaConfig, Any, dict[str, torch.Tensor]]:
     if not options.texts:
         raise ConversionError(
             "--texts: not given, and --language neither; a new language model needs queries for its tokenizer"
@@ -159,8 +159,7 @@ def _new_language_model(options: argparse.Namespace) -> tuple[LlamaConfig, Any, 
         torch.manual_seed(options.seed)
         model = LlamaForCausalLM(config)
         initialise_language_model(model.model)
-    tensors = {name: StoredTensor.of(tensor) for name, tensor in model.state_dict().items()}
-    return config, tokenizer, renamed(tensors, LLAMA, DROPPABLE, "the new language model")
+    return config, tokenizer, renamed(model.state_dict(), LLAMA, DROPPABLE, "the new language model")
 
 
 def _read_queries(path: Path) -> list[str]:
@@ -186,7 +185,7 @@ def _read_queries(path: Path) -> list[str]:
     return queries
 
 
-def _vision_tower(options: argparse.Namespace) -> tuple[Any, int, dict[str, StoredTensor]]:
+def _vision_tower(options: argparse.Namespace) -> tuple[Any, int, dict[str, torch.Tensor]]:
     """Its configuration, the side of its input in pixels, and its tensors under CORA's names."""
     folder = find_checkpoint(options.vision)
     values = read_json(folder / "config.json")
@@ -208,7 +207,7 @@ def _vision_tower(options: argparse.Namespace) -> tuple[Any, int, dict[str, Stor
     return config, size, renamed(read_checkpoint(folder), rules, (*DROPPABLE, *DROPPABLE_OF_CLIP), str(folder))
 
 
-def _new_parts(config: CoraConfig, seed: int, scale: float) -> dict[str, StoredTensor]:
+def _new_parts(config: CoraConfig, seed: int, scale: float) -> dict[str, torch.Tensor]:
     """Connector and projection, with weights that keep the scale of what passes through; the same for the same seed.
 
     Args:
@@ -222,11 +221,7 @@ def _new_parts(config: CoraConfig, seed: int, scale: float) -> dict[str, StoredT
             torch.nn.init.zeros_(linear.bias)
         initialise_projection(projection, scale)
     parts = {"vlm.model.multi_modal_projector": connector, "seg_projector": projection}
-    return {
-        f"{part}.{name}": StoredTensor.of(tensor)
-        for part, module in parts.items()
-        for name, tensor in module.state_dict().items()
-    }
+    return {f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()}
 
 
 if __name__ == "__main__":

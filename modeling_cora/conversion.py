@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from transformers import AutoTokenizer, LlamaTokenizer
 from publishing.command_line import ArgumentParser
 
 from .checkpoint_keys import Rules, is_droppable, rename
-from .checkpoint_shards import ConversionError, StoredTensor, read_json, write_shards
+from .checkpoint_shards import ConversionError, read_json, write_shards
 from .configuration_cora import CoraConfig
 from .modeling_cora import CoraForReasoningSegmentation, CoraSegProjector
 from .processing_cora import CoraProcessor
@@ -128,14 +127,14 @@ def add_special_tokens(tokenizer: Any, tokens: Sequence[str]) -> None:
 
 
 def renamed(
-    tensors: Mapping[str, StoredTensor], rules: Rules, droppable: Sequence[str], where: str
-) -> dict[str, StoredTensor]:
+    tensors: Mapping[str, torch.Tensor], rules: Rules, droppable: Sequence[str], where: str
+) -> dict[str, torch.Tensor]:
     """The tensors under CORA's names.
 
     Raises:
         ConversionError: keys that no rule knows, or two for one name.
     """
-    result: dict[str, StoredTensor] = {}
+    result: dict[str, torch.Tensor] = {}
     unexpected = []
     for key, tensor in tensors.items():
         if is_droppable(key, droppable):
@@ -152,7 +151,7 @@ def renamed(
     return result
 
 
-def grow_rows(tensors: dict[str, StoredTensor], rows: int, input_table: str = INPUT_TABLE) -> bool:
+def grow_rows(tensors: dict[str, torch.Tensor], rows: int, input_table: str = INPUT_TABLE) -> bool:
     """Makes the embedding and the language head hold at least `rows` rows; a new one is the mean of the others.
 
     Args:
@@ -165,21 +164,13 @@ def grow_rows(tensors: dict[str, StoredTensor], rows: int, input_table: str = IN
     for name in (input_table, OUTPUT_TABLE):
         table = tensors.get(name)
         if table is not None and table.shape[0] < rows:
-            tensors[name] = _grown(table, rows)
+            mean = table.mean(0, keepdim=True, dtype=torch.float32).to(table.dtype)
+            tensors[name] = torch.cat([table, mean.expand(rows - len(table), *table.shape[1:])])
             added = True
     return added
 
 
-def _grown(table: StoredTensor, rows: int) -> StoredTensor:
-    def load() -> torch.Tensor:
-        known = table.load()
-        mean = known.mean(0, keepdim=True, dtype=torch.float32).to(known.dtype)
-        return torch.cat([known, mean.expand(rows - len(known), -1)])
-
-    return StoredTensor((rows, *table.shape[1:]), table.dtype, load)
-
-
-def state_scale(tensors: Mapping[str, StoredTensor], input_table: str = INPUT_TABLE) -> float:
+def state_scale(tensors: Mapping[str, torch.Tensor], input_table: str = INPUT_TABLE) -> float:
     """Root mean square of a language model's last states, which is that of its final norm's weights.
 
     Raises:
@@ -188,7 +179,7 @@ def state_scale(tensors: Mapping[str, StoredTensor], input_table: str = INPUT_TA
     name = input_table.replace("embed_tokens", "norm")
     if name not in tensors:
         raise ConversionError(f"the weights do not fit the model: {_listed('missing key', [name])}")
-    return float(tensors[name].load().float().square().mean().sqrt())
+    return float(tensors[name].float().square().mean().sqrt())
 
 
 def initialise_projection(projection: CoraSegProjector, scale: float) -> None:
@@ -210,7 +201,7 @@ def empty_model(config: CoraConfig) -> CoraForReasoningSegmentation:
         return CoraForReasoningSegmentation(config)
 
 
-def match_model(model: CoraForReasoningSegmentation, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+def match_model(model: CoraForReasoningSegmentation, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Exactly the tensors that `save_pretrained` would write, each of the right shape.
 
     Raises:
@@ -223,7 +214,7 @@ def match_model(model: CoraForReasoningSegmentation, tensors: dict[str, StoredTe
             expected.pop(copy, None)
             continue
         first = tensors.setdefault(original, second)
-        if first is not second and (first.shape != second.shape or not torch.equal(first.load(), second.load())):
+        if first is not second and not torch.equal(first, second):
             raise ConversionError(f"{copy} differs from {original}, though the configuration ties them")
         expected.pop(copy, None)
     problems = [
@@ -254,9 +245,9 @@ def _listed(what: str, names: Sequence[str], shown: int = 4) -> str:
 def write_model_folder(
     options: argparse.Namespace,
     config: CoraConfig,
-    tensors: dict[str, StoredTensor],
+    tensors: dict[str, torch.Tensor],
     processor: CoraProcessor,
-    initial: Callable[[CoraForReasoningSegmentation], dict[str, StoredTensor]] | None = None,
+    initial: Callable[[CoraForReasoningSegmentation], dict[str, torch.Tensor]] | None = None,
     input_table: str = INPUT_TABLE,
 ) -> None:
     """Writes what `from_pretrained` of model and processor read; the folder appears whole or not at all.
@@ -281,7 +272,7 @@ def write_model_folder(
         config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
         processor.save_pretrained(folder)
-    count = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    count = sum(tensor.numel() for tensor in tensors.values())
     print(f"{options.output}: {count:,} weights as {str(dtype).removeprefix('torch.')}")
 
 
@@ -306,6 +297,9 @@ def whole_folder(out: str | Path, option: str) -> Iterator[Path]:
             folder = Path(place) / out.name  # that one is its owner's alone
             folder.mkdir()
             yield folder
+            for file in folder.rglob("*"):
+                if file.is_file():  # safetensors makes files that nobody else may read
+                    file.chmod(folder.stat().st_mode & 0o666)
             os.replace(folder, out)
     except OSError as error:
         raise ConversionError(f"{option} {out}: {error.strerror or error}") from None

@@ -27,7 +27,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, SamConfig
 from publishing.command_line import one_line_errors
 
 from .checkpoint_keys import CLIP_VISION, DROPPABLE, DROPPABLE_OF_CLIP, LISA
-from .checkpoint_shards import ConversionError, StoredTensor, read_checkpoint, read_json
+from .checkpoint_shards import ConversionError, read_checkpoint, read_json
 from .configuration_cora import SEG_TOKEN, CoraConfig
 from .conversion import (
     IMAGE_TOKEN,
@@ -145,7 +145,7 @@ def _lisa_config(checkpoint: Path, tokenizer: Path) -> dict[str, Any]:
     raise ConversionError(f"{checkpoint}: config.json is neither beside it nor in {tokenizer}")
 
 
-def _lisa_tensors(checkpoint: Path, options: argparse.Namespace) -> dict[str, StoredTensor]:
+def _lisa_tensors(checkpoint: Path, options: argparse.Namespace) -> dict[str, torch.Tensor]:
     """Under LISA's own names, adapters merged."""
     alpha, rslora, adapter = options.lora_alpha, False, {}
     if options.lora:
@@ -176,7 +176,7 @@ def _chat_template(tokenizer: Any) -> str:
     return _TEMPLATE.replace("IMAGE", start + IMAGE_TOKEN + end, 1)
 
 
-def _add_vision_tower(tensors: dict[str, StoredTensor], options: argparse.Namespace) -> CLIPVisionConfig:
+def _add_vision_tower(tensors: dict[str, torch.Tensor], options: argparse.Namespace) -> CLIPVisionConfig:
     """Adds the tower's weights where the checkpoint has none."""
     inside = any(name.startswith(_TOWER) for name in tensors)
     if not options.vision_tower:
@@ -194,7 +194,7 @@ def _add_vision_tower(tensors: dict[str, StoredTensor], options: argparse.Namesp
     return parse_config(CLIPVisionConfig, values, f"{folder}: config.json")
 
 
-def _add_sam(tensors: dict[str, StoredTensor], options: argparse.Namespace, where: str) -> SamConfig:
+def _add_sam(tensors: dict[str, torch.Tensor], options: argparse.Namespace, where: str) -> SamConfig:
     """Adds the parts of SAM that the checkpoint has nothing of."""
     missing = [part for part in _SAM_PARTS if not any(name.startswith(part) for name in tensors)]
     if not options.sam:
@@ -213,7 +213,7 @@ def _add_sam(tensors: dict[str, StoredTensor], options: argparse.Namespace, wher
 
 def _vlm_config(
     values: Mapping[str, Any],
-    tensors: dict[str, StoredTensor],
+    tensors: dict[str, torch.Tensor],
     vision: CLIPVisionConfig,
     image_id: int,
     where: str,
@@ -222,8 +222,8 @@ def _vlm_config(
     width = tensors[INPUT_TABLE].shape[1]
     one_layer = f"{_PROJECTOR}linear_2.weight" not in tensors
     if one_layer:
-        tensors[f"{_PROJECTOR}linear_2.weight"] = StoredTensor.of(torch.eye(width))
-        tensors[f"{_PROJECTOR}linear_2.bias"] = StoredTensor.of(torch.zeros(width))
+        tensors[f"{_PROJECTOR}linear_2.weight"] = torch.eye(width)
+        tensors[f"{_PROJECTOR}linear_2.bias"] = torch.zeros(width)
     text = {field: values[field] for field in _LLAMA_FIELDS if field in values}
     text["vocab_size"] = tensors[INPUT_TABLE].shape[0]
     return LlavaConfig(

@@ -5,9 +5,8 @@ them.
     python -m modeling_cora.convert_vlm_sam --vlm Qwen/Qwen2.5-VL-3B-Instruct --sam sam_vit_h_4b8939.pth \\
         --max-pixels 602112 --output cora-qwen-3b
 
-`--vlm` is a folder or Hub id of a model of `branches.PACKED_FAMILIES`: LLaVA in any layout that it was ever saved in,
-whose weights pass through memory one by one; the others as transformers loads them, whole. `--sam` is
-segment-anything's own `.pth`, or a folder or Hub id of `SamModel`.
+`--vlm` is a folder or Hub id of a model of `branches.PACKED_FAMILIES`: LLaVA in any layout that it was ever saved in;
+the others as transformers loads them. `--sam` is segment-anything's own `.pth`, or a folder or Hub id of `SamModel`.
 
 The tokenizer gets `[SEG]`. Where the tables have a row for it already (LLaVA-1.5's have 64 rows more than tokens), that
 row stays as it is; otherwise one is added to embedding and language head, the mean of the others.
@@ -28,7 +27,7 @@ from publishing.command_line import one_line_errors
 
 from .branches import PACKED_FAMILIES
 from .checkpoint_keys import DROPPABLE, LLAVA
-from .checkpoint_shards import ConversionError, StoredTensor, read_checkpoint, read_json
+from .checkpoint_shards import ConversionError, read_checkpoint, read_json
 from .configuration_cora import SEG_TOKEN, CoraConfig
 from .conversion import (
     IMAGE_TOKEN,
@@ -65,7 +64,7 @@ class _Vlm:
 
     config: Any
     tokenizer: Any
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, torch.Tensor]
     input_table: str
     image_processor: Any
     image_token: str
@@ -172,7 +171,7 @@ def _of_transformers(folder: Path) -> _Vlm:
     return _Vlm(
         config,
         tokenizer,
-        {f"vlm.{name}": StoredTensor.of(tensor) for name, tensor in model.state_dict().items()},
+        {f"vlm.{name}": tensor for name, tensor in model.state_dict().items()},
         f"vlm.{table}.weight",
         image_processor,
         tokenizer.convert_ids_to_tokens(config.image_token_id),
@@ -204,7 +203,7 @@ def _limit_pixels(image_processor: Any, most: int | None) -> None:
     image_processor.size = {"shortest_edge": least, "longest_edge": most}
 
 
-def _new_projection(config: CoraConfig, seed: int, scale: float) -> dict[str, StoredTensor]:
+def _new_projection(config: CoraConfig, seed: int, scale: float) -> dict[str, torch.Tensor]:
     """The same for the same seed.
 
     Args:
@@ -214,7 +213,7 @@ def _new_projection(config: CoraConfig, seed: int, scale: float) -> dict[str, St
         torch.manual_seed(seed)
         projection = CoraSegProjector(config)
         initialise_projection(projection, scale)
-    return {f"seg_projector.{name}": StoredTensor.of(tensor) for name, tensor in projection.state_dict().items()}
+    return {f"seg_projector.{name}": tensor for name, tensor in projection.state_dict().items()}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint_shards import ConversionError, StoredTensor, read_json
+from .checkpoint_shards import ConversionError, read_json
 
 # LISA: train_ds.py, --lora_alpha
 LISA_ALPHA = 16.0
@@ -35,8 +35,8 @@ def lora_alpha(folder: Path) -> tuple[float, bool]:
 
 
 def merge_lora(
-    tensors: Mapping[str, StoredTensor], adapter: Mapping[str, StoredTensor], alpha: float, rslora: bool, where: str
-) -> dict[str, StoredTensor]:
+    tensors: Mapping[str, torch.Tensor], adapter: Mapping[str, torch.Tensor], alpha: float, rslora: bool, where: str
+) -> dict[str, torch.Tensor]:
     """The weights without peft: adapted ones as W + scale * B @ A in fp32, trained copies instead of the originals.
 
     Args:
@@ -47,9 +47,9 @@ def merge_lora(
     Raises:
         ConversionError: half a pair of factors, factors of other shapes, or of a weight that is not there.
     """
-    weights: dict[str, StoredTensor] = {}
-    trained: dict[str, StoredTensor] = {}
-    factors: dict[str, dict[str, StoredTensor]] = {}
+    weights: dict[str, torch.Tensor] = {}
+    trained: dict[str, torch.Tensor] = {}
+    factors: dict[str, dict[str, torch.Tensor]] = {}
     for of_adapter, source in ((False, tensors), (True, adapter)):
         for key, tensor in source.items():
             name = key.removeprefix("base_model.model.")
@@ -74,11 +74,5 @@ def merge_lora(
                 f"{where}: {module}: lora_A {list(a)} and lora_B {list(b)} do not adapt {list(weight)}"
             )
         rank = math.sqrt(a[0]) if rslora else a[0]
-        weights[name] = _merged(weights[name], pair["A"], pair["B"], alpha / rank)
+        weights[name] = weights[name].float() + alpha / rank * (pair["B"].float() @ pair["A"].float())
     return weights
-
-
-def _merged(weight: StoredTensor, a: StoredTensor, b: StoredTensor, scale: float) -> StoredTensor:
-    return StoredTensor(
-        weight.shape, torch.float32, lambda: weight.load().float() + scale * (b.load().float() @ a.load().float())
-    )

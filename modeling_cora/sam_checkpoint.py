@@ -11,14 +11,14 @@ import torch
 from transformers import SamConfig, SamMaskDecoderConfig, SamPromptEncoderConfig, SamVisionConfig
 
 from .checkpoint_keys import DROPPABLE, DROPPABLE_OF_MOBILE_SAM, MOBILE_SAM, SAM_ORIGINAL, SAM_TRANSFORMERS
-from .checkpoint_shards import ConversionError, StoredTensor, read_checkpoint, read_json
+from .checkpoint_shards import ConversionError, read_checkpoint, read_json
 from .conversion import parse_config, renamed
 
 # segment_anything/build_sam.py: of every published SAM; the weights do not tell it
 DECODER_HEADS = 8
 
 
-def read_sam(path: Path, decoder_heads: int = DECODER_HEADS) -> tuple[SamConfig, dict[str, StoredTensor]]:
+def read_sam(path: Path, decoder_heads: int = DECODER_HEADS) -> tuple[SamConfig, dict[str, torch.Tensor]]:
     """
     Args:
         path: segment-anything's or MobileSAM's `.pth`, or the folder of a `SamModel`.
@@ -48,12 +48,12 @@ def read_sam(path: Path, decoder_heads: int = DECODER_HEADS) -> tuple[SamConfig,
     )
 
 
-def encoder_of(tensors: Mapping[str, StoredTensor]) -> Literal["sam_vit", "tiny_vit"]:
+def encoder_of(tensors: Mapping[str, torch.Tensor]) -> Literal["sam_vit", "tiny_vit"]:
     """`CoraConfig.sam_encoder` of tensors under CORA's names."""
     return "tiny_vit" if "sam.vision_encoder.stem.0.weight" in tensors else "sam_vit"
 
 
-def fold_batch_norms(tensors: Mapping[str, StoredTensor], eps: float = 1e-5) -> dict[str, StoredTensor]:
+def fold_batch_norms(tensors: Mapping[str, torch.Tensor], eps: float = 1e-5) -> dict[str, torch.Tensor]:
     """Each `X.c.weight` and its batch norm `X.bn.*` become one convolution `X.weight`, `X.bias`, as in inference."""
     folded = {name: tensor for name, tensor in tensors.items() if not re.search(r"\.(?:c|bn)\.[a-z_]+$", name)}
     for name, weight in tensors.items():
@@ -68,26 +68,14 @@ def fold_batch_norms(tensors: Mapping[str, StoredTensor], eps: float = 1e-5) -> 
     return folded
 
 
-def _fold(weight: StoredTensor, norm: Sequence[StoredTensor], eps: float) -> tuple[StoredTensor, StoredTensor]:
+def _fold(weight: torch.Tensor, norm: Sequence[torch.Tensor], eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight and bias of one convolution; `norm` is weight, bias, running mean and running variance behind it."""
     scale, shift, mean, variance = norm
-
-    def gain() -> torch.Tensor:
-        return scale.load() / (variance.load() + eps).sqrt()
-
-    def folded_weight() -> torch.Tensor:
-        return weight.load() * gain()[:, None, None, None]
-
-    def folded_bias() -> torch.Tensor:
-        return shift.load() - mean.load() * gain()
-
-    return (
-        StoredTensor(weight.shape, weight.dtype, folded_weight),
-        StoredTensor(shift.shape, shift.dtype, folded_bias),
-    )
+    gain = scale / (variance + eps).sqrt()
+    return weight * gain[:, None, None, None], shift - mean * gain
 
 
-def sam_config_of(tensors: Mapping[str, StoredTensor], decoder_heads: int, where: str) -> SamConfig:
+def sam_config_of(tensors: Mapping[str, torch.Tensor], decoder_heads: int, where: str) -> SamConfig:
     """Reads the sizes of an original SAM off its shapes.
 
     Args:

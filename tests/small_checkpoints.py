@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import subprocess
 import sys
 import types
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -28,7 +25,6 @@ from transformers import (
 
 from publishing.command_line import one_line_errors
 
-ROOT = Path(__file__).resolve().parents[1]
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 SPECIAL = ["<unk>", "<s>", "</s>"]
 
@@ -172,33 +168,3 @@ def refused(convert, capsys, output: Path, *arguments: object) -> str:
     assert len(line) == 1
     assert sorted(output.parent.iterdir()) == before
     return line[0]
-
-
-_PEAK_PROGRAM = """
-import json, resource, runpy, sys
-from pathlib import Path
-
-def peak():
-    # a process inherits ru_maxrss from the one that started it; Linux knows the peak since the program began
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-module, commands, peaks = sys.argv[1], json.loads(sys.argv[2]), []
-for arguments in commands:
-    sys.argv = ["convert", *arguments]
-    runpy.run_module(module, run_name="__main__")
-    peaks.append(peak())
-print("peaks", json.dumps(peaks))
-"""
-
-
-def peak_memory(module: str, *commands: Sequence[object]) -> list[int]:
-    """Bytes that one process had in memory at most by the end of each of its commands."""
-    arguments = json.dumps([[*map(str, command)] for command in commands])
-    done = subprocess.run(
-        [sys.executable, "-c", _PEAK_PROGRAM, module, arguments], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.split("peaks ")[-1])

@@ -52,7 +52,7 @@ def sam(tmp_path_factory, golden) -> SamModel:
     torch.save({name[2:]: tensor for name, tensor in golden.items() if name.startswith("w.")}, file)
     config, tensors = read_sam(file, decoder_heads(FOLDER / "sam_tiny.safetensors"))
     model = SamModel(config)
-    weights = {name.removeprefix("sam."): tensor.load() for name, tensor in tensors.items()}
+    weights = {name.removeprefix("sam."): tensor for name, tensor in tensors.items()}
     name = "prompt_encoder.shared_embedding.positional_embedding"
     weights[name] = weights["shared_image_embedding.positional_embedding"]
     model.load_state_dict(weights, strict=True)

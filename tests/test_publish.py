@@ -6,13 +6,11 @@ import hashlib
 import io
 import json
 import re
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +32,7 @@ from trainers import evaluate, stage1
 from trainers.loading import load_trained
 from trainers.protocols import PROTOCOLS
 
-from .conftest import noise_image
+from .conftest import disk_for, noise_image
 from .local_hub import RIGHT, LocalHub, environment
 from .test_remote_code import CODE, WITHOUT_THE_PACKAGE
 
@@ -479,17 +477,6 @@ def test_loading_what_is_not_to_be_had_takes_one_line(trained, hub, monkeypatch,
         load_trained(name)
     assert str(caught.value).startswith(f"{name}: cannot be loaded as a CORA model: {message}")
     assert "\n" not in str(caught.value)
-
-
-@contextmanager
-def disk_for(size: int):
-    """A file may have so many bytes; the system refuses what lies beyond as it does on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_takes_one_line(trained, adapter, hub, tmp_path, capsys):
