@@ -134,26 +134,8 @@ def cora_7b_config() -> CoraConfig:
 
     7.7 billion weights. LLaVA's tokenizer has 32,002 tokens and its tables 32,064 rows, so `[SEG]` needs no new one.
     """
-    text = LlamaConfig(
-        vocab_size=32064,
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=32,
-        max_position_embeddings=4096,
-        rms_norm_eps=1e-5,
-        pad_token_id=32001,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-        projection_dim=768,
-    )
+    # what is not named here is transformers' default: LLaMA-7B's sizes, CLIP-L/14-336 and how LLaVA-1.5 joins the two
+    text = LlamaConfig(vocab_size=32064, max_position_embeddings=4096, rms_norm_eps=1e-5, pad_token_id=32001)
     sam = SamConfig(
         vision_config=SamVisionConfig(
             hidden_size=1280,
@@ -162,16 +144,9 @@ def cora_7b_config() -> CoraConfig:
             global_attn_indexes=[7, 15, 23, 31],
             mlp_dim=5120,
         ),
-        prompt_encoder_config=SamPromptEncoderConfig(),
         mask_decoder_config=SamMaskDecoderConfig(layer_norm_eps=1e-5),
     )
-    return CoraConfig(
-        vlm_config=LlavaConfig(
-            text_config=text, vision_config=vision, image_token_id=32000, image_seq_length=576, vision_feature_layer=-2
-        ),
-        sam_config=sam,
-        seg_token_id=32002,
-    )
+    return CoraConfig(vlm_config=LlavaConfig(text_config=text), sam_config=sam, seg_token_id=32002)
 
 
 @torch.no_grad()
