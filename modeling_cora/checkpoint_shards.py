@@ -66,8 +66,8 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConversionError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"{path}: cannot be read as JSON ({error})") from None
+    except ValueError as error:
+        raise ConversionError(f"{path}: not JSON ({error})") from None
     if not isinstance(content, dict):
         raise ConversionError(f"{path}: holds no JSON object")
     return content

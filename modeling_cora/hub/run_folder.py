@@ -20,6 +20,7 @@ from transformers.utils import CONFIG_NAME
 
 from publishing.hub import HubError
 
+from ..checkpoint_shards import read_json
 from ..named_models import NAMED_MODELS
 
 TRAINING, METRICS, PICTURE = "training.json", "metrics.json", "overlays.png"
@@ -83,7 +84,8 @@ def read_run(run_dir: str | Path, only_its_own: bool = False) -> Run:
         only_its_own: leave out evaluations of other weights, such as of an earlier training in the same folder.
 
     Raises:
-        HubError: there is no model, a file is not JSON, or (without `only_its_own`) an evaluation is of other weights.
+        HubError: there is no model, or (without `only_its_own`) an evaluation is of other weights.
+        ConversionError: a file is not JSON.
     """
     run_dir = Path(run_dir)
     folder = _model_folder(run_dir)
@@ -121,20 +123,6 @@ def _model_folder(run_dir: Path) -> Path:
                 raise HubError(f"{folder / CONFIG_NAME}: model_type {kind!r}; only 'cora' is pushed from here")
             return folder
     raise HubError(f"{run_dir}: has no {CONFIG_NAME}, {ADAPTER_CONFIG} or model/; what a training wrote would be right")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """
-    Raises:
-        HubError: the file is not a JSON object.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise HubError(f"{path}: not JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise HubError(f"{path}: holds a {type(values).__name__}, not a JSON object")
-    return values
 
 
 def weights_digest(folder: str | Path) -> dict[str, str]:
