@@ -16,6 +16,7 @@ connector.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def convert(arguments: Sequence[str] | None = None) -> None:
             vision_config=vision_config,
             image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
             image_seq_length=image_tokens,
-            vision_feature_layer=options.vision_layer,
+            vision_feature_layer=vision_config.num_hidden_layers,
         ),
         sam_config=sam_config,
         sam_encoder=encoder_of(sam),
@@ -204,7 +205,14 @@ def _vision_tower(options: argparse.Namespace) -> tuple[Any, int, dict[str, torc
     # the embeddings (0) cannot be had: transformers takes output_hidden_states=0 for "none of them"
     if not 1 <= abs(options.vision_layer) <= layers:
         raise ConversionError(f"--vision-layer {options.vision_layer}: is none of 1 to {layers} or -{layers} to -1")
-    return config, size, renamed(read_checkpoint(folder), rules, (*DROPPABLE, *DROPPABLE_OF_CLIP), str(folder))
+    tensors = renamed(read_checkpoint(folder), rules, (*DROPPABLE, *DROPPABLE_OF_CLIP), str(folder))
+    # what lies behind the layer that is looked at would be computed for nobody
+    seen = options.vision_layer if options.vision_layer > 0 else layers + 1 + options.vision_layer
+    own = {k: v for k, v in values.items() if k not in ("out_features", "out_indices", "stage_names")}
+    config = parse_config(config_class, {**own, "num_hidden_layers": seen}, f"{folder}: config.json")
+    number = re.compile(r"\.layers?\.(\d+)\.")
+    kept = {name: t for name, t in tensors.items() if not (found := number.search(name)) or int(found[1]) < seen}
+    return config, size, kept
 
 
 def _new_parts(config: CoraConfig, seed: int, scale: float) -> dict[str, torch.Tensor]:
