@@ -78,11 +78,11 @@ def pair(*ids: int, class_id: int = 1, anchor: Target, name: str = "pole") -> Pa
 
 
 def replied(scene_set: SceneSet, subject: Pair | Target, *claims: str, query: str = "", answer: str = "It is [SEG]."):
-    """What becomes of queries of these claims, each in words that `verify` has nothing to say against."""
+    """What becomes of queries of these claims, in words that `verify` has nothing to say against, or in given ones."""
     (scene,) = scene_set.scenes
     if isinstance(subject, Pair):
         of = f"the {scene_set.classes[subject.target.class_id].name}"
-        said = [{"question": f"{of}, {c} of the {subject.anchor_name}", "relation": c} for c in claims]
+        said = [{"question": query or f"{of}, {c} of the {subject.anchor_name}", "relation": c} for c in claims]
         content = {"target": "t", "anchor": "a", "pairs": [{"answer": answer, **each} for each in said]}
     else:
         said = [{"query": query or f"what is {c}", "attribute": c} for c in claims]
@@ -106,6 +106,8 @@ def test_a_claim_has_to_single_out_its_target(tmp_path):
     assert reason(street, one, "left") == reason(street, two, "left") == "claim is not false of a rival"
     assert reason(street, three, "left") == "claim is unclear" and reason(street, one, "right") == "claim is false"
     assert reason(street, one, "farthest") == "" and reason(street, two, "farthest") == "claim is false"
+    unnamed = "the vehicle farthest from the pole"
+    assert reason(street, one, "farthest", query=unnamed) == "query does not mention its target and anchors"
     assert reason(street, Target(1, (1,)), "leftmost") == ""
     made = replied(street, Target(1, (3,)), "leftmost")
     assert [(line["reason"], line["details"]) for line in made.rejected] == [("claim is false", "'leftmost' of car 3")]

@@ -12,7 +12,7 @@ from trainers.recipe_parser import parse_recipe
 from trainers.run import Run, main, plan, read_run
 from trainers.steps import StepFolders
 
-from .test_run import RECIPE
+from .test_run import RECIPE, options
 from .test_stage1 import ROOT
 
 
@@ -222,3 +222,34 @@ def test_values_of_later_programs_are_checked_before_the_first_step(tmp_path, ca
         main([*argv, "--method", "lisa", "--prediction.window_stride", "0"])
     assert ended.value.code == 2 and "window_stride: 0.0 is not above 0" in capsys.readouterr().err
     assert not list((tmp_path / "out").rglob("*.done.json"))
+
+
+def test_added_instructions_are_known_by_what_their_files_hold(tmp_path):
+    (tmp_path / "data").mkdir()
+    files = [tmp_path / name for name in ("a.jsonl", "b.jsonl")]
+    for path in files:
+        path.write_text("old")
+    argv = [RECIPE, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--instructions.instructions"]
+
+    def built(given: list[Path]) -> tuple[str, list[str]]:
+        step = plan(*read_run([*argv, *map(str, given)])).steps[0]
+        folders = StepFolders(tmp_path / "steps")
+        return folders.folder(step).name, folders.command(step)
+
+    (one, command), (two, commands) = built(files[:1]), built(files)
+    assert command[command.index("--instructions") + 1 :][:1] == [str(files[0])]
+    assert commands[commands.index("--instructions") + 1 :][:2] == list(map(str, files))
+    files[0].write_text("new")
+    assert len({one, two, built(files[:1])[0], built(files)[0]}) == 4
+
+
+def test_data_that_the_evaluation_cannot_ask_about_stop_the_run_before_its_first_step(tmp_path, capsys):
+    write_scenes(tmp_path / "street", labelled=2, unlabelled=1, val=0, size=(64, 96), progress=False)
+    with pytest.raises(SystemExit):
+        main(options(tmp_path / "street", tmp_path / "run"))
+    assert f"{tmp_path / 'street'}: split 'val' has no labelled image to be asked about" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    argv = options(tmp_path / "street", tmp_path / "run", evaluation__split="train", stage1__max_steps=0.5)
+    with pytest.raises(SystemExit):  # what is wrong then is another thing, which is told next
+        main(argv)
+    assert "max_steps" in capsys.readouterr().err
