@@ -188,17 +188,15 @@ def test_held_out_training_images_are_not_carded_as_val(trained, run, hub, tmp_p
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_a_card_says_how_answers_were_had_and_counted(trained, run, hub, name):
-    """Scores of other protocols are not told as LISA's, and the command is the one that was run."""
-    data = ["--data", str(trained / "scenes"), "--kinds", "semantic", "--limit", "1", "--examples", "0"]
-    evaluate.main(["--model", str(run), "--out", str(run / "evaluation"), "--protocol", name, *data])
-    push(run, "org/small")
-    text = hub.repositories["models", "org/small"].content()["README.md"].decode()
-    generated, ignored = PROTOCOLS[name].generated, PROTOCOLS[name].counting == "lisa"
-    assert ("teacher-forced" in text, "in its own words" in text) == (not generated, generated)
-    assert ("255 count nowhere" in text, "255 count as the target's" in text) == (ignored, not ignored)
+    options = f"--data {trained / 'scenes'} --protocol {name} --kinds semantic --limit 1 --examples 0".split()
+    evaluate.main(["--model", str(run), "--out", str(run / "evaluation"), *options])
+    push(run, "org/x")
+    text = hub.repositories["models", "org/x"].content()["README.md"].decode()
+    assert ("teacher-forced" in text) != ("in its own words" in text) == PROTOCOLS[name].generated
+    assert ("255 count nowhere" in text) != ("255 count as the target's" in text) == (name == "segzero")
     assert (f"--protocol {name}" in text) == (name != "lisa")
-    configurations = {result.dataset_config for result in ModelCard(text).data.eval_results}
-    assert ("all, 1 images" if name == "lisa" else f"all, {name}, 1 images") in configurations
+    named = f"all{'' if name == 'lisa' else f', {name}'}, 1 images"
+    assert named in {result.dataset_config for result in ModelCard(text).data.eval_results}
 
 
 def printed_by_the_snippet(card: str, hub: LocalHub, folder: Path) -> list[str]:
