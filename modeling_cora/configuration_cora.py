@@ -116,7 +116,7 @@ class CoraConfig(FromNamedModel, PreTrainedConfig):
         """As in the base class; the code that the folder needs where this package is missing goes with it.
 
         transformers copies what a class's module reaches by relative imports: through the one below, every file. The
-        model's own `save_pretrained` names its class too; a converter, which writes weights one by one, never calls it.
+        model's own `save_pretrained` names its class too; a converter, which writes the weights itself, never calls it.
         """
         from .pipeline import CUSTOM_PIPELINES
 
