@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 from publishing.command_line import OneLineError
 
@@ -131,7 +132,7 @@ def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor], dtype: torch
     """
     written: dict[str, torch.Tensor] = {}
     places: set[int] = set()
-    for name, tensor in tensors.items():
+    for name, tensor in tqdm(tensors.items(), desc="Reading weights", unit="tensor", delay=2):
         tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
         memory = tensor.untyped_storage()
         # the library writes only one of several tensors in the same memory, and refuses views; nothing here is tied
