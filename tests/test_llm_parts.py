@@ -218,6 +218,17 @@ def test_a_rephrasing_that_asks_for_two_things_is_none():
     assert ambiguous == ["That one?", "that one", one.query]
 
 
+def test_a_rephrasing_that_names_no_anchor_is_none():
+    """`verify --drop` would take the whole instruction for it."""
+    anchor = (Anchor("bus", None, (0, 0, 1, 1)),)
+    pair = Instruction("s", "conditional", "car", "the car left of the bus", "[SEG].", (1,), anchors=anchor)
+    said = ["whatever is left of the bus", "the car on the left", "which car has the bus to its right?"]
+    made = add_rephrasings(Made([pair]), ["a"], {"a": Reply({"rephrasings": said})})
+    assert [i.rephrasings for i in made.instructions] == [(said[2],)]
+    silent = [line["said"]["rephrasing"] for line in made.rejected if "not mention its target" in line["reason"]]
+    assert silent == said[:2]
+
+
 def test_replies_are_held_to_the_schema():
     schema = object_schema(a=text_schema("", ["x", "y"]), b=list_schema(object_schema(c=text_schema(""))))
     good = {"a": "x", "b": [{"c": "1"}, {"c": "2"}]}

@@ -165,6 +165,21 @@ def mentions(text: str, name: str) -> int:
     return len(re.findall(rf"(?<!\w){before}(?:{'|'.join(forms)})(?!\w)", folded(text)))
 
 
+def unmentioned(instruction: Instruction, query: str, called: Sequence[str] | None = None) -> str:
+    """Why a query does not name the target and the anchors of its instruction, or "".
+
+    Args:
+        called: what the anchors are called; by default as their classes.
+    """
+    of_anchors = [anchor.class_name for anchor in instruction.anchors]
+    for name in dict.fromkeys([instruction.class_name, *(of_anchors if called is None else called)]):
+        # "the car left of the largest car" needs both
+        times = 2 if name == instruction.class_name and name in of_anchors else 1
+        if mentions(query, name) < times:
+            return f"query does not mention its target and anchors: no {name!r} in {query!r}"
+    return ""
+
+
 def _target_of(instruction: Instruction) -> tuple[Any, ...]:
     ids = instruction.instance_ids
     return instruction.class_name, None if ids is None else tuple(sorted(ids))
@@ -376,14 +391,9 @@ def _wording(
     queries, reasons = queries_of(instruction), []
     rules = instruction.source == "rules"
     if instruction.kind in ("semantic", "conditional"):
-        called = [a.name for a in named] if rules else [a.class_name for a in instruction.anchors]
-        names = [target_class.name, *called]
-        for name in dict.fromkeys(names):
-            # "the car left of the largest car" needs both
-            times = 2 if name == target_class.name and any(a.object.class_id == target_class.id for a in named) else 1
-            if silent := [query for query in queries if mentions(query, name) < times]:
-                reasons.append(f"query does not mention its target and anchors: no {name!r} in {silent[0]!r}")
-                break
+        called = [a.name for a in named] if rules else None
+        if silent := next(filter(None, (unmentioned(instruction, query, called) for query in queries)), ""):
+            reasons.append(silent)
     if rules and instruction.kind != "reasoning":
         known = set(_phrasings(objects, target_class, instruction, claim, named))
         if other := [query for query in queries if query not in known]:

@@ -28,7 +28,7 @@ from ..attribute import attribute_claims, names_class
 from ..claims import Claim, single_out
 from ..objects import SceneObjects
 from ..relations import RELATIONS
-from ..verify import UNDECIDED, check_instruction, contradictions, folded, queries_of
+from ..verify import UNDECIDED, check_instruction, contradictions, folded, queries_of, unmentioned
 from .checks import answer_problem, query_problem
 from .client import Unanswered
 from .pictures import ANCHOR_COLOUR, TARGET_COLOUR, outlined_jpeg
@@ -276,6 +276,8 @@ def _usable_rephrasings(instruction: Instruction, proposed: Sequence[str], targe
         problem = query_problem(query)
         if not problem and instruction.kind == "attribute" and names_class(query, instruction.class_name):
             problem = f"attribute query names its class: {instruction.class_name}"
+        if not problem and instruction.kind == "conditional":
+            problem = unmentioned(instruction, query)
         if not problem and folded(query) in seen:
             problem = "query is there twice"
         if not problem and len(targets[instruction.image_id, folded(query)]) > 1:
