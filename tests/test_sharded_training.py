@@ -102,7 +102,7 @@ def test_stage_1_under_fsdp_equals_one_process_and_resumes(street, tmp_path):
 def test_stage_1_under_fsdp_resumes_with_a_model_that_has_anchors(street, second_stage, tmp_path):
     """Nobody shows them in stage 1, so their encoder would leave the optimizer without a state."""
     parts = ["--trained_parts", "[connector, lm_head, embeddings, seg_projector, anchor_encoder, mask_decoder]"]
-    given = dict(model=second_stage, per_device_train_batch_size=1, save_strategy="steps", save_steps=2)
+    given = dict(model=second_stage, lora_r=0, per_device_train_batch_size=1, save_strategy="steps", save_steps=2)
     launch("fsdp_4", "trainers/stage1.py", [*stage1_options(street, tmp_path / "two", **given), *parts], tmp_path / "c")
     shutil.copytree(tmp_path / "two" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
     argv = stage1_options(street, tmp_path / "resumed", resume_from_checkpoint=True, **given)
