@@ -223,8 +223,8 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
             return {}
         crops = [anchor_crop(image, mask) for image, mask in pairs]
         looks = [(crop.size, crop.tobytes()) for crop in crops]
-        places = {look: place for place, look in enumerate(dict.fromkeys(looks))}
         different = dict(zip(looks, crops, strict=True))
+        places = {look: place for place, look in enumerate(different)}
         return {
             "anchor_pixel_values": square_inputs(self.image_processor, list(different.values())),
             "anchor_boxes": torch.tensor([anchor_box(mask) for _, mask in pairs]),

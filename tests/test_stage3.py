@@ -255,6 +255,14 @@ def test_sigma_zero_is_supervised_training_to_the_bit(street, pseudo, weights, s
     assert largest_difference(tmp_path / "a", tmp_path / "c") > 1e-5
 
 
+def test_each_node_that_saves_has_the_bank(street, pseudo, weights, second_stage, tmp_path, monkeypatch):
+    """`save_on_each_node`: there rank 0 of the world is on another machine."""
+    monkeypatch.setattr(Stage3Trainer, "is_world_process_zero", lambda self: False)
+    given = dict(pseudo_labels=pseudo, consistency_weights=weights, save_strategy="steps", save_steps=1, max_steps=1)
+    stage3(stage3_options(street, second_stage, tmp_path, **given))
+    assert (tmp_path / "checkpoint-1/token_bank.safetensors").exists()
+
+
 @pytest.mark.parametrize("consistency", ["ahead", "online"])
 def test_it_resumes_to_the_bit_with_its_bank(street, pseudo, weights, second_stage, tmp_path, monkeypatch, consistency):
     # as under DeepSpeed, which loads a model's weights itself and asks no subclass

@@ -255,6 +255,7 @@ def _measured(arguments: EvaluationArguments, scenes: Sequence[Scene], images: i
         "limit": arguments.limit,
         "queries_per_kind": arguments.queries_per_kind,
         "protocol": arguments.protocol,
+        "protocol_means": str(protocol_named(arguments.protocol)),
     }
 
 

@@ -27,6 +27,12 @@ class Protocol:
     generated: bool
     counting: str
 
+    def __str__(self) -> str:
+        """In words, for who reads the scores."""
+        answers = "the model answers in its own words and is shown no anchors, all masks of an answer are one"
+        ignored = "nowhere" if self.counting == "lisa" else "as the target's"
+        return f"{answers if self.generated else 'answers are teacher-forced'}, pixels labelled 255 count {ignored}"
+
 
 PROTOCOLS = {
     "lisa": Protocol(generated=False, counting="lisa"),  # LISA's validate(); CORA's tables

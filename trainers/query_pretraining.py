@@ -35,7 +35,7 @@ def pretrain_queries(
     arguments: QueryPretrainingArguments,
     seed: int,
     progress: bool = True,
-    bf16: bool = False,
+    autocast: torch.dtype | None = None,
 ) -> float:
     """Regresses (mean squared error) `[SEG]` embeddings onto a random prompt of the class and one of the claim; a tenth
     of the answers' cross-entropy is added. Trains the VLM and the projection in place.
@@ -44,7 +44,7 @@ def pretrain_queries(
     ones are few, and count as much as others. Nobody's anchors are shown, so the words alone have to do.
 
     Args:
-        bf16: forward passes are under autocast; a model whose frozen parts are stored in bfloat16 cannot do without.
+        autocast: the type of forward passes; a model whose frozen parts are stored in bfloat16 cannot do without.
             Accelerate's own does nothing under DeepSpeed, which brings another that is not there yet.
 
     Returns:
@@ -85,7 +85,7 @@ def pretrain_queries(
             [[rng.choice([i.query, *i.rephrasings]).item() for i in chosen]],
             answers=[[i.answer for i in chosen]],
         )
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(model.device.type, autocast, enabled=autocast is not None):
             output = model(**send_to_device(without_masks(inputs), model.device))
         targets = torch.stack([of_class[i.class_name] + of_claim[i.claim] for i in chosen])
         loss = torch.nn.functional.mse_loss(output.seg_embeddings.float(), targets.to(model.device))

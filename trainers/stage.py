@@ -230,10 +230,11 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
             trainer, scene_set, base_of(model_arguments.model), model_arguments, data_arguments, others
         )
     if pretraining.query_pretraining_steps and checkpoint is None:
+        autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(trainer.accelerator.mixed_precision)
         placed = next(trainer.model.parameters()).device  # DeepSpeed and FSDP bring the model to the GPU later
         pretrain_queries(
             trainer.model.to(arguments.device), trainer.processing_class, scene_set.split("train", labelled=True),
-            every_kind, pretraining, arguments.seed, main_process, bf16=trainer.accelerator.mixed_precision != "no",
+            every_kind, pretraining, arguments.seed, main_process, autocast,
         )  # fmt: skip
         trainer.model.to(placed)
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -19,15 +19,6 @@ TAGS = [TASK, "cora", "segment-anything"]
 PLAIN = re.compile(r"[A-Za-z ]{1,40}")
 """A class name that may stand in the snippet."""
 
-PROTOCOLS = {
-    "lisa": "answers are teacher-forced, pixels labelled 255 count nowhere",
-    "generated": "the model answers in its own words and is shown no anchors, all masks of an answer are one, pixels "
-    "labelled 255 count nowhere",
-    "segzero": "the model answers in its own words and is shown no anchors, all masks of an answer are one, pixels "
-    "labelled 255 count as the target's",
-}
-"""What those of `trainers/protocols.py` mean."""
-
 LIMITS = """
 - **No clinical use.** Trained on medical images or not, this is no medical device. Nobody has checked it for diagnosis,
   grading, treatment or triage. A mask that looks right on a slide may leave out the cells that matter.
@@ -155,10 +146,11 @@ def _results(run: Run, files: Iterable[str]) -> Iterator[str]:
         options += [f"--{name} {measured[name]}" for name in ("limit", "queries_per_kind") if measured[name]]
         options += ["--mirror true"] if measured.get("mirror") else []
         options += [f"--protocol {measured['protocol']}"] if measured["protocol"] != "lisa" else []
+        means = f"{plain_text(measured['protocol_means'])}; " if "protocol_means" in measured else ""  # newer ones tell
         yield (
             f"On {plain_text(measured['data'])}, split {plain_text(_split(measured))}: {measured['images']} images, "
             f"{evaluation.metrics['all']['queries']} queries, protocol `{measured['protocol']}` "
-            f"({PROTOCOLS[measured['protocol']]}; a pixel is foreground where its logit is above 0)."
+            f"({means}a pixel is foreground where its logit is above 0)."
         )
         yield _table(*_score_rows(evaluation.metrics))
         yield (
