@@ -348,6 +348,10 @@ def test_bad_input_gets_one_line_and_leaves_nothing(street, backbones, tmp_path,
         (options(street, backbones, out, blur_sigma_min=3), "blur_sigma_min, blur_sigma_max: 3.0 to 2.0 is no range"),
         (options(street, backbones, out, decoder_channels=0), "decoder_channels: 0 is less than 1"),
         (options(street, backbones, out, max_steps=-1), "max_steps: -1 is no number of steps"),
+        (
+            options(street, backbones, out, max_steps=4, warmup_steps=4),
+            "warmup_steps: 4 are all of max_steps, 4",
+        ),
         (options(without_val, backbones, out, eval_strategy="steps", eval_steps=1), "no labelled images of split val"),
     ]
     for argv, message in bad:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from trainers.consistency_maps import packed_variances
 from trainers.loading import load_trained
 from trainers.stage3 import Stage3Trainer
 from trainers.stage3 import main as stage3
+from trainers.token_bank import TokenBank
 from trainers.unlabelled_dataset import PairedCollator, UnlabelledDataset
 
 from .test_stage1 import history, largest_difference, on_two_processes
@@ -194,6 +196,37 @@ def test_a_batch_asks_rephrasings_with_their_anchors(street, pseudo, second_stag
                 side = model.config.sam_config.vision_config.image_size
                 logits.append(resize_mask_logits(answer.pred_masks, side, sizes, item["masks"].shape[1:]))
             torch.testing.assert_close(found[place], mask_variance(torch.stack(logits))[0], atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("queries", ["all", "classes"])
+def test_alignment_of_whole_classes_leaves_parts_alone(street, pseudo, second_stage, tmp_path, monkeypatch, queries):
+    """Neither pulled nor kept in the bank; what is a part is told by comparing the masks."""
+    items = unlabelled(street, pseudo, queries=12)
+    item, labels = items[0], items.scene_of(0).labels
+    parts = [not np.array_equal(m == 1, labels == c) for m, c in zip(item["masks"], item["classes"], strict=True)]
+    assert 0 < sum(parts) < len(parts)
+
+    trainer = Stage3Trainer.__new__(Stage3Trainer)
+    trainer.args, trainer.record_terms = SimpleNamespace(seed=0), lambda terms: None
+    trainer.unlabelled = UnlabelledArguments(aligned_queries=queries)
+    trainer.bank = TokenBank(64, 19)
+    trainer.bank.push(torch.randn(19, 8, generator=torch.Generator().manual_seed(1)), torch.arange(19))
+    _, processor = load_trained(str(second_stage))
+    batch = PairedCollator(processor)([{"labelled": item, "unlabelled": [item]}])
+    embeddings = torch.randn(len(parts), 8, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    trainer._contrast(embeddings, batch).backward()
+    assert (embeddings.grad.abs().sum(1) > 0).tolist() == [queries == "all" or not part for part in parts]
+
+    asked, kept, collate, push = [], [], PairedCollator.__call__, TokenBank.push
+    monkeypatch.setattr(PairedCollator, "__call__", lambda self, items: asked.extend(items) or collate(self, items))
+    monkeypatch.setattr(TokenBank, "push", lambda self, t, c: kept.append((len(t), len(c))) or push(self, t, c))
+    given = dict(pseudo_labels=pseudo, consistency="none", unlabelled_parts=True, queries_per_image=20, max_steps=2)
+    given |= dict(flip=0, crop=0)
+    argv = stage3_options(street, second_stage, tmp_path / "run", aligned_queries=queries, **given)
+    stage3([*argv, "--kinds", *KINDS])
+    first_step = [one["labelled"]["whole"] for one in asked[:2]]
+    whole, every = sum(map(sum, first_step)), sum(map(len, first_step))
+    assert 0 < whole < every and kept[0] == ((every, every) if queries == "all" else (whole, whole))
 
 
 def test_ahead_has_no_weights_of_parts():

@@ -251,6 +251,11 @@ class UnlabelledArguments:
         metadata={"help": "Of eq. 8 in place of sigma, which the paper's eq. 9 has for both unlabelled losses; their "
                   "gradients may differ widely, see trainers/diagnose.py. Without effect where sigma is 0."},
     )  # fmt: skip
+    aligned_queries: str = field(
+        default="all",
+        metadata={"help": "Which `[SEG]` embeddings eq. 8 takes, and keeps: `all`, as printed, or `classes`, those of "
+                  "queries about a whole class; one that asks for a part has to tell the part from the class too."},
+    )  # fmt: skip
     alignment_temperature: float = field(default=0.07, metadata={"help": "tau of eq. 8; not given. GLUS: 0.07."})
     bank_size: int = field(default=512, metadata={"help": "Tokens in the bank of eq. 8; not given. GLUS: 512."})
     bank_balanced: bool = field(
@@ -277,6 +282,7 @@ class UnlabelledArguments:
             pixel_reduction=("mean", "sum"),
             consistency=("ahead", "online", "none"),
             weight_kind=("inverse", "exp", "literal"),
+            aligned_queries=("all", "classes"),
         )
         check_least(self, rephrasings=2, bank_size=1, unlabelled_per_labelled=1, unlabelled_queries=1)
         check_least(self, bank_negatives=1, alignment_weight=0, sigma=0)

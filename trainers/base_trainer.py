@@ -122,7 +122,8 @@ def _has_state(checkpoint: str) -> bool:
 
 def check_training(arguments: TrainingArguments) -> None:
     """Raises:
-    UsageError: `max_steps` is less than 1, as for a training by epochs, or a seed less than 0.
+    UsageError: `max_steps` is less than 1, as for a training by epochs, a seed less than 0, or no step of a polynomial
+        schedule is after its warm-up: transformers divides by their number.
     """
     check_least(arguments, seed=0, data_seed=0)
     if arguments.max_steps < 1:
@@ -130,6 +131,9 @@ def check_training(arguments: TrainingArguments) -> None:
             f"max_steps: {arguments.max_steps} is no number of steps; 1 or more would be right (a training draws its "
             "items for so many steps, and num_train_epochs counts for nothing)"
         )
+    steps, warmup = arguments.max_steps, arguments.warmup_steps
+    if arguments.lr_scheduler_type == "polynomial" and arguments.get_warmup_steps(steps) == steps:
+        raise UsageError(f"warmup_steps: {warmup:g} are all of max_steps, {steps}; fewer would be right")
 
 
 def refuse_evaluation(arguments: TrainingArguments, why: str) -> None:

@@ -50,8 +50,9 @@ class AskedScenes(torch.utils.data.Dataset):
     scenes follow one another, each in its own order. Read it sequentially. A scene about which nothing can be asked
     gives its turn to the next.
 
-    Items: {"image": PIL RGB, "queries": n str, "answers": n str, "masks": uint8 (n, H, W), "classes": n class ids},
-    1 <= n <= `queries_per_image`; with `anchors`, "anchors": n lists of bool (H, W) of the image's size.
+    Items: {"image": PIL RGB, "queries": n str, "answers": n str, "masks": uint8 (n, H, W), "classes": n class ids,
+    "whole": n bool, whether all of its class is asked for}, 1 <= n <= `queries_per_image`; with `anchors`, "anchors": n
+    lists of bool (H, W) of the image's size.
     """
 
     order_stream, query_stream, view_stream = 0, 1, 5
@@ -121,6 +122,7 @@ class AskedScenes(torch.utils.data.Dataset):
             "answers": [i.answer for i in chosen],
             "masks": np.stack(masks),
             "classes": classes,
+            "whole": [i.instance_ids is None for i in chosen],
         }
         if self.anchors:
             item["anchors"] = [anchor_masks(i, self.class_ids, labels, instances, image.size) for i in chosen]

@@ -77,8 +77,9 @@ class Stage3Trainer(CoraTrainer):
         first = inputs["labelled"]
         terms = mask_losses(own.config, labelled, masks[:first], sizes[:first])
         loss = self.labelled_loss({**output, **terms}, counts, num_items_in_batch)
-        of_labelled = labelled["seg_embeddings"]
-        self._pending.append((of_labelled.detach().float().cpu(), inputs["classes"][: len(of_labelled)].cpu()))
+        of_labelled = labelled["seg_embeddings"].detach().float().cpu()
+        aligned, classes = (one[: len(of_labelled)].cpu() for one in (self._aligned(inputs), inputs["classes"]))
+        self._pending.append((of_labelled[aligned], classes[aligned]))
         if counts["unlabelled"]:
             reduction = self.unlabelled.pixel_reduction
             pixels = mask_losses(own.config, unlabelled, masks[first:], sizes[first:], weights, reduction)
@@ -94,16 +95,24 @@ class Stage3Trainer(CoraTrainer):
         return (loss, output) if return_outputs else loss
 
     def _contrast(self, embeddings: torch.Tensor, inputs: dict) -> torch.Tensor:
-        """Eq. 8, the mean over unlabelled embeddings; those for which the bank has nothing count 0."""
+        """Eq. 8, the mean over unlabelled embeddings; those for which the bank has nothing count 0, as do those that
+        `aligned_queries` leaves out."""
+        aligned, classes = (one[-len(embeddings) :] for one in (self._aligned(inputs), inputs["classes"]))
+        numbers = [number for number, chosen in zip(inputs["numbers"], aligned.tolist(), strict=True) if chosen]
         losses, skipped = self.bank.contrast(
-            embeddings,
-            inputs["classes"][-len(embeddings) :],
+            embeddings[aligned],
+            classes[aligned],
             self.unlabelled.alignment_temperature,
             self.unlabelled.bank_negatives,
-            [self._generator(number) for number in inputs["numbers"]],
+            [self._generator(number) for number in numbers],
         )
         self.record_terms({"contrast_skipped": losses.new_tensor(float(skipped))})
-        return losses.mean()
+        return losses.sum() / len(embeddings)
+
+    def _aligned(self, inputs: dict) -> torch.Tensor:
+        """Which masks' embeddings eq. 8 takes: bool (N,)."""
+        whole = inputs["whole"]
+        return whole if self.unlabelled.aligned_queries == "classes" else torch.ones_like(whole)
 
     def _weights(self, model: torch.nn.Module, inputs: dict, output: ModelOutput) -> list[torch.Tensor] | None:
         """lambda of eq. 6 for each mask of each unlabelled image; None for 1 everywhere."""

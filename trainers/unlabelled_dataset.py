@@ -190,9 +190,9 @@ class PairedCollator:
     One batch and not two, since with several processes a model may run forward only once for each backward.
 
     Batches: {"inputs": of all images, `labels` only where they are labelled; "masks": a tensor for each image;
-    "classes": (N,) of all masks; "labelled": number of labelled images; "weights": a tensor for each unlabelled image,
-    or None; "rephrasings": `query_inputs` of the unlabelled images with all their rephrasings, or None; "numbers":
-    (item, place) of each unlabelled mask}.
+    "classes", "whole": (N,) of all masks; "labelled": number of labelled images; "weights": a tensor for each
+    unlabelled image, or None; "rephrasings": `query_inputs` of the unlabelled images with all their rephrasings, or
+    None; "numbers": (item, place) of each unlabelled mask}.
     """
 
     def __init__(self, processor: CoraProcessor):
@@ -235,6 +235,7 @@ class PairedCollator:
             "inputs": inputs,
             "masks": [torch.from_numpy(np.ascontiguousarray(item["masks"])) for item in every],
             "classes": torch.tensor([c for item in every for c in item["classes"]]),
+            "whole": torch.tensor([whole for item in every for whole in item["whole"]]),
             "labelled": len(labelled),
             "weights": weights,
             "rephrasings": rephrasings,
