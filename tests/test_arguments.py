@@ -171,7 +171,7 @@ def test_a_recipes_value_that_does_not_fit_gets_one_line(tmp_path, group, recipe
     [
         (DataArguments, {"queries_per_image": 0}, "queries_per_image: 0 is less than 1"),
         (DataArguments, {"max_label_size": 0}, "max_label_size: 0 is less than 1"),
-        (DataArguments, {"cache_scenes": -1}, "cache_scenes: -1 is less than 0"),
+        (DataArguments, {"scene_cache_gigabytes": -1}, "scene_cache_gigabytes: -1 is less than 0"),
         (DataArguments, {"flip": 50}, "flip: 50 is outside of [0, 1]"),
         (DataArguments, {"crop": -0.5}, "crop: -0.5 is outside of [0, 1]"),
         (DataArguments, {"crop_scale": 3}, "crop_scale: 3 is outside of [0, 1]"),

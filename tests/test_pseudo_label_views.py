@@ -154,7 +154,7 @@ def scenes(tmp_path_factory) -> TrainingScenes:
 
 
 def dataset(scenes, seed=0, length=40, views=BOTH, **options) -> SemiSupervisedDataset:
-    crop = SegmentationDataArguments(crop_height=32, crop_width=40, cache_scenes=2)
+    crop = SegmentationDataArguments(crop_height=32, crop_width=40, scene_cache_gigabytes=3.1e-5)  # two of them
     return SemiSupervisedDataset(scenes, views, crop, StrongViewArguments(**options), length, seed)
 
 

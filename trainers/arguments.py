@@ -169,14 +169,14 @@ class DataArguments:
     colour_jitter: float = field(
         default=0.0, metadata={"help": "Half-width of brightness, contrast and saturation factors around 1, in [0, 1)."}
     )
-    cache_scenes: int = field(
-        default=512,
-        metadata={"help": "Decoded scenes kept in memory by each process and each dataloader worker."},
+    scene_cache_gigabytes: float = field(
+        default=2.0,
+        metadata={"help": "Decoded scenes that each process and each dataloader worker keeps in memory, at most."},
     )
 
     def __post_init__(self):
         check_kinds("kinds", self.kinds, get_args(Kind))
-        check_least(self, queries_per_image=1, max_label_size=1, cache_scenes=0)
+        check_least(self, queries_per_image=1, max_label_size=1, scene_cache_gigabytes=0)
         check_choice(self, flipped_queries=("classes", "all"))
         check_shares(self, "flip", "crop", "crop_scale")
         check_above_zero(self, "crop_scale")

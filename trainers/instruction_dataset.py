@@ -24,7 +24,7 @@ from modeling_cora import CoraProcessor
 
 from .arguments import DataArguments
 from .augmentation import View, jitter, shrink
-from .picklable_cache import PicklableCache
+from .picklable_cache import PicklableCache, gigabytes
 
 
 class AskedScene(NamedTuple):
@@ -71,7 +71,7 @@ class AskedScenes(torch.utils.data.Dataset):
         self.anchors = anchors
         self.class_ids = {c.name: c.id for c in classes}
         self.sided = sided_classes(classes)
-        self._read = PicklableCache(self.read_scene, arguments.cache_scenes)
+        self._read = PicklableCache(self.read_scene, arguments.scene_cache_gigabytes, gigabytes)
         self._order = PicklableCache(self._shuffled, 2)
 
     def __len__(self) -> int:

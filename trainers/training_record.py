@@ -24,7 +24,7 @@ from .trained_parts import parameter_counts
 from .unlabelled_dataset import PairedDataset
 
 LEFT_OUT = {
-    "model", "data", "data_name", "split_lists", "pseudo_labels", "consistency_weights", "cache_scenes",
+    "model", "data", "data_name", "split_lists", "pseudo_labels", "consistency_weights", "scene_cache_gigabytes",
     "embedding_cache", "embedding_cache_gigabytes",
 }  # fmt: skip
 """Fields that name places, are told in other words, or change nothing."""

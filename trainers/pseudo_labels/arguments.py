@@ -150,14 +150,14 @@ class SegmentationDataArguments:
         "An image that is smaller than the crop before any resize: error = stop, pad = fill it up with ignored pixels "
         "(the public codes, without a word).",
     )
-    cache_scenes: int = field(
-        default=512,
-        metadata={"help": "Decoded images kept in memory by each process and each dataloader worker."},
+    scene_cache_gigabytes: float = field(
+        default=2.0,
+        metadata={"help": "Decoded images that each process and each dataloader worker keeps in memory, at most."},
     )
 
     def __post_init__(self):
         check_fields(self)
-        check_least(self, crop_height=1, crop_width=1, cache_scenes=0)
+        check_least(self, crop_height=1, crop_width=1, scene_cache_gigabytes=0)
         check_above_zero(self, "image_scale", "scale_min")
         _check_range(self, "scale")
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from datasets_scripts.records import read_image
-from trainers.picklable_cache import PicklableCache
+from trainers.picklable_cache import PicklableCache, gigabytes
 
 from .arguments import SegmentationDataArguments, StrongViewArguments
 from .augmentation import pixels, random_crop, scaled, strong_view
@@ -60,7 +60,7 @@ class SemiSupervisedDataset(torch.utils.data.Dataset):
         self.labelled_alone = labelled_alone
         self.data_arguments, self.strong_arguments = data_arguments, strong_arguments
         self._index_of = class_index_lookup(scenes.classes)
-        self._read = PicklableCache(self._read_scene, data_arguments.cache_scenes)
+        self._read = PicklableCache(self._read_scene, data_arguments.scene_cache_gigabytes, gigabytes)
         self._order = PicklableCache(self._shuffled, 6)
 
     def __len__(self) -> int:
