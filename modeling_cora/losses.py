@@ -14,7 +14,14 @@ import torch
 import torch.nn.functional as F
 
 from .configuration_cora import CoraConfig
-from .masks import IGNORE_INDEX, resize_mask_logits, shrink_mask_labels, uncertain_points, values_at_points
+from .masks import (
+    IGNORE_INDEX,
+    resize_mask_logits,
+    shrink_mask_labels,
+    shrink_mask_weights,
+    uncertain_points,
+    values_at_points,
+)
 
 LOSS_TERMS = {"lm_loss": "tokens", "bce_loss": "masks", "dice_loss": "masks", "iou_loss": "masks"}
 """The terms of eq. 5, and what each is a mean over. `CoraConfig` has the weight of each (`lm_loss_weight`)."""
@@ -129,7 +136,8 @@ def mask_losses(
         reshaped_input_sizes: (B, 2), (height, width) of each image inside SAM's input.
         mask_weights: lambda of eq. 7 for each pixel of `mask_labels`.
         reduction: over the pixels of a mask. `sum` is eq. 7 as printed: cross-entropies are summed, and the Dice
-            loss, which no single pixel has, counts once for each pixel.
+            loss, which no single pixel has, counts once for each pixel, as much as lambda says; `mean` is that divided
+            by the number of pixels.
     """
     low_res_masks, iou_scores = output["pred_masks"], output["iou_scores"]
     counts = torch.bincount(output["seg_batch_index"], minlength=len(mask_labels)).tolist()
@@ -147,11 +155,11 @@ def mask_losses(
         given = None if mask_weights is None else mask_weights[index]
         compared, labels, weights = _where_compared(config, logits, target, reshaped_size, given)
         bce.append(bce_per_mask(compared, labels, weights, reduction))
-        own = dice_per_mask(compared, labels, weights=weights)
-        if reduction == "sum":
-            counted = (labels != IGNORE_INDEX).float()
-            own = own * (counted if weights is None else counted * weights).sum((1, 2))
-        dice.append(own)
+        counted = labels != IGNORE_INDEX
+        pixels = _weighted(counted, weights).sum((1, 2))
+        if reduction == "mean":
+            pixels = pixels / counted.sum((1, 2)).clamp(min=1)
+        dice.append(pixels * dice_per_mask(compared, labels, weights=weights))
         iou.append(_iou(config, logits, target, reshaped_size, compared, labels))
     return {
         "bce_loss": torch.cat(bce).mean(),
@@ -176,7 +184,7 @@ def _where_compared(
         return (
             logits,
             shrink_mask_labels(target, *grid),
-            None if weights is None else shrink_mask_labels(weights, *grid),
+            None if weights is None else shrink_mask_weights(weights, target, *grid),
         )
     height, width = reshaped_size
     extent = torch.tensor([width / input_size, height / input_size], device=logits.device)

@@ -58,7 +58,7 @@ def shrink_mask_labels(
     that is there would be learned as one that is not.
 
     Args:
-        mask_labels: (n, H, W), values 0, 1 and 255 (ignored), covering the image; or weights, of a floating type.
+        mask_labels: (n, H, W), values 0, 1 and 255 (ignored), covering the image.
         low_res_size: (h, w) of the decoder's output, which covers the padded square.
         input_size: side of SAM's padded square input.
         reshaped_size: (height, width) of the image inside that square.
@@ -67,16 +67,52 @@ def shrink_mask_labels(
         (n, h, w) of the same type; uint8 for bool, which has no value for what is ignored.
     """
     mask_labels = mask_labels.to(torch.uint8) if mask_labels.dtype == torch.bool else mask_labels
-    sizes = [max(1, round(low * part / input_size)) for low, part in zip(low_res_size, reshaped_size, strict=True)]
-    small = F.interpolate(mask_labels[:, None].float(), sizes, mode="nearest-exact")[:, 0].to(mask_labels.dtype)
-    if not mask_labels.is_floating_point():
-        targets = mask_labels == 1
-        missed = targets.flatten(1).any(1) & ~(small == 1).flatten(1).any(1)
-        if missed.any():
-            touched = F.adaptive_max_pool2d(targets[missed].float(), sizes) > 0
-            small[missed] = small[missed].masked_fill(touched, 1)
-    padding = (0, low_res_size[1] - sizes[1], 0, low_res_size[0] - sizes[0])
-    return F.pad(small, padding, value=IGNORE_INDEX)
+    sizes = _inside(low_res_size, input_size, reshaped_size)
+    small = _nearest(mask_labels, sizes)
+    missed = _missed(mask_labels, small)
+    if missed.any():
+        touched = F.adaptive_max_pool2d((mask_labels[missed] == 1).float(), sizes) > 0
+        small[missed] = small[missed].masked_fill(touched, 1)
+    return _padded(small, low_res_size, IGNORE_INDEX)
+
+
+def shrink_mask_weights(
+    weights: torch.Tensor,
+    mask_labels: torch.Tensor,
+    low_res_size: Sequence[int],
+    input_size: int,
+    reshaped_size: Sequence[int],
+) -> torch.Tensor:
+    """Weights (n, H, W) of mask labels on the grid of `shrink_mask_labels`: those of the pixels that it looks at, and
+    in cells that a target is given back the largest of the target's."""
+    sizes = _inside(low_res_size, input_size, reshaped_size)
+    small = _nearest(weights, sizes)
+    missed = _missed(mask_labels, _nearest(mask_labels, sizes))
+    if missed.any():
+        targets = (mask_labels[missed] == 1).float()
+        touched = F.adaptive_max_pool2d(targets, sizes) > 0
+        of_targets = F.adaptive_max_pool2d(targets * weights[missed].float(), sizes).to(small.dtype)
+        small[missed] = torch.where(touched, of_targets, small[missed])
+    return _padded(small, low_res_size, 0)
+
+
+def _inside(low_res_size: Sequence[int], input_size: int, reshaped_size: Sequence[int]) -> list[int]:
+    """The part of the decoder's output that the image fills."""
+    return [max(1, round(low * part / input_size)) for low, part in zip(low_res_size, reshaped_size, strict=True)]
+
+
+def _nearest(maps: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    return F.interpolate(maps[:, None].float(), sizes, mode="nearest-exact")[:, 0].to(maps.dtype)
+
+
+def _missed(mask_labels: torch.Tensor, small: torch.Tensor) -> torch.Tensor:
+    """Which masks (n,) have a target of which the small map shows nothing."""
+    return (mask_labels == 1).flatten(1).any(1) & ~(small == 1).flatten(1).any(1)
+
+
+def _padded(small: torch.Tensor, low_res_size: Sequence[int], value: int) -> torch.Tensor:
+    height, width = small.shape[-2:]
+    return F.pad(small, (0, low_res_size[1] - width, 0, low_res_size[0] - height), value=value)
 
 
 def values_at_points(maps: torch.Tensor, points: torch.Tensor, mode: Literal["bilinear", "nearest"]) -> torch.Tensor:

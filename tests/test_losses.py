@@ -10,7 +10,13 @@ from safetensors.torch import load_file
 
 from modeling_cora import CoraOutput
 from modeling_cora.losses import bce_per_mask, dice_per_mask, iou_per_mask, mask_losses, next_token_loss
-from modeling_cora.masks import resize_mask_logits, shrink_mask_labels, uncertain_points, values_at_points
+from modeling_cora.masks import (
+    resize_mask_logits,
+    shrink_mask_labels,
+    shrink_mask_weights,
+    uncertain_points,
+    values_at_points,
+)
 
 from .conftest import SHARED, noise_image
 
@@ -149,7 +155,7 @@ def test_padding_is_ignored_of_masks_that_are_bool_too():
 
 
 def test_a_target_between_the_pixels_that_are_looked_at_is_not_lost():
-    """It has the cells that it touches; others, what is ignored and weights stay as they are."""
+    """It has the cells that it touches, with the largest of its own weights; others and what is ignored stay."""
     labels = torch.zeros(4, 100, 200, dtype=torch.uint8)  # looked at in rows and columns 3, 9, 15, ...
     labels[0, 5, 1] = 1
     labels[1, :, 5], labels[1, :, 9] = 1, 255
@@ -160,8 +166,13 @@ def test_a_target_between_the_pixels_that_are_looked_at_is_not_lost():
     expected[1, :, 0], expected[1, :, 1] = 1, 255
     expected[2, 1, 1] = 1  # it is seen, if not all of it
     assert torch.equal(small, expected)
-    weights = labels.float()
-    assert shrink_mask_labels(weights, (32, 32), 128, (64, 128))[0, :16].max() == 0
+    weights = torch.full(labels.shape, 0.25)
+    weights[:, 5, 1], weights[1, 7, 5], weights[1, 7, 4] = 0.5, 0.75, 1.0
+    small = shrink_mask_weights(weights, labels, (32, 32), 128, (64, 128))
+    assert not small[:, 16:].any()
+    expected = torch.full((4, 16, 32), 0.25)
+    expected[0, 0, 0], expected[1, 1, 0] = 0.5, 0.75
+    assert torch.equal(small[:, :16], expected)
 
 
 def test_values_at_points_of_a_ramp():

@@ -103,17 +103,16 @@ def test_mask_losses_take_weights_wherever_they_are_compared(tiny):
     }
     labels = [torch.randint(2, (2, 40, 60), generator=generator), torch.randint(2, (1, 30, 30), generator=generator)]
     sizes = torch.tensor([[85, 128], [128, 128]])
-    ones = [torch.ones(m.shape) for m in labels]
     halves = [torch.full(m.shape, 0.5) for m in labels]
     for where in ("labels", "low_res", "points"):
         model.config.mask_loss_at = where
         terms = []
-        for weights in (None, ones, halves):
+        for weights in (None, [torch.ones(m.shape) for m in labels], halves):
             torch.manual_seed(0)
             terms.append(mask_losses(model.config, output, labels, sizes, weights))
         assert terms[0]["bce_loss"] == terms[1]["bce_loss"] and terms[0]["dice_loss"] == terms[1]["dice_loss"]
         torch.testing.assert_close(terms[2]["bce_loss"], terms[0]["bce_loss"] / 2)
-        torch.testing.assert_close(terms[2]["dice_loss"], terms[0]["dice_loss"], atol=1e-3, rtol=0)
+        torch.testing.assert_close(terms[2]["dice_loss"], terms[0]["dice_loss"] / 2, atol=1e-3, rtol=0)
     model.config.mask_loss_at = "labels"
     summed = mask_losses(model.config, output, labels, sizes, halves, "sum")
     pixels = [2400.0, 2400.0, 900.0]
@@ -122,6 +121,11 @@ def test_mask_losses_take_weights_wherever_they_are_compared(tiny):
     for name in ("bce_loss", "dice_loss"):
         expected = sum(0.5 * n * e[name].item() for n, e in zip(pixels, each, strict=True)) / 3
         assert summed[name].item() == pytest.approx(expected, rel=1e-3)
+    labels[0][0, :9], some = 255, [torch.rand(1, 40, 60, generator=generator)]
+    given = model.config, one_mask(output, 0), [labels[0][:1]], sizes[:1], some
+    mean, total = mask_losses(*given), mask_losses(*given, "sum")
+    for name in ("bce_loss", "dice_loss"):  # 31 of the 40 rows count
+        assert total[name].item() == pytest.approx(1860 * mean[name].item(), rel=1e-4)
 
 
 def one_mask(output, k):

@@ -96,7 +96,7 @@ def _curves(history: Sequence[dict], width: int = 860, height: int = 260) -> str
     if len(logged) < 2:
         return "<p>Too few log lines for a curve.</p>"
     last = logged[-1]["step"]
-    top = max(entry[name] for entry in logged for name in names if name in entry)
+    top = max(entry[name] for entry in logged for name in names if name in entry) or 1.0
     lines = []
     for name in names:
         points = " ".join(

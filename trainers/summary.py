@@ -34,8 +34,8 @@ def told_apart(records: Iterable[dict]) -> float | None:
 def class_found(records: Iterable[dict]) -> float | None:
     """Share of the queries that `told_apart` counts whose answer marks `FOUND_SHARE` of their class's pixels or more.
 
-    The others have next to 0 in `told_apart`, so that divided by this is how well parts are told apart where the noun
-    was understood. None where there are no such queries.
+    Whoever finds a small part alone is not among them, and understood the noun all the same. None where there are no
+    such queries.
     """
     each = [c["found"] + c["marked"] >= FOUND_SHARE * (c["part"] + c["rest"]) for c in _counted(records)]
     return sum(each) / len(each) if each else None
