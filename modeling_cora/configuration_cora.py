@@ -132,6 +132,11 @@ class CoraConfig(FromNamedModel, PreTrainedConfig):
         """Of the VLM; peft asks the outermost configuration."""
         return bool(getattr(self.vlm_config, "tie_word_embeddings", False))
 
+    @tie_word_embeddings.setter
+    def tie_word_embeddings(self, value: bool) -> None:
+        for config in (self.vlm_config, self.get_text_config()):
+            config.tie_word_embeddings = value
+
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         return self.vlm_config.get_text_config(decoder=decoder, encoder=encoder)
 

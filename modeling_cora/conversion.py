@@ -267,6 +267,9 @@ def write_model_folder(
     if initial is not None:
         tensors = tensors | initial(model)
     tensors = match_model(model, tensors)
+    # where the chat template ends an answer, which is not always what the language model's folder says
+    model.generation_config.eos_token_id = processor.end_token_id
+    model.generation_config.pad_token_id = processor.pad_token_id
     with whole_folder(options.output, "--output") as folder:
         write_shards(folder, tensors, dtype, options.max_shard_size)
         config.save_pretrained(folder)

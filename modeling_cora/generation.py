@@ -12,7 +12,7 @@ from torch import nn
 from transformers import GenerationConfig, GenerationMixin
 from transformers.utils import ModelOutput
 
-from .branches import PREFIX, SegPositions
+from .branches import PADDING, PREFIX, SegPositions
 
 ASSISTED = ("assistant_model", "prompt_lookup_num_tokens")
 """Ways to generate several tokens at once. The language model then sees its prompt in parts, the image does not."""
@@ -48,14 +48,17 @@ class MaskGenerationMixin(GenerationMixin):
             generate_kwargs: go to `self.vlm.generate`, over `generation_config` (the model's own where not given).
 
         Returns:
-            `sequences`, and masks, scores and embeddings as in `forward`; `seg_branch_index` is 0 throughout.
+            `sequences`, and masks, scores and embeddings as in `forward`; `seg_branch_index` is 0 throughout. With
+            `seg_state` "at", a `[SEG]` that `max_new_tokens` cuts off behind has no state yet, and no mask.
 
         Raises:
-            ValueError: several branches in a row, several answers to a row, assisted generation, or anchors without
-                their tensors.
+            ValueError: several branches in a row, a row that has its answer already, several answers to a row, assisted
+                generation, or anchors without their tensors.
         """
         if bool((branch_ids > 1).any()):
             raise ValueError("branch_ids: generate takes one branch per row; repeat the image for each query")
+        if "labels" in generate_kwargs or bool((branch_ids[:, -1] == PADDING).any()):
+            raise ValueError("input_ids: a training batch; processor(..., generate=True) makes rows to go on from")
         config, generate_kwargs = self._generation_config(generate_kwargs)
         vision = self._vision_inputs(pixel_values, pixel_attention_mask, image_grid_thw)
         types = self._image_token_types(input_ids) if image_grid_thw is not None else {}

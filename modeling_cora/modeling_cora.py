@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,6 +98,7 @@ class CoraPreTrainedModel(FromNamedModel, PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _skip_keys_device_placement = ("past_key_values",)
+    _no_split_modules = ["TinyVitBlock", "TinyVitBottleneck"]  # their residuals; the parts' own are added to these
     # Trainer would otherwise take the loss for one already divided by the items of the whole accumulated batch, and
     # multiply it by accumulation steps and processes.
     accepts_loss_kwargs = False
@@ -109,6 +111,18 @@ class CoraPreTrainedModel(FromNamedModel, PreTrainedModel):
             # of SAM's own prompts: a random start speaks to the decoder at the volume it listens to.
             init.normal_(module.weight, std=module.in_features**-0.5)
             init.zeros_(module.bias)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, quantization_config: Any = None, **kwargs: Any) -> Any:
+        """As in transformers; of bitsandbytes' configuration, where it names no modules to spare, SAM, what leads to it
+        and the language head are: SAM's encoder has activations of four dimensions, which 8 bits refuse, and its masks
+        would be other ones with 4."""
+        if quantization_config is not None:
+            if getattr(quantization_config, "llm_int8_skip_modules", ()) is None:
+                quantization_config = copy.copy(quantization_config)
+                quantization_config.llm_int8_skip_modules = ["sam", "seg_projector", "anchor_encoder", "vlm.lm_head"]
+            kwargs["quantization_config"] = quantization_config
+        return super().from_pretrained(*args, **kwargs)
 
     def save_pretrained(self, *args: Any, save_original_format: bool = False, **kwargs: Any) -> None:
         """As in the base class, but in the layout that `load_state_dict` reads.
@@ -136,7 +150,8 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
 
     def __init__(self, config: CoraConfig):
         super().__init__(config)
-        self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
+        # a configuration of other weights may say another type, which SAM and the projection would not have
+        self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config, dtype=torch.get_default_dtype())
         self.sam = SamModel(config.sam_config)
         if config.sam_encoder == "tiny_vit":
             self.sam.vision_encoder = TinyVitEncoder(config.sam_config.prompt_encoder_config.hidden_size)
@@ -144,6 +159,13 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
         if config.anchor_token_id is not None:
             self.anchor_encoder = AnchorEncoder(config)
         self.post_init()
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go. An offloaded part (`device_map`) has its weights on `meta` between two passes; SAM, which
+        may not be offloaded, says where the others are brought to."""
+        device = super().device
+        return self.sam.prompt_encoder.no_mask_embed.weight.device if device.type == "meta" else device
 
     def get_input_embeddings(self) -> nn.Module:
         return self.vlm.get_input_embeddings()
@@ -196,6 +218,7 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
         anchor_index: torch.Tensor | None = None,
         anchor_noise: torch.Tensor | None = None,
         output_logits: bool = False,
+        **others: Any,
     ) -> CoraOutput:
         """
         Args:
@@ -218,10 +241,16 @@ class CoraForReasoningSegmentation(CoraPreTrainedModel, MaskGenerationMixin):
                 U <= A of `anchor_pixel_values`.
             anchor_noise: (A, 2) for the dropout of their tokens; see [`AnchorEncoder`].
             output_logits: run the language head on every position.
+            others: peft gives a model every argument that a language model takes (`attention_mask`); None is ignored,
+                and so is `return_dict=True`.
 
         Raises:
             ValueError: an image has more or fewer masks than `[SEG]` tokens; anchors without their tensors.
+            TypeError: one of the `others` has a value.
         """
+        for name, value in others.items():
+            if value is not None and (name, value) != ("return_dict", True):
+                raise TypeError(f"forward() got an unexpected keyword argument '{name}'")
         vision = self._vision_inputs(pixel_values, pixel_attention_mask, image_grid_thw)
         with self._anchored(input_ids, anchor_pixel_values, anchor_boxes, anchor_index, anchor_noise):
             states = self._hidden_states(input_ids, branch_ids, vision)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
@@ -112,6 +113,8 @@ class ReasoningSegmentationPipeline(Pipeline):
                 images = list(images)
                 if not images:
                     return []
+            elif isinstance(images, np.ndarray | torch.Tensor):
+                load_image(images)  # which says what would be right, now and not at the first answer
             elif isinstance(images, Iterable):
                 images = (image for image in images)  # the base class knows generators, not iterables
         return super().__call__(images, **kwargs)

@@ -110,6 +110,7 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
         mask_labels: Sequence[np.ndarray] | None = None,
         generate: bool = False,
         anchors: Sequence[Sequence[Sequence[np.ndarray]]] | None = None,
+        return_tensors: Literal["pt"] = "pt",
     ) -> BatchFeature:
         """Packs the queries of each image into one sequence.
 
@@ -122,6 +123,7 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
             generate: leave the answers out and pad on the left; one query per image.
             anchors: B lists like `queries`; for each query the masks, bool (H, W) of the image's size, that it points
                 at ("the car left of this"), most often one or none.
+            return_tensors: there are no others.
 
         Returns:
             `input_ids`, `branch_ids` (and `labels` unless `generate`) (B, L), `pixel_values` (B, 3, s, s) or what the
@@ -132,10 +134,21 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
 
         Raises:
             ValueError: no query for an image, a query that is empty or longer than `max_query_tokens`, an image so
-                narrow that nothing of it would be left at SAM's input size, an anchor that is empty or of another size.
+                narrow that nothing of it would be left at SAM's input size, an anchor that is empty or of another size,
+                answers or anchors that are not as many as the queries.
+            TypeError: an image that is not Pillow's.
         """
-        images = [images] if isinstance(images, Image.Image) else list(images)
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors: {return_tensors!r}; there are PyTorch's alone, 'pt'")
+        images = list(images) if isinstance(images, list | tuple) else [images]
+        for image in images:
+            if not isinstance(image, Image.Image):
+                raise TypeError(f"images: {type(image).__name__} is no Pillow image; Image.fromarray makes one")
         nested = self._nested(queries, len(images))
+        asked = [*map(len, nested)]
+        for name, lists in (("answers", answers), ("anchors", anchors)):
+            if lists is not None and (given := [*map(len, lists)]) != asked:
+                raise ValueError(f"{name}: lists of {given} for {asked} queries")
         data = self.image_inputs(images)
         counts = None if anchors is None else [[len(masks) for masks in of_image] for of_image in anchors]
         data.update(self.query_inputs(nested, data.pop("image_texts"), answers, generate, counts))

@@ -117,6 +117,10 @@ class TinyVitEncoder(nn.Module):
     Trained at S = 1024; smaller inputs lose much (MobileSAM with boxes: mIoU .91, at 512 pixels .61).
     """
 
+    def get_input_embeddings(self) -> nn.Module:
+        """What sees the pixels; transformers asks for it where activations are checkpointed."""
+        return self.stem[0]
+
     def __init__(self, output_channels: int = 256):
         super().__init__()
         first = WIDTHS[0]

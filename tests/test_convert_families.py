@@ -58,6 +58,8 @@ def test_it_computes_what_the_vlm_did(tmp_path, sam, family, tied):
     model, info = CoraForReasoningSegmentation.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     processor = CoraProcessor.from_pretrained(tmp_path / "out")
+    # an answer ends where the chat template ends it
+    assert model.generation_config.eos_token_id == processor.end_token_id
     library = AutoModelForImageTextToText.from_pretrained(tmp_path / "vlm").eval()
     rows = library.get_input_embeddings().num_embeddings
     assert processor.tokenizer.convert_tokens_to_ids(SEG_TOKEN) == model.config.seg_token_id == rows

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from accelerate import infer_auto_device_map
 from safetensors.torch import load_file
 from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
 
@@ -135,3 +136,15 @@ def test_as_the_encoder_of_a_model(tmp_path):
     assert torch.equal(output.pred_masks, again.pred_masks)
     output.loss.backward()
     assert all(p.grad is not None for p in model.sam.vision_encoder.parameters())
+    # activations computed again: transformers asks what sees the pixels
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model.activation_checkpointing_enable()
+    model.train()
+    model(**inputs).loss.backward()
+    found = dict(model.named_parameters())
+    assert all(torch.allclose(found[name].grad, gradient, atol=1e-6) for name, gradient in gradients.items())
+    # residuals stay on one device
+    memory = dict.fromkeys((0, 1, 2), sum(p.numel() for p in model.parameters()) * 4 // 2)
+    placed = infer_auto_device_map(model, memory, no_split_module_classes=[*model._no_split_modules])
+    assert placed and not [name for name in placed if re.search(r"stages\.\d+\.\d+\.", name)]
