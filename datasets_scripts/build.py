@@ -34,7 +34,14 @@ from .command_line import ArgumentParser, UsageError, not_negative, one_line_err
 from .dataset_card import write_card
 from .files import claim_folder, write_text
 from .folder import READERS, read_data
-from .instructions.build import KINDS, class_queries, object_instructions, read_instructions, shown_classes
+from .instructions.build import (
+    KINDS,
+    MIN_CLASS_AREA,
+    class_queries,
+    object_instructions,
+    read_instructions,
+    shown_classes,
+)
 from .instructions.objects import SceneObjects
 from .instructions.verify import check_names, check_set
 from .processes import in_processes
@@ -298,8 +305,9 @@ def _never_shown(scene_set: SceneSet, done: Sequence[dict[str, Any]], name: str)
     missing = [c for c in asked if c not in shown]
     if train and missing == asked:
         raise DataError(
-            f"{name}: no labelled training image shows {' or '.join(missing)}; in a label map 255 means ignored, so "
-            "masks of 0 and 255 say nothing: the class's id, or masks/CLASS/STEM.png, would be right"
+            f"{name}: no labelled training image shows {' or '.join(missing)} on {MIN_CLASS_AREA:.2%} of its pixels or "
+            "more; in a label map 255 means ignored, so masks of 0 and 255 say nothing: the class's id, or "
+            "masks/CLASS/STEM.png, would be right; smaller things need smaller images, such as tiles"
         )
     return missing
 
@@ -411,7 +419,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     print(f"{given.out}: {result['scenes']} scenes, {result['instructions']} instructions")
     if result["never_shown"]:
-        print(f"no labelled training image shows {', '.join(result['never_shown'])}: nothing of it can be learned")
+        missing, least = ", ".join(result["never_shown"]), f"{MIN_CLASS_AREA:.2%} of the pixels or more"
+        print(f"no labelled training image shows {missing} ({least}): nothing of it can be learned")
     for entry in result["skipped"]:
         print(f"skipped {entry['image_id'] or 'an entry'}: {entry['reason']}")
     if repo_id:

@@ -131,7 +131,7 @@ def _read_class(path: Path, index: int, entry: Any) -> SemanticClass:
     name, attributes = entry["name"], entry.get("attributes", [])
     if not isinstance(name, str) or not name.strip():
         raise DataError(f"{where}: name {name!r} is no text")
-    if not isinstance(attributes, list) or not all(isinstance(a, str) and a.strip() for a in attributes):
+    if not isinstance(attributes, list) or not all(isinstance(a, str) and a.strip(" .") for a in attributes):
         raise DataError(f"{where}: attributes {excerpt(attributes)} is not a list of texts")
     noun = entry.get("noun", "")
     if not isinstance(noun, str):
@@ -140,7 +140,8 @@ def _read_class(path: Path, index: int, entry: Any) -> SemanticClass:
     for field, value in {**flags, "ignored": entry.get("ignored", False)}.items():
         if not isinstance(value, bool):
             raise DataError(f"{where}: {field} {excerpt(value)} is not true or false")
-    return SemanticClass(class_id, name.strip(), tuple(a.strip() for a in attributes), noun.strip(), **flags)
+    # they are put into sentences
+    return SemanticClass(class_id, name.strip(), tuple(a.strip(" .") for a in attributes), noun.strip(" ."), **flags)
 
 
 @dataclass(frozen=True)

@@ -293,14 +293,14 @@ def test_masks_of_0_and_255_are_told_of(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["own", "--root", str(tmp_path / "wrong"), "--out", str(tmp_path / "out"), "--workers", "1"])
     line = capsys.readouterr().err.splitlines()[-1]
-    assert stopped.value.code == 2 and "no labelled training image shows tumour or lymphocytes" in line
+    assert stopped.value.code == 2 and "no labelled training image shows tumour or lymphocytes on 0.01% of" in line
     assert "masks/CLASS/STEM.png" in line and not (tmp_path / "out/README.md").exists()
 
 
 def test_classes_that_no_labelled_image_shows_are_named(tmp_path, capsys):
     masks_of(tmp_path / "data", (0, 1))
     main(["own", "--root", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--workers", "1"])
-    assert "no labelled training image shows lymphocytes: nothing of it can be learned" in capsys.readouterr().out
+    assert "no labelled training image shows lymphocytes (0.01% of the pixels or more)" in capsys.readouterr().out
     assert {
         row["class_name"] for row in datasets.load_dataset(str(tmp_path / "out"), "instructions", split="train")
     } == {"tumour"}
@@ -322,7 +322,7 @@ def test_kinds_do_not_change_what_an_image_shows(tmp_path, capsys):
     for kinds in (["semantic", "attribute", "conditional"], ["semantic"], ["attribute"]):
         out = tmp_path / kinds[-1] / str(len(kinds))
         main([*arguments, "--out", str(out), "--kinds", *kinds])
-        assert "no labelled training image shows mote: nothing" in capsys.readouterr().out
+        assert "no labelled training image shows mote (0.01% of the pixels or more): nothing" in capsys.readouterr().out
         lists[out] = content(out / "splits")
     assert len({str(found) for found in lists.values()}) == 1
     drawn_ids = {image_id for image_id, _ in read_split(out / "splits/1_8")["labeled.txt"]}

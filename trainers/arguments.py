@@ -320,6 +320,7 @@ class CoraTrainingArguments(TrainingArguments):
     max_steps: int = field(default=5000, metadata={"help": "LISA: 10 x 500. Stages of the paper are of equal length."})
     logging_steps: float = field(default=20, metadata={"help": "Steps between log lines."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs every column."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A NaN loss ends the training instead."})
     sam_learning_rate: float | None = field(
         default=None, metadata={"help": "Of SAM (encoder where trained, decoder); learning_rate where not given."}
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -69,6 +71,27 @@ class BaseTrainer(Trainer):
                 logs[name] = round(self.accelerator.reduce(total / self._term_counts[name], "mean").item(), 5)
             self._term_sums, self._term_counts = {}, {}
         super().log(logs, start_time)
+        # fp16 scales its loss by trial, so that its first gradients may be too large for the type
+        names = ("loss",) if self.args.fp16 else ("loss", "grad_norm")
+        if bad := [name for name in names if not math.isfinite(logs.get(name, 0.0))]:
+            raise UsageError(
+                f"step {self.state.global_step}: {bad[0]} is {logs[bad[0]]}; a smaller learning_rate, or a warm-up "
+                f"(warmup_steps), usually helps; checkpoints of before are in {self.args.output_dir}"
+            )
+
+    def train(self, resume_from_checkpoint: str | None = None, *args, **kwargs):
+        """Raises:
+        UsageError: processes found different checkpoints, as nodes without a shared disk do: each would go on from its
+            own step.
+        """
+        if self.accelerator.num_processes > 1:
+            found = [Path(name).name for name in gather_object([resume_from_checkpoint or "none"])]
+            if len(set(found)) > 1:
+                raise UsageError(
+                    f"resume_from_checkpoint: processes found {', '.join(sorted(set(found)))}; an output_dir that all "
+                    "nodes share would be right"
+                )
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
 
 def checkpoint_to_resume(value: str | bool | None, output_dir: str | Path) -> str | None:

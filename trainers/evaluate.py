@@ -284,6 +284,11 @@ def run_evaluation(arguments: EvaluationArguments, caching: EmbeddingCacheArgume
     add_embedding_cache(model, caching)
     every_kind = labelled_instructions(scene_set, scenes, built, seed=0)
     instructions = each_once(i for i in every_kind if i.kind in arguments.kinds)
+    if every_kind and not instructions:
+        there = ", ".join(sorted({i.kind for i in every_kind}))
+        raise DataError(
+            f"{arguments.data}: kinds: none of the instructions is {' or '.join(arguments.kinds)}; there are {there}"
+        )
     if arguments.queries_per_kind is not None:
         instructions = some_of_each(instructions, arguments.queries_per_kind)
     if arguments.mirror:

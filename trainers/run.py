@@ -452,6 +452,11 @@ def run(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> d
     if not scene_set.split(str(split), labelled=True):
         instead = f"{split}/images and {split}/masks, or another --evaluation.split, would be right"
         raise DataError(f"{arguments.data}: split {split!r} has no labelled image to be asked about; {instead}")
+    if method_named(arguments.method).unlabelled and not scene_set.split("train", labelled=False):
+        raise DataError(
+            f"{arguments.data}: no unlabelled training image, and method {arguments.method} learns from some; "
+            "unlabelled/, --split_lists, or --method segllm or supervised would be right"
+        )
     folders = StepFolders(Path(arguments.steps or Path(arguments.out) / "steps"), arguments.accelerate_config)
     if folders.sharded:  # stage 2 would say so, after all of stage 1
         raise UsageError(
