@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from .image_layouts import VISION_INPUTS, inputs_of_squares, select_images
 from .losses import LOSS_TERMS, mask_losses, next_token_loss
 from .masks import pool_squares
 from .named_models import FromNamedModel
+from .precision import KeepsPrecision
 from .tiny_vit import TinyVitEncoder
 
 logger = logging.get_logger(__name__)
@@ -88,7 +88,7 @@ class CoraSegProjector(nn.Module):
         return self.dropout(self.linear_2(self.activation(self.linear_1(states))))
 
 
-class CoraPreTrainedModel(FromNamedModel, PreTrainedModel):
+class CoraPreTrainedModel(KeepsPrecision, FromNamedModel, PreTrainedModel):
     config: CoraConfig
     config_class = CoraConfig
     base_model_prefix = ""
@@ -111,18 +111,6 @@ class CoraPreTrainedModel(FromNamedModel, PreTrainedModel):
             # of SAM's own prompts: a random start speaks to the decoder at the volume it listens to.
             init.normal_(module.weight, std=module.in_features**-0.5)
             init.zeros_(module.bias)
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, quantization_config: Any = None, **kwargs: Any) -> Any:
-        """As in transformers; of bitsandbytes' configuration, where it names no modules to spare, SAM, what leads to it
-        and the language head are: SAM's encoder has activations of four dimensions, which 8 bits refuse, and its masks
-        would be other ones with 4."""
-        if quantization_config is not None:
-            if getattr(quantization_config, "llm_int8_skip_modules", ()) is None:
-                quantization_config = copy.copy(quantization_config)
-                quantization_config.llm_int8_skip_modules = ["sam", "seg_projector", "anchor_encoder", "vlm.lm_head"]
-            kwargs["quantization_config"] = quantization_config
-        return super().from_pretrained(*args, **kwargs)
 
     def save_pretrained(self, *args: Any, save_original_format: bool = False, **kwargs: Any) -> None:
         """As in the base class, but in the layout that `load_state_dict` reads.

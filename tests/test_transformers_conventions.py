@@ -41,6 +41,23 @@ def test_a_model_of_half_precision_weights_configuration_has_one_type(tiny, tmp_
     assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_cast_leaves_positions_as_loading_does(tiny, tmp_path, wrapped):
+    """DeepSpeed casts what it trains by `module.bfloat16()`, an adapter around it or not."""
+    model, processor = tiny
+    model.save_pretrained(tmp_path)
+    loaded = CoraForReasoningSegmentation.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    around = torch.nn.Sequential(model) if wrapped else model
+    around.bfloat16()
+    found, expected = (dict(one.named_buffers()) for one in (model, loaded))
+    frequencies = [name for name in found if name.endswith("inv_freq")]
+    assert frequencies and all(found[name].dtype == torch.float32 for name in frequencies)
+    assert all(torch.equal(found[name], expected[name]) for name in frequencies)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    inputs = processor(IMAGE, QUERIES)
+    assert torch.equal(model(**inputs).seg_embeddings, loaded(**inputs).seg_embeddings)
+
+
 @pytest.mark.parametrize("task", ["CAUSAL_LM", "FEATURE_EXTRACTION", None])
 def test_peft_models_of_any_task(tiny, task):
     model, processor = tiny
