@@ -4,7 +4,8 @@
                                 "noun": "vehicle with four wheels", "stands": true}, ...]}: the fields of
                                 `SemanticClass`, all but id and name may be left out; or, shorter, {"0": "road"}. One of
                                 `"ignored": true` is no class: pixels of its id become 255
-    DIR/images/STEM.jpg         labelled training images (or .png .bmp .tif .webp)
+    DIR/images/STEM.jpg         labelled training images (or .png .bmp .tif .webp; greyscale of 16 bits is divided by
+                                257, so that 12 bits in 16 are nearly black and have to be multiplied by 16 before)
     DIR/unlabelled/STEM.jpg     optional: images without masks (an image of images/ without a mask counts as one too)
     DIR/facts/STEM.json         optional: {"7": {"class": "car", "colour": "red"}}, by instance id; texts, and a "class"
                                 that is one of classes.json

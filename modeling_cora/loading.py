@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import CONFIG_NAME
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from publishing.command_line import OneLineError
 from publishing.hub import cause, reason
@@ -37,12 +40,24 @@ def load_trained(model: str, **kwargs: Any) -> tuple[CoraForReasoningSegmentatio
 def load_model(model: str, **kwargs: Any) -> CoraForReasoningSegmentation:
     """As `load_trained`, for a folder that may hold no processor."""
     with _one_line(model, "config.json or weights"):
+        _refuse_what_is_no_model(model)
         loaded, info = CoraForReasoningSegmentation.from_pretrained(model, output_loading_info=True, **kwargs)
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             keys = ", ".join(map(str, sorted(info[problem])[:5]))
             raise ModelLoadError(f"{model}: {problem.replace('_', ' ')}: {keys}")
     return loaded.eval()
+
+
+def _refuse_what_is_no_model(model: str) -> None:
+    """transformers would take a folder that is not there for a Hub id, and one without a config.json for a model."""
+    folder = Path(model)
+    if not folder.is_dir():
+        if folder.is_absolute() or model.startswith("."):
+            raise OSError("no such folder")
+    elif not any((folder / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME)):
+        instead = f"; {folder / 'model'} would be right" if (folder / "model").is_dir() else ""
+        raise OSError(f"has no {CONFIG_NAME}{instead}")
 
 
 def pick_device(name: str | None = None) -> torch.device:

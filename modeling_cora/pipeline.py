@@ -114,7 +114,7 @@ class ReasoningSegmentationPipeline(Pipeline):
                 if not images:
                     return []
             elif isinstance(images, np.ndarray | torch.Tensor):
-                load_image(images)  # which says what would be right, now and not at the first answer
+                load_image(images)  # type: ignore[arg-type]  # says what would be right, now and not at the first answer
             elif isinstance(images, Iterable):
                 images = (image for image in images)  # the base class knows generators, not iterables
         return super().__call__(images, **kwargs)

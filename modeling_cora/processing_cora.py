@@ -140,7 +140,7 @@ class CoraProcessor(FromNamedModel, ProcessorMixin):
         """
         if return_tensors != "pt":
             raise ValueError(f"return_tensors: {return_tensors!r}; there are PyTorch's alone, 'pt'")
-        images = list(images) if isinstance(images, list | tuple) else [images]
+        images = [images] if isinstance(images, Image.Image) else list(images)
         for image in images:
             if not isinstance(image, Image.Image):
                 raise TypeError(f"images: {type(image).__name__} is no Pillow image; Image.fromarray makes one")

@@ -37,6 +37,7 @@ CODE = {
     "masks.py",
     "modeling_cora.py",
     "named_models.py",
+    "precision.py",
     "pipeline.py",
     "processing_cora.py",
     "segmentation.py",

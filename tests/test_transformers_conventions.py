@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, pipeline
 
 from modeling_cora import CoraConfig, CoraForReasoningSegmentation
+from modeling_cora.loading import ModelLoadError, load_trained
 from modeling_cora.segmentation import encode, segment
 
 from .conftest import noise_image
@@ -117,6 +118,16 @@ def test_a_pipeline_refuses_pixels_at_once(saved):
     pipe = pipeline("reasoning-segmentation", model=str(saved))
     with pytest.raises(TypeError):
         pipe(np.zeros((4, 4, 3), np.uint8), "the road")
+
+
+def test_what_is_no_model_is_said_to_be_none(saved, tmp_path):
+    (tmp_path / "run/model").mkdir(parents=True)
+    for name, why in (("nowhere", "no such folder"), ("run/model", "has no config.json"),
+                      ("run", f"has no config.json; {tmp_path / 'run/model'} would be right")):  # fmt: skip
+        with pytest.raises(ModelLoadError) as raised:
+            load_trained(str(tmp_path / name))
+        assert str(raised.value) == f"{tmp_path / name}: cannot be loaded as a CORA model: {why}"
+    assert load_trained(str(saved))[0].training is False
 
 
 @pytest.mark.parametrize("bits", [4, 8])

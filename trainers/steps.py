@@ -200,6 +200,17 @@ class StepFolders:
                 command += [f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value])]
         return command
 
+    def check(self, steps: Sequence[Step]) -> None:
+        """Raises:
+        UsageError, DataError: a field that a program does not take; the step is named, since several take most.
+        """
+        for step in steps:
+            if step.arguments:
+                try:
+                    parse_recipe(step.arguments, self.command(step))
+                except UsageError as error:
+                    raise UsageError(f"{step.name}: {error}") from None
+
     def run(self, steps: Sequence[Step]) -> None:
         """Runs what is not done yet, in order.
 
@@ -207,9 +218,7 @@ class StepFolders:
             UsageError, DataError: a field that a program does not take, before any of them begins.
             SystemExit: a program failed; it has said why.
         """
-        for step in steps:
-            if step.arguments:
-                parse_recipe(step.arguments, self.command(step))
+        self.check(steps)
         self.files.save()
         for number, step in enumerate(steps, 1):
             said = f"{number}/{len(steps)}  {self.folder(step).name}"
