@@ -113,7 +113,7 @@ def claim_folder(folder: str | Path, record: str, settings: Mapping[str, Any], o
             made, asked = f"with {name} {found[name]}", settings[name]
         else:
             continue
-        if name not in of_data and others:
+        if name not in of_data:
             raise DataError(f"{path}: was made {made}, not {asked}; choose another folder")
         if others:
             raise DataError(

@@ -79,10 +79,11 @@ def test_a_folder_that_is_no_whole_checkpoint_is_refused(tmp_path, left):
 def test_a_training_by_epochs_is_refused(steps):
     with pytest.raises(UsageError, match=f"max_steps: {steps} is no number of steps; 1 or more"):
         check_training(SimpleNamespace(max_steps=steps, seed=0, data_seed=None))
-    check_training(SimpleNamespace(max_steps=1, seed=0, data_seed=0))
+    fine = {"max_steps": 1, "seed": 0, "data_seed": 0, "warmup_steps": 1, "lr_scheduler_type": "linear"}
+    check_training(SimpleNamespace(**fine))
     for name in ("seed", "data_seed"):
         with pytest.raises(UsageError, match=f"{name}: -1 is less than 0"):
-            check_training(SimpleNamespace(**{"max_steps": 1, "seed": 0, "data_seed": 0, name: -1}))
+            check_training(SimpleNamespace(**{**fine, name: -1}))
 
 
 @pytest.mark.parametrize(
