@@ -14,14 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from .configuration_cora import CoraConfig
-from .masks import (
-    IGNORE_INDEX,
-    resize_mask_logits,
-    shrink_mask_labels,
-    shrink_mask_weights,
-    uncertain_points,
-    values_at_points,
-)
+from .masks import IGNORE_INDEX, resize_mask_logits, shrink_masks, uncertain_points, values_at_points
 
 LOSS_TERMS = {"lm_loss": "tokens", "bce_loss": "masks", "dice_loss": "masks", "iou_loss": "masks"}
 """The terms of eq. 5, and what each is a mean over. `CoraConfig` has the weight of each (`lm_loss_weight`)."""
@@ -181,11 +174,7 @@ def _where_compared(
         return resize_mask_logits(logits, input_size, reshaped_size, target.shape[-2:]), target, weights
     if config.mask_loss_at == "low_res":
         grid = logits.shape[-2:], input_size, reshaped_size
-        return (
-            logits,
-            shrink_mask_labels(target, *grid),
-            None if weights is None else shrink_mask_weights(weights, target, *grid),
-        )
+        return logits, *shrink_masks(target, *grid, weights)
     height, width = reshaped_size
     extent = torch.tensor([width / input_size, height / input_size], device=logits.device)
     points = uncertain_points(
@@ -209,5 +198,5 @@ def _iou(
 ) -> torch.Tensor:
     if config.mask_loss_at == "points":  # which are not a fair sample of the mask
         input_size = config.sam_config.vision_config.image_size
-        compared, labels = logits, shrink_mask_labels(target, logits.shape[-2:], input_size, reshaped_size)
+        compared, (labels, _) = logits, shrink_masks(target, logits.shape[-2:], input_size, reshaped_size)
     return iou_per_mask(compared, labels)

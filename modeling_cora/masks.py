@@ -49,9 +49,13 @@ def resize_mask_logits(
     return masks[:, 0]
 
 
-def shrink_mask_labels(
-    mask_labels: torch.Tensor, low_res_size: Sequence[int], input_size: int, reshaped_size: Sequence[int]
-) -> torch.Tensor:
+def shrink_masks(
+    mask_labels: torch.Tensor,
+    low_res_size: Sequence[int],
+    input_size: int,
+    reshaped_size: Sequence[int],
+    weights: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Masks on the grid of the decoder's own output, by nearest neighbour; what is padding there is ignored.
 
     A target that lies between the pixels which are looked at has all cells that it touches: without them a small thing
@@ -62,57 +66,30 @@ def shrink_mask_labels(
         low_res_size: (h, w) of the decoder's output, which covers the padded square.
         input_size: side of SAM's padded square input.
         reshaped_size: (height, width) of the image inside that square.
+        weights: (n, H, W), of a floating type.
 
     Returns:
-        (n, h, w) of the same type; uint8 for bool, which has no value for what is ignored.
+        (n, h, w) of the same types; uint8 for bool, which has no value for what is ignored. A cell that a target is
+        given has the largest of the target's weights in it.
     """
+    sizes = [max(1, round(low * part / input_size)) for low, part in zip(low_res_size, reshaped_size, strict=True)]
+
+    def nearest(maps: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(maps[:, None].float(), sizes, mode="nearest-exact")[:, 0].to(maps.dtype)
+
     mask_labels = mask_labels.to(torch.uint8) if mask_labels.dtype == torch.bool else mask_labels
-    sizes = _inside(low_res_size, input_size, reshaped_size)
-    small = _nearest(mask_labels, sizes)
-    missed = _missed(mask_labels, small)
+    small, small_weights = nearest(mask_labels), None if weights is None else nearest(weights)
+    targets = mask_labels == 1
+    missed = targets.flatten(1).any(1) & ~(small == 1).flatten(1).any(1)
     if missed.any():
-        touched = F.adaptive_max_pool2d((mask_labels[missed] == 1).float(), sizes) > 0
+        touched = F.adaptive_max_pool2d(targets[missed].float(), sizes) > 0
         small[missed] = small[missed].masked_fill(touched, 1)
-    return _padded(small, low_res_size, IGNORE_INDEX)
-
-
-def shrink_mask_weights(
-    weights: torch.Tensor,
-    mask_labels: torch.Tensor,
-    low_res_size: Sequence[int],
-    input_size: int,
-    reshaped_size: Sequence[int],
-) -> torch.Tensor:
-    """Weights (n, H, W) of mask labels on the grid of `shrink_mask_labels`: those of the pixels that it looks at, and
-    in cells that a target is given back the largest of the target's."""
-    sizes = _inside(low_res_size, input_size, reshaped_size)
-    small = _nearest(weights, sizes)
-    missed = _missed(mask_labels, _nearest(mask_labels, sizes))
-    if missed.any():
-        targets = (mask_labels[missed] == 1).float()
-        touched = F.adaptive_max_pool2d(targets, sizes) > 0
-        of_targets = F.adaptive_max_pool2d(targets * weights[missed].float(), sizes).to(small.dtype)
-        small[missed] = torch.where(touched, of_targets, small[missed])
-    return _padded(small, low_res_size, 0)
-
-
-def _inside(low_res_size: Sequence[int], input_size: int, reshaped_size: Sequence[int]) -> list[int]:
-    """The part of the decoder's output that the image fills."""
-    return [max(1, round(low * part / input_size)) for low, part in zip(low_res_size, reshaped_size, strict=True)]
-
-
-def _nearest(maps: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-    return F.interpolate(maps[:, None].float(), sizes, mode="nearest-exact")[:, 0].to(maps.dtype)
-
-
-def _missed(mask_labels: torch.Tensor, small: torch.Tensor) -> torch.Tensor:
-    """Which masks (n,) have a target of which the small map shows nothing."""
-    return (mask_labels == 1).flatten(1).any(1) & ~(small == 1).flatten(1).any(1)
-
-
-def _padded(small: torch.Tensor, low_res_size: Sequence[int], value: int) -> torch.Tensor:
-    height, width = small.shape[-2:]
-    return F.pad(small, (0, low_res_size[1] - width, 0, low_res_size[0] - height), value=value)
+        if weights is not None and small_weights is not None:
+            largest = F.adaptive_max_pool2d((weights[missed] * targets[missed]).float(), sizes)
+            small_weights[missed] = torch.where(touched, largest.to(weights.dtype), small_weights[missed])
+    padding = (0, low_res_size[1] - sizes[1], 0, low_res_size[0] - sizes[0])
+    small = F.pad(small, padding, value=IGNORE_INDEX)
+    return small, None if small_weights is None else F.pad(small_weights, padding)
 
 
 def values_at_points(maps: torch.Tensor, points: torch.Tensor, mode: Literal["bilinear", "nearest"]) -> torch.Tensor:

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from typing import NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from safetensors import SafetensorError
 
@@ -30,7 +30,10 @@ class UsageError(OneLineError):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Tells what is wrong in one line, instead of after a page of usage."""
+    """Tells what is wrong in one line, instead of after a page of usage; options are written whole."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (--help lists what there is)")

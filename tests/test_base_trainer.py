@@ -16,7 +16,7 @@ from modeling_cora import CoraForReasoningSegmentation
 from modeling_cora.losses import LOSS_TERMS
 from trainers import base_trainer
 from trainers.arguments import CoraTrainingArguments
-from trainers.base_trainer import BaseTrainer, check_training, checkpoint_to_resume, refuse_evaluation
+from trainers.base_trainer import check_training, checkpoint_to_resume, refuse_evaluation
 from trainers.cora_trainer import CoraTrainer, refuse_sharded_anchors
 from trainers.pseudo_labels.arguments import SemiSupervisedTrainingArguments
 from trainers.stage1 import Stage1Trainer
@@ -24,7 +24,7 @@ from trainers.stage1 import main as stage1
 from trainers.stage2 import Stage2Trainer
 from trainers.stage3 import Stage3Trainer
 
-from .test_stage1 import options
+from .test_stage1 import ROOT, on_two_processes, options
 
 
 def write_checkpoint(folder, names=("trainer_state.json", "rng_state.pth")):
@@ -205,18 +205,19 @@ def test_one_process_takes_one_gpu_of_several(tmp_path, monkeypatch, found):
     assert arguments.n_gpu == min(found, 1) and arguments.train_batch_size == 2
 
 
-@pytest.mark.parametrize("where", ["loss", "grad_norm"])
+@pytest.mark.parametrize("where", ["bce_loss", "grad_norm"])
 def test_a_training_whose_weights_are_lost_ends_as_one_that_failed(tmp_path, monkeypatch, capsys, where):
     """transformers would go on to the end, write the weights and log a loss of 0."""
     write_scenes(tmp_path / "street", labelled=2, unlabelled=0, val=1, size=(48, 64), progress=False)
     compute_loss = Stage1Trainer.compute_loss
 
     def broken(self, *args, **kwargs):
+        bias = self.model.seg_projector.linear_1.bias
+        if self.state.global_step and where == "bce_loss":
+            bias.data.fill_(float("nan"))
         loss = compute_loss(self, *args, **kwargs)
-        if self.state.global_step < 1:
-            return loss
-        nothing = (self.model.seg_projector.linear_1.bias * 0).square().sum().sqrt()  # 0, of gradient 0 * inf
-        return loss * float("nan") if where == "loss" else loss + nothing
+        # 0, of gradient 0 * inf
+        return loss + (bias * 0).square().sum().sqrt() if self.state.global_step else loss
 
     monkeypatch.setattr(Stage1Trainer, "compute_loss", broken)
     given = dict(max_steps=4, logging_steps=1, save_strategy="steps", save_steps=1)
@@ -227,16 +228,25 @@ def test_a_training_whose_weights_are_lost_ends_as_one_that_failed(tmp_path, mon
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-1"]
 
 
-def test_processes_that_found_different_checkpoints_do_not_start(monkeypatch):
+DIFFERENT_CHECKPOINTS = """
+from accelerate import Accelerator
+from datasets_scripts.command_line import UsageError
+from trainers import base_trainer
+trainer = base_trainer.BaseTrainer.__new__(base_trainer.BaseTrainer)
+trainer.accelerator = Accelerator(cpu=True)
+base_trainer.Trainer.train = lambda self, checkpoint, *args, **kwargs: checkpoint
+first = trainer.accelerator.is_main_process
+try:
+    trainer.train("runs/checkpoint-2" if first else None)
+    raise SystemExit("it started")
+except UsageError as error:
+    assert "processes found checkpoint-2, none; an output_dir that all nodes share" in str(error)
+assert trainer.train("here/checkpoint-2" if first else "there/checkpoint-2").endswith("/checkpoint-2")
+"""
+
+
+def test_processes_that_found_different_checkpoints_do_not_start(tmp_path):
     """Two nodes without a shared disk: the second one has nothing to go on from."""
-    trainer = BaseTrainer.__new__(BaseTrainer)
-    trainer.accelerator = SimpleNamespace(num_processes=2)
-    other, started = [], []
-    monkeypatch.setattr(base_trainer, "gather_object", lambda own: [*own, *other])
-    monkeypatch.setattr(base_trainer.Trainer, "train", lambda self, checkpoint, *a, **k: started.append(checkpoint))
-    other[:] = ["none"]
-    with pytest.raises(UsageError, match="resume_from_checkpoint: processes found checkpoint-2, none; an output_dir"):
-        trainer.train("runs/checkpoint-2")
-    other[:] = ["/another/place/runs/checkpoint-2"]
-    trainer.train("runs/checkpoint-2")
-    assert started == ["runs/checkpoint-2"]
+    program = tmp_path / "program.py"
+    program.write_text(f"import sys\nsys.path[0] = {str(ROOT)!r}\n{DIFFERENT_CHECKPOINTS}")
+    on_two_processes(str(program), [])

@@ -10,13 +10,7 @@ from safetensors.torch import load_file
 
 from modeling_cora import CoraOutput
 from modeling_cora.losses import bce_per_mask, dice_per_mask, iou_per_mask, mask_losses, next_token_loss
-from modeling_cora.masks import (
-    resize_mask_logits,
-    shrink_mask_labels,
-    shrink_mask_weights,
-    uncertain_points,
-    values_at_points,
-)
+from modeling_cora.masks import resize_mask_logits, shrink_masks, uncertain_points, values_at_points
 
 from .conftest import SHARED, noise_image
 
@@ -134,7 +128,7 @@ def test_shrunk_labels_are_read_where_the_pixels_lie(reshaped, size):
     """Every low-resolution pixel by itself: its centre in the image, and the label there; padding is ignored."""
     labels = torch.randint(0, 2, (2, *size), dtype=torch.uint8)
     labels[:, :2] = 255
-    small = shrink_mask_labels(labels, (32, 32), 128, reshaped)
+    small, _ = shrink_masks(labels, (32, 32), 128, reshaped)
     assert small.shape == (2, 32, 32) and small.dtype == torch.uint8
     rows, columns = reshaped[0] // 4, reshaped[1] // 4
     for y in range(32):
@@ -149,8 +143,8 @@ def test_shrunk_labels_are_read_where_the_pixels_lie(reshaped, size):
 def test_padding_is_ignored_of_masks_that_are_bool_too():
     """True has no 255: SAM's padding would be trained as part of the mask."""
     labels = torch.rand(2, 50, 100) > 0.5
-    small = shrink_mask_labels(labels, (32, 32), 128, (64, 128))
-    assert torch.equal(small, shrink_mask_labels(labels.to(torch.uint8), (32, 32), 128, (64, 128)))
+    small, _ = shrink_masks(labels, (32, 32), 128, (64, 128))
+    assert torch.equal(small, shrink_masks(labels.to(torch.uint8), (32, 32), 128, (64, 128))[0])
     assert (small[:, 16:] == 255).all() and small[:, :16].max() == 1
 
 
@@ -160,19 +154,17 @@ def test_a_target_between_the_pixels_that_are_looked_at_is_not_lost():
     labels[0, 5, 1] = 1
     labels[1, :, 5], labels[1, :, 9] = 1, 255
     labels[2, 5, 1], labels[2, 9, 9] = 1, 1
-    small = shrink_mask_labels(labels, (32, 32), 128, (64, 128))[:, :16]
+    weights = torch.full(labels.shape, 0.25)
+    weights[:, 5, 1], weights[1, 7, 5], weights[1, 7, 4] = 0.5, 0.75, 1.0
+    small, small_weights = shrink_masks(labels, (32, 32), 128, (64, 128), weights)
     expected = torch.zeros(4, 16, 32, dtype=torch.uint8)
     expected[0, 0, 0] = 1
     expected[1, :, 0], expected[1, :, 1] = 1, 255
     expected[2, 1, 1] = 1  # it is seen, if not all of it
-    assert torch.equal(small, expected)
-    weights = torch.full(labels.shape, 0.25)
-    weights[:, 5, 1], weights[1, 7, 5], weights[1, 7, 4] = 0.5, 0.75, 1.0
-    small = shrink_mask_weights(weights, labels, (32, 32), 128, (64, 128))
-    assert not small[:, 16:].any()
+    assert torch.equal(small[:, :16], expected) and not small_weights[:, 16:].any()
     expected = torch.full((4, 16, 32), 0.25)
     expected[0, 0, 0], expected[1, 1, 0] = 0.5, 0.75
-    assert torch.equal(small[:, :16], expected)
+    assert torch.equal(small_weights[:, :16], expected)
 
 
 def test_values_at_points_of_a_ramp():

@@ -107,3 +107,16 @@ def test_wrong_ignored_classes(own, ignored, message):
     with pytest.raises(DataError, match=message) as error:
         read_folder(own)
     assert str(error.value).startswith(f"{own}/classes.json: ")
+
+
+def test_what_is_put_into_sentences_has_no_full_stop(own):
+    (own / "classes.json").write_text(
+        '{"classes": [{"id": 0, "name": "road", "attributes": ["the dark band."], "noun": "band. "}, '
+        '{"id": 3, "name": "car"}, {"id": 7, "name": "smudge", "attributes": ["."]}]}'
+    )
+    with pytest.raises(DataError, match=r'attributes \["\."\] is not a list of texts'):
+        read_folder(own)
+    path = own / "classes.json"
+    path.write_text(path.read_text().replace('["."]', "[]"))
+    road = read_folder(own).class_named("road")
+    assert (road.attributes, road.noun) == (("the dark band",), "band")

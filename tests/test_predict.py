@@ -238,6 +238,8 @@ def test_two_processes_count_every_query_once(saved, street, tmp_path):
 
 def test_nothing_to_evaluate_is_an_error(saved, street, tmp_path, capsys):
     assert "split 'test'" in fails(capsys, evaluate, ["--model", saved, "--data", street, "--split", "test"])
+    line = fails(capsys, evaluate, ["--model", saved, "--data", street, "--kinds", "reasoning"])
+    assert f"{street}: kinds: none of the instructions is reasoning; there are attribute, conditional, semantic" in line
     with pytest.raises(DataError, match="nothing to evaluate"):
         summarise_records([])
 

@@ -24,7 +24,7 @@ from trainers.arguments import EmbeddingCacheArguments
 from trainers.base_trainer import last_checkpoint
 from trainers.methods import method_named
 from trainers.recipe_parser import parse_recipe
-from trainers.report import Stage, write_report
+from trainers.report import Stage, _curves, write_report
 from trainers.run import STAGES, main, picture_of, plan, read_run
 from trainers.stage import ARGUMENTS
 from trainers.steps import Step, StepFolders
@@ -151,6 +151,10 @@ def test_a_report_shows_the_stages_that_were_evaluated(tmp_path):
     write_report(tmp_path / "three.html", "t", "i", without)
     three = (tmp_path / "three.html").read_text()
     assert "<img" not in three and "No pictures were asked for" in three and "What each stage brought" in three
+
+
+def test_a_training_without_any_loss_has_a_curve():
+    assert "nan" not in _curves([{"loss": 0.0, "step": step} for step in (1, 2)])
 
 
 def test_there_is_a_picture_only_where_one_was_written(tmp_path):

@@ -171,7 +171,10 @@ class DataArguments:
     )
     scene_cache_gigabytes: float = field(
         default=2.0,
-        metadata={"help": "Decoded scenes that each process and each dataloader worker keeps in memory, at most."},
+        metadata={
+            "help": "Decoded scenes that each process and dataloader worker keeps in memory, at most; labelled "
+            "and unlabelled ones each so many."
+        },
     )
 
     def __post_init__(self):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,8 +59,13 @@ class BaseTrainer(Trainer):
         """Loads what a checkpoint holds beside the model, the optimizer and the schedule."""
 
     def record_terms(self, terms: Mapping[str, torch.Tensor]) -> None:
-        """Sums loss terms until the next log line, which shows their means over steps and processes."""
+        """Sums loss terms until the next log line, which shows their means over steps and processes.
+
+        Raises:
+            UsageError: one is no number. The step has not been taken yet, so checkpoints are of before.
+        """
         for name, term in terms.items():
+            self._stop_unless_finite(self.state.global_step + 1, name, term.detach())
             self._term_sums[name] = self._term_sums.get(name, 0.0) + term.detach().float()
             self._term_counts[name] = self._term_counts.get(name, 0) + 1
 
@@ -71,12 +75,15 @@ class BaseTrainer(Trainer):
                 logs[name] = round(self.accelerator.reduce(total / self._term_counts[name], "mean").item(), 5)
             self._term_sums, self._term_counts = {}, {}
         super().log(logs, start_time)
-        # fp16 scales its loss by trial, so that its first gradients may be too large for the type
-        names = ("loss",) if self.args.fp16 else ("loss", "grad_norm")
-        if bad := [name for name in names if not math.isfinite(logs.get(name, 0.0))]:
+        self._stop_unless_finite(self.state.global_step, "grad_norm", torch.tensor(logs.get("grad_norm", 0.0)))
+
+    def _stop_unless_finite(self, step: int, name: str, value: torch.Tensor) -> None:
+        """transformers goes on to the end and writes what is left of the weights."""
+        # fp16 finds the scale of its loss by trial: what was too large for the type is left out and tried again
+        if not self.args.fp16 and not value.isfinite():
             raise UsageError(
-                f"step {self.state.global_step}: {bad[0]} is {logs[bad[0]]}; a smaller learning_rate, or a warm-up "
-                f"(warmup_steps), usually helps; checkpoints of before are in {self.args.output_dir}"
+                f"step {step}: {name} is {value.item()}; a smaller learning_rate, or a warm-up (warmup_steps), usually "
+                f"helps; checkpoints until then are in {self.args.output_dir}"
             )
 
     def train(self, resume_from_checkpoint: str | None = None, *args, **kwargs):

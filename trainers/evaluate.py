@@ -50,7 +50,7 @@ from trainers.instruction_dataset import anchor_masks
 from trainers.loading import inference_accelerator, load_trained
 from trainers.protocols import PROTOCOLS, Protocol, ask, protocol_named
 from trainers.recipe_parser import parse_recipe
-from trainers.stage import labelled_instructions
+from trainers.stage import labelled_instructions, of_kinds
 from trainers.summary import markdown, summarise_records, summary_table
 from trainers.training_record import has_learned_anchors
 
@@ -283,12 +283,7 @@ def run_evaluation(arguments: EvaluationArguments, caching: EmbeddingCacheArgume
     model.to(accelerator.device)
     add_embedding_cache(model, caching)
     every_kind = labelled_instructions(scene_set, scenes, built, seed=0)
-    instructions = each_once(i for i in every_kind if i.kind in arguments.kinds)
-    if every_kind and not instructions:
-        there = ", ".join(sorted({i.kind for i in every_kind}))
-        raise DataError(
-            f"{arguments.data}: kinds: none of the instructions is {' or '.join(arguments.kinds)}; there are {there}"
-        )
+    instructions = each_once(of_kinds(every_kind, arguments.kinds, arguments.data))
     if arguments.queries_per_kind is not None:
         instructions = some_of_each(instructions, arguments.queries_per_kind)
     if arguments.mirror:

@@ -27,7 +27,7 @@ class _RecipeParser(ArgumentParser, HfArgumentParser):
     def __init__(self, types: Sequence[type]):
         known = [(f.name, hints) for t in types for hints in [get_type_hints(t)] for f in fields(t) if f.init]
         self.hints = {name: hints[name] for name, hints in known}
-        super().__init__(tuple(types), allow_abbrev=False)
+        super().__init__(tuple(types))
 
     def _get_values(self, action, arg_strings):
         if arg_strings == ["null"]:

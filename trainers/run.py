@@ -462,10 +462,8 @@ def run(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> d
         raise UsageError(
             f"accelerate_config: {arguments.accelerate_config}: stages 2 and 3 do not run with {SHARDED_GRADIENTS}"
         )
-    folders.check(planned.steps)
     if "cvi" in method_named(arguments.method).components:  # no other method's stages show anchors
-        stage1 = planned.stages["stage1"]
-        model, parts, *_ = parse_recipe(stage1.arguments, folders.command(stage1))
+        model, parts, *_ = folders.arguments_of(planned.stages["stage1"])
         refuse_base_without_anchors(model.model, parts.lora_r)
     folders.run(planned.steps)
     return write_results(arguments, planned, folders)

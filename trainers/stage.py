@@ -64,16 +64,19 @@ def labelled_instructions(
     return [instruction for instruction in built if instruction.image_id in wanted]
 
 
-def of_kinds(instructions: Sequence[Instruction], data: DataArguments) -> list[Instruction]:
+def of_kinds(instructions: Sequence[Instruction], kinds: Sequence[str], data: str) -> list[Instruction]:
     """Those of the kinds that are asked for.
+
+    Args:
+        data: where they are from.
 
     Raises:
         DataError: there are some, and none of these kinds.
     """
-    chosen = [i for i in instructions if i.kind in data.kinds]
+    chosen = [i for i in instructions if i.kind in kinds]
     if instructions and not chosen:
         there = ", ".join(sorted({i.kind for i in instructions}))
-        raise DataError(f"{data.data}: kinds: none of the instructions is {' or '.join(data.kinds)}; there are {there}")
+        raise DataError(f"{data}: kinds: none of the instructions is {' or '.join(kinds)}; there are {there}")
     return chosen
 
 
@@ -177,7 +180,7 @@ def prepare_training(
     scene_set, built = read_data(data_arguments.data, data_arguments.split_lists, components=True)
     scenes = scene_set.split("train", labelled=True)
     every_kind = labelled_instructions(scene_set, scenes, built, arguments.seed)
-    instructions = of_kinds(every_kind, data_arguments)
+    instructions = of_kinds(every_kind, data_arguments.kinds, data_arguments.data)
     # who is never shown an anchor gets no encoder of them
     anchors = trainer_class.uses_anchors and "conditional" in data_arguments.kinds
     # the words of later stages, too, belong to a vocabulary that is made now
@@ -242,7 +245,10 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
         print(cache.summary(), flush=True)
     trainer.save_state()
     if main_process:
-        write_instructions(Path(arguments.output_dir) / "instructions.jsonl", of_kinds(every_kind, data_arguments))
+        write_instructions(
+            Path(arguments.output_dir) / "instructions.jsonl",
+            of_kinds(every_kind, data_arguments.kinds, data_arguments.data),
+        )
     trainer.save_model()  # with push_to_hub the upload as well, which may fail
 
 

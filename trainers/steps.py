@@ -200,16 +200,16 @@ class StepFolders:
                 command += [f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value])]
         return command
 
-    def check(self, steps: Sequence[Step]) -> None:
-        """Raises:
-        UsageError, DataError: a field that a program does not take; the step is named, since several take most.
+    def arguments_of(self, step: Step) -> tuple[Any, ...]:
+        """What the step's program will read from its command; () of one that says nothing of its fields.
+
+        Raises:
+            UsageError, DataError: a field that it does not take; the step is named, since several take most fields.
         """
-        for step in steps:
-            if step.arguments:
-                try:
-                    parse_recipe(step.arguments, self.command(step))
-                except UsageError as error:
-                    raise UsageError(f"{step.name}: {error}") from None
+        try:
+            return parse_recipe(step.arguments, self.command(step)) if step.arguments else ()
+        except UsageError as error:
+            raise UsageError(f"{step.name}: {error}") from None
 
     def run(self, steps: Sequence[Step]) -> None:
         """Runs what is not done yet, in order.
@@ -218,7 +218,8 @@ class StepFolders:
             UsageError, DataError: a field that a program does not take, before any of them begins.
             SystemExit: a program failed; it has said why.
         """
-        self.check(steps)
+        for step in steps:
+            self.arguments_of(step)
         self.files.save()
         for number, step in enumerate(steps, 1):
             said = f"{number}/{len(steps)}  {self.folder(step).name}"

@@ -72,7 +72,6 @@ class SemiSupervisedSegmentationTrainer(BaseTrainer):
         with self.accelerator.autocast():
             terms = method.terms(step)
         terms, values = self.global_means(terms)
-        self._stop_at_nan(values)
         self.record_terms(values)
         loss = weighted_sum(terms, method.weights(self.state.global_step / self.state.max_steps))
         return (loss, {"terms": terms}) if return_outputs else loss
@@ -89,14 +88,6 @@ class SemiSupervisedSegmentationTrainer(BaseTrainer):
             for (name, mean), count in zip(means.items(), counts, strict=True)
         }
         return terms, dict(zip(means, totals / counts, strict=True))
-
-    def _stop_at_nan(self, values: dict[str, torch.Tensor]) -> None:
-        for name, value in values.items():
-            if not value.isfinite():
-                raise UsageError(
-                    f"step {self.state.global_step + 1}: {name} is {value.item()}; a smaller learning_rate, or a "
-                    f"warm-up (warmup_steps), usually helps; checkpoints until then are in {self.args.output_dir}"
-                )
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """mIoU and pixel accuracy of what predicts in the end, on val; every process gets them."""
