@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import runpy
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -228,3 +232,15 @@ def test_parameters_without_gradients_are_looked_for(tmp_path):
     given = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False}
     assert CoraTrainingArguments(**given, activation_checkpointing=True).ddp_find_unused_parameters is True
     assert CoraTrainingArguments(**given, ddp_find_unused_parameters=False).ddp_find_unused_parameters is False
+
+
+@pytest.mark.parametrize("program", ["run.py", "stage3.py", "nouns.py", "pseudo_labels/audit.py"])
+def test_help_begins_with_what_the_program_is_for(program, monkeypatch, capsys):
+    file = Path(__file__).resolve().parents[1] / "trainers" / program
+    monkeypatch.setattr(sys, "argv", [str(file), "--help"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(file), run_name="__main__")
+    usage, _, what_for = capsys.readouterr().out.partition("\n\n")
+    assert not stopped.value.code and len(usage) < 80
+    assert what_for.startswith(ast.get_docstring(ast.parse(file.read_text())))

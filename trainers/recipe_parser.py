@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from argparse import ArgumentError
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -20,6 +20,10 @@ from datasets_scripts.records import DataError
 from .argument_checks import nearest
 
 
+class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """The text of a program as it is written, and the default of every field."""
+
+
 class _RecipeParser(ArgumentParser, HfArgumentParser):
     """transformers' parser, failing in one line. As in a recipe, `null` is None for fields that may be, and a list may
     be `"[a, b]"` instead of `a b`."""
@@ -27,7 +31,12 @@ class _RecipeParser(ArgumentParser, HfArgumentParser):
     def __init__(self, types: Sequence[type]):
         known = [(f.name, hints) for t in types for hints in [get_type_hints(t)] for f in fields(t) if f.init]
         self.hints = {name: hints[name] for name, hints in known}
-        super().__init__(tuple(types))
+        super().__init__(
+            tuple(types),
+            usage="%(prog)s [RECIPE.yaml] [--FIELD VALUE ...]",  # argparse would list a hundred fields first
+            description=sys.modules["__main__"].__doc__,  # of the program that reads its fields here
+            formatter_class=_HelpFormatter,
+        )
 
     def _get_values(self, action, arg_strings):
         if arg_strings == ["null"]:
