@@ -421,6 +421,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if result["never_shown"]:
         missing, least = ", ".join(result["never_shown"]), f"{MIN_CLASS_AREA:.2%} of the pixels or more"
         print(f"no labelled training image shows {missing} ({least}): nothing of it can be learned")
+    if not any(c.noun for c in scene_set.classes if c.asked):
+        print("no query describes one thing among others: that takes instances, and classes with a noun")
     for entry in result["skipped"]:
         print(f"skipped {entry['image_id'] or 'an entry'}: {entry['reason']}")
     if repo_id:

@@ -306,6 +306,22 @@ def test_classes_that_no_labelled_image_shows_are_named(tmp_path, capsys):
     } == {"tumour"}
 
 
+@pytest.mark.parametrize(("noun", "instances"), [("", True), ("growth", False), ("growth", True)])
+def test_where_no_query_can_describe_one_thing_this_is_told(noun, instances, tmp_path, capsys):
+    masks_of(tmp_path / "data", (0, 1))
+    two = np.pad(np.repeat([[1, 1, 0, 2]], 8, 0).repeat(3, 1), ((4, 4), (6, 6))).astype(np.uint8)
+    for name, pixels in (("masks", np.minimum(two, 1)), ("instances", two))[: 1 + instances]:
+        (tmp_path / "data" / name).mkdir(exist_ok=True)
+        for stem in "abc":
+            Image.fromarray(pixels).save(tmp_path / f"data/{name}/{stem}.png")
+    classes = [{"id": 0, "name": "background"}, {"id": 1, "name": "tumour", "noun": noun}]
+    (tmp_path / "data/classes.json").write_text(json.dumps({"classes": classes}))
+    main(["own", "--root", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--workers", "1"])
+    told = "no query describes one thing among others" in capsys.readouterr().out
+    rows = datasets.load_dataset(str(tmp_path / "out"), "instructions", split="train")
+    assert told != any(row["kind"] == "attribute" for row in rows) == bool(noun and instances)
+
+
 def test_kinds_do_not_change_what_an_image_shows(tmp_path, capsys):
     """Six images with a class each and one with all; classes without attributes, and one that is shown too little."""
     for name in ("images", "masks"):
