@@ -31,8 +31,7 @@ from datasets_scripts.instructions.build import KINDS, build_instructions
 from datasets_scripts.scenes import write_scenes
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.conversion import find_checkpoint
-from modeling_cora.image_processors import clip_image_processor, sam_image_processor
-from modeling_cora.presets import cora_tiny_config, train_tokenizer
+from modeling_cora.presets import cora_tiny_config, processor_of, train_query_tokenizer
 from modeling_cora.sam_checkpoint import encoder_of, read_sam
 from trainers.arguments import DataArguments, EmbeddingCacheArguments, TrainedPartsArguments
 from trainers.embedding_cache import add_embedding_cache
@@ -44,7 +43,7 @@ WAYS = ("without", "exact", "float16")
 
 def build(texts: list[str], sam: str | None) -> tuple[CoraForReasoningSegmentation, CoraProcessor]:
     """A small language side, and a SAM as it is or MobileSAM with random weights."""
-    tokenizer = train_tokenizer(f"USER: \n{text} ASSISTANT: It is [SEG]." for text in texts)
+    tokenizer = train_query_tokenizer(texts)
     config = cora_tiny_config(tokenizer)
     tensors = {}
     if sam:
@@ -59,17 +58,11 @@ def build(texts: list[str], sam: str | None) -> tuple[CoraForReasoningSegmentati
         )
     torch.manual_seed(0)
     model = CoraForReasoningSegmentation(config)
-    _, unexpected = model.load_state_dict({name: t.load().float() for name, t in tensors.items()}, strict=False)
+    _, unexpected = model.load_state_dict({name: t.float() for name, t in tensors.items()}, strict=False)
     assert not unexpected, unexpected
-    clip_size = config.vlm_config.vision_config.image_size
-    processor = CoraProcessor(
-        image_processor=clip_image_processor(clip_size),
-        sam_image_processor=sam_image_processor(config.sam_config.vision_config.image_size),
-        tokenizer=tokenizer,
-        num_image_tokens=(clip_size // 14) ** 2,
-    )
     parts = [part for part in PARTS if part not in ("vision_tower", "connector", "sam_encoder")]
-    return select_trained_parts(model, TrainedPartsArguments(trained_parts=parts, lora_r=0)), processor
+    model = select_trained_parts(model, TrainedPartsArguments(trained_parts=parts, lora_r=0))
+    return model, processor_of(config, tokenizer)
 
 
 class Training:

@@ -1,6 +1,6 @@
 """The real size on this machine: `cora-7b` with random bf16 weights answers queries and trains.
 
-    python benchmarks/full_size.py --size cora-7b                 one answer on a CPU needs about 17 GiB and minutes
+    python benchmarks/full_size.py --size cora-7b                 one answer on a CPU needs about 19 GiB and minutes
     python benchmarks/full_size.py --size cora-7b --train         on a GPU: LoRA at batch 2 with gradient checkpointing
     python benchmarks/full_size.py                                the same code at the size of a laptop, in seconds
 
@@ -32,8 +32,7 @@ from transformers.initialization import no_init_weights
 
 from benchmarks.queries import seconds
 from modeling_cora import SEG_TOKEN, CoraForReasoningSegmentation, CoraProcessor
-from modeling_cora.image_processors import clip_image_processor, sam_image_processor
-from modeling_cora.presets import cora_7b_config, cora_tiny_config, train_tokenizer
+from modeling_cora.presets import cora_7b_config, cora_tiny_config, processor_of, train_query_tokenizer
 from trainers.arguments import TrainedPartsArguments
 from trainers.trained_parts import parameter_table, select_trained_parts
 
@@ -43,11 +42,10 @@ QUERIES = [f"Can you segment the {name} on the {side}?" for name in ("car", "tre
 
 def build(size: str, device: str) -> tuple[CoraForReasoningSegmentation, CoraProcessor]:
     """Random weights in bf16; every tensor is made once, in its place."""
-    tokenizer = train_tokenizer([f"USER: \n{query} ASSISTANT: It is [SEG]." for query in QUERIES])
+    tokenizer = train_query_tokenizer(QUERIES)
     config = cora_7b_config() if size == "cora-7b" else cora_tiny_config(tokenizer)
     config.vlm_config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     config.seg_token_id = tokenizer.convert_tokens_to_ids(SEG_TOKEN)
-    clip_size, sam_size = config.vlm_config.vision_config.image_size, config.sam_config.vision_config.image_size
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -62,13 +60,7 @@ def build(size: str, device: str) -> tuple[CoraForReasoningSegmentation, CoraPro
                 parameter.normal_(0, 0.02)
             else:
                 parameter.fill_(1.0)
-    processor = CoraProcessor(
-        image_processor=clip_image_processor(clip_size),
-        sam_image_processor=sam_image_processor(sam_size),
-        tokenizer=tokenizer,
-        num_image_tokens=(clip_size // 14) ** 2,
-    )
-    return model.eval(), processor
+    return model.eval(), processor_of(config, tokenizer)
 
 
 class ComputeInSingle(LayerwiseCastingHook):

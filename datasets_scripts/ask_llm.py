@@ -106,7 +106,7 @@ def _parser() -> ArgumentParser:
         prog="python -m datasets_scripts.ask_llm",
         description="Lets a language model write instructions for the labelled training scenes of a folder.",
     )
-    parser.add_argument("data", type=Path, help="folder with own data, in the Cityscapes layout, or built tables")
+    parser.add_argument("data", type=Path, help="folder of any layout that `build` reads, or built tables")
     parser.add_argument("--out", type=Path, required=True, help="the instructions; rejected.jsonl appears beside it")
     parser.add_argument("--model", required=True, help="its name at the endpoint, such as gpt-4o")
     parser.add_argument("--base_url", help="such as http://localhost:8000/v1 (default: OPENAI_BASE_URL, else OpenAI's)")

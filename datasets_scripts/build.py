@@ -32,7 +32,7 @@ from publishing.hub import make_repository
 from .bad_items import reason_of, skipping
 from .command_line import ArgumentParser, UsageError, not_negative, one_line_errors, positive, up_to_1
 from .dataset_card import write_card
-from .files import claim_folder, write_text
+from .files import claim_folder, write_json, write_text
 from .folder import READERS, read_data
 from .instructions.build import (
     KINDS,
@@ -46,7 +46,7 @@ from .instructions.objects import SceneObjects
 from .instructions.verify import check_names, check_set
 from .processes import in_processes
 from .push import push
-from .records import SPLITS, DataError, Instruction, Scene, SceneSet
+from .records import SPLITS, DataError, Instruction, Scene, SceneSet, by_image
 from .splits import draw_split, split_line, write_split
 from .tables import (
     INSTRUCTION_FEATURES,
@@ -89,13 +89,6 @@ def shards_of(
     scene_set: SceneSet, size: int, brought: Sequence[Instruction] = (), added: Sequence[Instruction] = ()
 ) -> Iterator[Shard]:
     """All scenes in their order, `size` to a shard, or fewer where their images would take more than `MOST_BYTES`."""
-
-    def by_image(instructions: Sequence[Instruction]) -> dict[str, list[Instruction]]:
-        about: dict[str, list[Instruction]] = {}
-        for instruction in instructions:
-            about.setdefault(instruction.image_id, []).append(instruction)
-        return about
-
     about = by_image(brought), by_image(added)
     for split in SPLITS:
         cut: list[list[Scene]] = []
@@ -241,7 +234,8 @@ def _finished(out: Path, scene_set: SceneSet, name: str, licence: str | None) ->
     if licence not in (None, result["license"]):
         result["license"] = licence
         _write_card(out, scene_set, result, name)
-        write_text(out / "result.json", _json(result))  # last, so that a killed program's card is written again
+        # last, so that a killed program's card is written again
+        write_json(out / "result.json", result, ensure_ascii=False)
     return result
 
 
@@ -258,7 +252,8 @@ def read_added(paths: Sequence[Path], scene_set: SceneSet, workers: int = 1) -> 
     found = check_set(scene_set, added, workers, progress=bool(added), check=check_names)
     for place, reasons in zip(places, found, strict=True):
         if reasons:
-            raise DataError(f"{place}: {reasons[0]}; python -m datasets_scripts.verify --drop takes such lines out")
+            how = "python -m datasets_scripts.verify FOLDER --data ROOT --drop takes such lines out of"
+            raise DataError(f"{place}: {reasons[0]}; {how} FOLDER/instructions.jsonl")
     return added
 
 
@@ -322,13 +317,13 @@ def _write_extras(
     name: str,
 ) -> None:
     """Everything besides the tables; the card comes last and says that the set is complete."""
-    write_text(out / "classes.json", _json({"classes": [asdict(c) for c in scene_set.classes]}))
+    write_json(out / "classes.json", {"classes": [asdict(c) for c in scene_set.classes]}, ensure_ascii=False)
     queries = {
         c.name: {kind: class_queries(c, kind) for kind in ("semantic", "attribute") if class_queries(c, kind)}
         for c in scene_set.classes
         if c.asked
     }
-    write_text(out / "queries.json", _json(queries))
+    write_json(out / "queries.json", queries, ensure_ascii=False)
     shown = {image_id: names for d in done for image_id, names in d["classes"].items()}
     train = {s.image_id: s for s in scene_set.split("train", labelled=True) if s.image_id in shown}
     groups = {image_id: scene.group or image_id for image_id, scene in train.items()}
@@ -341,7 +336,7 @@ def _write_extras(
         write_split(out / "splits" / fraction.replace("/", "_"), *lines)
     if result["skipped"]:
         write_text(out / "skipped.jsonl", "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in result["skipped"]))
-    write_text(out / "result.json", _json(result))
+    write_json(out / "result.json", result, ensure_ascii=False)
     _write_card(out, scene_set, result, name)
 
 
@@ -359,12 +354,8 @@ def renew_card(out: Path, scene_set: SceneSet, instructions: Sequence[Instructio
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
     settings = json.loads((out / "build.json").read_text(encoding="utf-8"))
     result["instructions"] = len(instructions)
-    write_text(out / "result.json", _json(result))
+    write_json(out / "result.json", result, ensure_ascii=False)
     write_card(out, settings["name"], scene_set, instructions, result["license"])
-
-
-def _json(content: object) -> str:
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 @one_line_errors

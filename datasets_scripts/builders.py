@@ -22,7 +22,7 @@ import datasets
 from .build import data_digests
 from .folder import read_data
 from .instructions.build import KINDS, scene_instructions
-from .records import SPLITS, Instruction, Scene, SceneSet
+from .records import SPLITS, Instruction, Scene, SceneSet, by_image
 from .tables import INSTRUCTION_FEATURES, SCENE_FEATURES, instruction_row, scene_row
 
 
@@ -77,12 +77,13 @@ class CoraTables(datasets.GeneratorBasedBuilder):
     def _generate_examples(
         self, scenes: list[Scene], scene_set: SceneSet, brought: tuple[Instruction, ...]
     ) -> Iterator[tuple[Any, dict[str, Any]]]:
+        about = by_image(brought)
         for scene in scenes:
             if self.config.name == "scenes":
                 yield scene.image_id, scene_row(scene_set, scene)
             elif scene.labelled:
-                made = [i for i in brought if i.image_id == scene.image_id] if brought else None
-                if made is None:
+                made = about.get(scene.image_id, [])
+                if not brought:
                     made = scene_instructions(scene_set, scene, self.config.kinds, self.config.seed)
                 for number, instruction in enumerate(made):
                     yield f"{scene.image_id}/{number}", instruction_row(instruction)

@@ -37,6 +37,11 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def write_json(path: str | Path, content: Any, **options: Any) -> None:
+    """`options` are `json.dumps`'s."""
+    write_text(path, json.dumps(content, indent=1, **options) + "\n")
+
+
 def write_image(path: str | Path, image: Image.Image, **options: Any) -> None:
     """In the format that the suffix names.
 
@@ -96,7 +101,7 @@ def claim_folder(folder: str | Path, record: str, settings: Mapping[str, Any], o
     if not path.exists():
         if others:
             raise DataError(f"{folder}: holds {others[0]} and no {record}; a new or empty folder would be right")
-        write_text(path, json.dumps(settings, indent=1) + "\n")
+        write_json(path, settings)
         return
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -121,4 +126,4 @@ def claim_folder(folder: str | Path, record: str, settings: Mapping[str, Any], o
                 "another folder"
             )
     if found != settings:
-        write_text(path, json.dumps(settings, indent=1) + "\n")
+        write_json(path, settings)

@@ -75,7 +75,7 @@ def read_data(
         DataError: the folder is missing or of no known layout, two scenes have one id, or what its reader says.
     """
     if not str(root):
-        raise DataError("data: not given; a folder with images/ masks/ classes.json, or the Cityscapes layout")
+        raise DataError("data: not given; a folder with images/ masks/ classes.json, or another layout of README.md")
     if name is not None and name not in READERS:
         raise DataError(f"data set {name!r} is not one of {', '.join(READERS)}")
     root = Path(root)

@@ -6,6 +6,7 @@ instances); the target mask is read off the scene's label and instance maps when
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -310,6 +311,14 @@ class Instruction:
             labels, instances: as from `SceneSet.read_maps`.
         """
         return region_mask(class_id, self.instance_ids, labels, instances, of=f"{self.image_id}: {self.query!r}")
+
+
+def by_image(instructions: Iterable[Instruction]) -> dict[str, list[Instruction]]:
+    """Those about each image, in their order."""
+    about: dict[str, list[Instruction]] = {}
+    for instruction in instructions:
+        about.setdefault(instruction.image_id, []).append(instruction)
+    return about
 
 
 def region_mask(

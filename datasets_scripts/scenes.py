@@ -9,7 +9,6 @@ of a larger one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .command_line import ArgumentParser, one_line_errors
-from .files import claim_folder, write_image, write_text
+from .files import claim_folder, write_image, write_json
 from .records import DataError, SemanticClass
 from .street import draw_street
 
@@ -231,7 +230,7 @@ def write_scenes(
     numbers = [part * PART_SIZE + k for part, count in enumerate(counts.values()) for k in range(count)]
     for number in tqdm(numbers, desc="drawing scenes", unit="scene", disable=not progress):
         _write_scene(directory, number, seed, size)
-    _write_json(directory / "classes.json", {"classes": [_class_entry(c) for c in CLASSES]})
+    write_json(directory / "classes.json", {"classes": [_class_entry(c) for c in CLASSES]})
 
 
 def _check_size(height: int, width: int) -> None:
@@ -254,11 +253,7 @@ def _write_scene(directory: Path, number: int, seed: int, size: tuple[int, int])
     if part != 1:
         write_image(truth[0], Image.fromarray(scene.label_map))
         write_image(truth[1], Image.fromarray(scene.instance_map))
-        _write_json(truth[2], {str(instance_id): known for instance_id, known in scene.facts.items()})
-
-
-def _write_json(path: Path, content: object) -> None:
-    write_text(path, json.dumps(content, indent=1) + "\n")
+        write_json(truth[2], {str(instance_id): known for instance_id, known in scene.facts.items()})
 
 
 def _class_entry(semantic_class: SemanticClass) -> dict[str, object]:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from publishing.command_line import OneLineError
+from publishing.command_line import OneLineError, first_line
 
 
 class ConversionError(OneLineError):
@@ -110,7 +110,7 @@ def _load_pickle(file: Path) -> dict[str, torch.Tensor]:
             raise ConversionError(
                 f"{file}: holds more than tensors ({found.group(0)}), which would run as code; refused"
             ) from None
-        raise ConversionError(f"{file}: cannot be read; is it cut short? ({str(error).splitlines()[0]})") from None
+        raise ConversionError(f"{file}: cannot be read; is it cut short? ({first_line(error)})") from None
     if not isinstance(content, Mapping) or not content:
         raise ConversionError(f"{file}: holds no tensors by name")
     for name, value in content.items():

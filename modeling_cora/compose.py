@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from transformers import CLIPVisionConfig, Dinov2Config, LlamaConfig, LlamaForCausalLM, LlavaConfig
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from publishing.command_line import one_line_errors
 
@@ -38,8 +37,8 @@ from .conversion import (
     add_special_tokens,
     find_checkpoint,
     grow_rows,
-    initialise_projection,
     load_tokenizer,
+    new_weights,
     normalisation,
     parse_config,
     renamed,
@@ -47,7 +46,6 @@ from .conversion import (
     write_model_folder,
 )
 from .image_processors import clip_image_processor, sam_image_processor
-from .modeling_cora import CoraSegProjector
 from .presets import initialise_language_model, small_text_config, train_query_tokenizer
 from .processing_cora import VICUNA_CHAT_TEMPLATE, CoraProcessor
 from .sam_checkpoint import encoder_of, read_sam
@@ -118,10 +116,8 @@ def convert(arguments: Sequence[str] | None = None) -> None:
         num_image_tokens=image_tokens,
         chat_template=VICUNA_CHAT_TEMPLATE.replace("</s>", tokenizer.eos_token),
     )
-    scale = state_scale(tensors)
-    write_model_folder(
-        options, config, tensors | tower | sam, processor, lambda model: _new_parts(model.config, options.seed, scale)
-    )
+    new = new_weights(config, options.seed, state_scale(tensors), connector=True)
+    write_model_folder(options, config, tensors | tower | sam | new, processor)
 
 
 def _language_model(options: argparse.Namespace) -> tuple[LlamaConfig, Any, dict[str, torch.Tensor]]:
@@ -213,23 +209,6 @@ def _vision_tower(options: argparse.Namespace) -> tuple[Any, int, dict[str, torc
     number = re.compile(r"\.layers?\.(\d+)\.")
     kept = {name: t for name, t in tensors.items() if not (found := number.search(name)) or int(found[1]) < seen}
     return config, size, kept
-
-
-def _new_parts(config: CoraConfig, seed: int, scale: float) -> dict[str, torch.Tensor]:
-    """Connector and projection, with weights that keep the scale of what passes through; the same for the same seed.
-
-    Args:
-        scale: of the language model's states.
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        connector, projection = LlavaMultiModalProjector(config.vlm_config), CoraSegProjector(config)
-        for linear in (connector.linear_1, connector.linear_2):
-            torch.nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
-            torch.nn.init.zeros_(linear.bias)
-        initialise_projection(projection, scale)
-    parts = {"vlm.model.multi_modal_projector": connector, "seg_projector": projection}
-    return {f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()}
 
 
 if __name__ == "__main__":

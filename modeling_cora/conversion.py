@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, LlamaTokenizer
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from publishing.command_line import ArgumentParser
+from publishing.command_line import ArgumentParser, first_line
 
 from .checkpoint_keys import Rules, is_droppable, rename
 from .checkpoint_shards import ConversionError, read_json, write_shards
@@ -72,8 +73,8 @@ def find_checkpoint(name: str) -> Path:
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=[*others, "*.bin"]))
     except Exception as error:  # the Hub's client raises errors of many libraries
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConversionError(f"{name}: no such folder here, and not to be had from the Hub ({reason})") from None
+        where = "no such folder here, and not to be had from the Hub"
+        raise ConversionError(f"{name}: {where} ({first_line(error)})") from None
     return folder
 
 
@@ -103,9 +104,8 @@ def load_tokenizer(path: Path) -> Any:
         else:
             tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # whatever the tokenizers' library raises
-        reason = str(error).strip().splitlines()[0]
         needed = "; sentencepiece and protobuf are needed: pip install -e '.[convert]'" if sentencepiece_alone else ""
-        raise ConversionError(f"{path}: no tokenizer can be loaded from it ({reason}){needed}") from None
+        raise ConversionError(f"{path}: no tokenizer can be loaded from it ({first_line(error)}){needed}") from None
     if tokenizer.eos_token is None:
         raise ConversionError(f"{path}: its tokenizer has no eos_token, with which answers end")
     return tokenizer
@@ -182,17 +182,23 @@ def state_scale(tensors: Mapping[str, torch.Tensor], input_table: str = INPUT_TA
     return float(tensors[name].float().square().mean().sqrt())
 
 
-def initialise_projection(projection: CoraSegProjector, scale: float) -> None:
-    """Weights that keep the scale of what passes through.
+def new_weights(config: CoraConfig, seed: int, scale: float, connector: bool = False) -> dict[str, torch.Tensor]:
+    """What no checkpoint has, with weights that keep the scale of what passes through; the same for the same seed.
 
     Args:
-        scale: of the states, see `state_scale`. SAM listens to prompts of a standard deviation of about 0.7, whatever
-            the scale of the states.
+        scale: of the language model's states, see `state_scale`. SAM listens to prompts of a standard deviation of
+            about 0.7, whatever the scale of the states.
+        connector: besides the projection from `[SEG]` to SAM, that from the vision tower to the language model.
     """
-    for linear in (projection.linear_1, projection.linear_2):
-        torch.nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
-        torch.nn.init.zeros_(linear.bias)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        parts = {"vlm.model.multi_modal_projector": LlavaMultiModalProjector(config.vlm_config)} if connector else {}
+        parts["seg_projector"] = projection = CoraSegProjector(config)
+        for linear in (one for part in parts.values() for one in (part.linear_1, part.linear_2)):
+            torch.nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+            torch.nn.init.zeros_(linear.bias)
     projection.linear_1.weight.data /= scale
+    return {f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()}
 
 
 def empty_model(config: CoraConfig) -> CoraForReasoningSegmentation:
@@ -234,12 +240,12 @@ def match_model(model: CoraForReasoningSegmentation, tensors: dict[str, torch.Te
     return tensors
 
 
-def _listed(what: str, names: Sequence[str], shown: int = 4) -> str:
+def _listed(what: str, names: Sequence[str]) -> str:
     """ "2 missing keys: a, b" or "" for none."""
     if not names:
         return ""
     noun = what if len(names) == 1 else what.replace("key", "keys", 1)
-    return f"{len(names)} {noun}: {', '.join(names[:shown])}{', ...' if len(names) > shown else ''}"
+    return f"{len(names)} {noun}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
 
 
 def write_model_folder(
@@ -247,7 +253,6 @@ def write_model_folder(
     config: CoraConfig,
     tensors: dict[str, torch.Tensor],
     processor: CoraProcessor,
-    initial: Callable[[CoraForReasoningSegmentation], dict[str, torch.Tensor]] | None = None,
     input_table: str = INPUT_TABLE,
 ) -> None:
     """Writes what `from_pretrained` of model and processor read; the folder appears whole or not at all.
@@ -255,7 +260,6 @@ def write_model_folder(
     Args:
         options: `output`, `dtype` and `max_shard_size` of `ConversionParser`.
         tensors: under CORA's names.
-        initial: gives the weights that no checkpoint has, from the model without memory.
         input_table: name of the embedding's weight, whose type all weights get where `dtype` names none.
     """
     dtype = DTYPES[options.dtype] if options.dtype else tensors[input_table].dtype
@@ -264,8 +268,6 @@ def write_model_folder(
     config.sam_config.dtype = dtype
     config.architectures = [CoraForReasoningSegmentation.__name__]
     model = empty_model(config)
-    if initial is not None:
-        tensors = tensors | initial(model)
     tensors = match_model(model, tensors)
     # where the chat template ends an answer, which is not always what the language model's folder says
     model.generation_config.eos_token_id = processor.end_token_id

@@ -37,8 +37,8 @@ from .conversion import (
     add_special_tokens,
     find_checkpoint,
     grow_rows,
-    initialise_projection,
     load_tokenizer,
+    new_weights,
     normalisation,
     parse_config,
     renamed,
@@ -46,7 +46,6 @@ from .conversion import (
     write_model_folder,
 )
 from .image_processors import clip_image_processor, sam_image_processor
-from .modeling_cora import CoraSegProjector
 from .processing_cora import VICUNA_CHAT_TEMPLATE, CoraProcessor
 from .sam_checkpoint import encoder_of, read_sam
 
@@ -111,15 +110,8 @@ def convert(arguments: Sequence[str] | None = None) -> None:
         image_token=vlm.image_token,
         chat_template=vlm.chat_template,
     )
-    scale = state_scale(vlm.tensors, vlm.input_table)
-    write_model_folder(
-        options,
-        config,
-        vlm.tensors | sam_tensors,
-        processor,
-        lambda model: _new_projection(model.config, options.seed, scale),
-        vlm.input_table,
-    )
+    new = new_weights(config, options.seed, state_scale(vlm.tensors, vlm.input_table))
+    write_model_folder(options, config, vlm.tensors | sam_tensors | new, processor, vlm.input_table)
 
 
 def _llava(folder: Path, values: dict[str, Any], options: argparse.Namespace) -> _Vlm:
@@ -201,19 +193,6 @@ def _limit_pixels(image_processor: Any, most: int | None) -> None:
     if most < least:
         raise ConversionError(f"--max-pixels {most}: is less than {least}, the least that this model takes")
     image_processor.size = {"shortest_edge": least, "longest_edge": most}
-
-
-def _new_projection(config: CoraConfig, seed: int, scale: float) -> dict[str, torch.Tensor]:
-    """The same for the same seed.
-
-    Args:
-        scale: of the language model's states.
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        projection = CoraSegProjector(config)
-        initialise_projection(projection, scale)
-    return {f"seg_projector.{name}": tensor for name, tensor in projection.state_dict().items()}
 
 
 if __name__ == "__main__":

@@ -64,13 +64,13 @@ def pick_device(name: str | None = None) -> torch.device:
     """By default a GPU where there is one.
 
     Raises:
-        ValueError: there is no such device here, in one line.
+        ModelLoadError: there is no such device here.
     """
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError):  # torch asserts that it was built for CUDA
-        raise ValueError(f"{name}: not to be had here; cpu and cuda are the usual ones") from None
+        raise ModelLoadError(f"--device {name}: not to be had here; cpu and cuda are the usual ones") from None
 
 
 @contextmanager

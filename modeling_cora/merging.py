@@ -9,6 +9,8 @@ import torch
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 
+from publishing.command_line import first_line
+
 from .checkpoint_shards import ConversionError
 from .conversion import whole_folder
 from .loading import load_model
@@ -42,7 +44,7 @@ def _merged(adapter: str, dtype: torch.dtype | None) -> tuple[CoraForReasoningSe
     try:
         config = PeftConfig.from_pretrained(adapter)
     except (OSError, ValueError) as error:
-        raise ConversionError(f"--adapter {adapter}: holds no adapter ({str(error).splitlines()[0]})") from None
+        raise ConversionError(f"--adapter {adapter}: holds no adapter ({first_line(error)})") from None
     if not config.base_model_name_or_path:
         raise ConversionError(f"--adapter {adapter}: adapter_config.json names no base_model_name_or_path")
     try:

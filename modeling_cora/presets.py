@@ -26,19 +26,21 @@ from .processing_cora import DEFAULT_ANSWER, CoraProcessor
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<pad>", "<image>", SEG_TOKEN]
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of the given texts: small, and no text is unknown to it."""
+def train_query_tokenizer(queries: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of queries as the model reads them: small, and no text is unknown to it. The frame of the chat
+    template belongs to its texts, or it would cost a token for each letter."""
+    texts = {f"USER: \n{query} ASSISTANT: {DEFAULT_ANSWER}" for query in queries}
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=1024,
         special_tokens=SPECIAL_TOKENS,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     # Merges are learned from counts; sorted unique texts make them independent of the order of the data.
-    tokenizer.train_from_iterator(sorted(set(texts)), trainer)
+    tokenizer.train_from_iterator(sorted(texts), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="<unk>",
@@ -49,12 +51,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedT
         clean_up_tokenization_spaces=False,
         model_max_length=4096,
     )
-
-
-def train_query_tokenizer(queries: Iterable[str]) -> PreTrainedTokenizerFast:
-    """`train_tokenizer` of queries as the model reads them: the frame of the chat template belongs to the texts, or it
-    would cost a token for each letter."""
-    return train_tokenizer(f"USER: \n{query} ASSISTANT: {DEFAULT_ANSWER}" for query in queries)
 
 
 def small_text_config(tokenizer: PreTrainedTokenizerFast, layers: int = 4) -> LlamaConfig:
@@ -149,6 +145,17 @@ def cora_7b_config() -> CoraConfig:
     return CoraConfig(vlm_config=LlavaConfig(text_config=text), sam_config=sam, seg_token_id=32002)
 
 
+def processor_of(config: CoraConfig, tokenizer: PreTrainedTokenizerFast) -> CoraProcessor:
+    """Of a LLaVA with a CLIP, such as the two above."""
+    tower = config.vlm_config.vision_config
+    return CoraProcessor(
+        image_processor=clip_image_processor(tower.image_size),
+        sam_image_processor=sam_image_processor(config.sam_config.vision_config.image_size),
+        tokenizer=tokenizer,
+        num_image_tokens=(tower.image_size // tower.patch_size) ** 2,
+    )
+
+
 @torch.no_grad()
 def _keep_scale(part: nn.Module) -> None:
     """Weights with which every layer keeps the scale of its input: variance 1 / fan-in.
@@ -205,13 +212,7 @@ def cora_tiny(
         torch.manual_seed(seed)
         model = CoraForReasoningSegmentation(config)
         _initialise_from_scratch(model)
-    processor = CoraProcessor(
-        image_processor=clip_image_processor(clip_image_size),
-        sam_image_processor=sam_image_processor(sam_image_size),
-        tokenizer=tokenizer,
-        num_image_tokens=config.vlm_config.image_seq_length,
-    )
-    return model, processor
+    return model, processor_of(config, tokenizer)
 
 
 __all__ = [
@@ -219,7 +220,7 @@ __all__ = [
     "cora_tiny",
     "cora_tiny_config",
     "initialise_language_model",
+    "processor_of",
     "small_text_config",
     "train_query_tokenizer",
-    "train_tokenizer",
 ]

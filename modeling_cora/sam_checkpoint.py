@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from transformers import SamConfig, SamMaskDecoderConfig, SamPromptEncoderConfig, SamVisionConfig
 
 from .checkpoint_keys import DROPPABLE, DROPPABLE_OF_MOBILE_SAM, MOBILE_SAM, SAM_ORIGINAL, SAM_TRANSFORMERS
@@ -53,7 +54,7 @@ def encoder_of(tensors: Mapping[str, torch.Tensor]) -> Literal["sam_vit", "tiny_
     return "tiny_vit" if "sam.vision_encoder.stem.0.weight" in tensors else "sam_vit"
 
 
-def fold_batch_norms(tensors: Mapping[str, torch.Tensor], eps: float = 1e-5) -> dict[str, torch.Tensor]:
+def fold_batch_norms(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Each `X.c.weight` and its batch norm `X.bn.*` become one convolution `X.weight`, `X.bias`, as in inference."""
     folded = {name: tensor for name, tensor in tensors.items() if not re.search(r"\.(?:c|bn)\.[a-z_]+$", name)}
     for name, weight in tensors.items():
@@ -61,18 +62,13 @@ def fold_batch_norms(tensors: Mapping[str, torch.Tensor], eps: float = 1e-5) -> 
             continue
         place = name.removesuffix(".c.weight")
         try:
-            norm = tuple(tensors[f"{place}.bn.{part}"] for part in ("weight", "bias", "running_mean", "running_var"))
+            norm = [tensors[f"{place}.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
         except KeyError as error:
             raise ConversionError(f"{place}: a convolution whose batch norm lacks {error}") from None
-        folded[f"{place}.weight"], folded[f"{place}.bias"] = _fold(weight, norm, eps)
+        mean, variance, scale, shift = norm
+        one = fuse_conv_bn_weights(weight, None, mean, variance, 1e-5, scale, shift)
+        folded[f"{place}.weight"], folded[f"{place}.bias"] = (tensor.detach() for tensor in one)
     return folded
-
-
-def _fold(weight: torch.Tensor, norm: Sequence[torch.Tensor], eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias of one convolution; `norm` is weight, bias, running mean and running variance behind it."""
-    scale, shift, mean, variance = norm
-    gain = scale / (variance + eps).sqrt()
-    return weight * gain[:, None, None, None], shift - mean * gain
 
 
 def sam_config_of(tensors: Mapping[str, torch.Tensor], decoder_heads: int, where: str) -> SamConfig:

@@ -39,6 +39,11 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UsageError(f"{message} (--help lists what there is)")
 
 
+def first_line(error: BaseException) -> str:
+    """Of what a library says, whose texts may have many lines, or none: then its type."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
     """Ends bad input, a full disk and a place that may not be touched in one line; errors of the program itself keep
     their traceback."""
@@ -69,4 +74,4 @@ def _untouched(error: OSError | SafetensorError) -> str:
     return f"{name}: cannot be read or written ({os.strerror(number)})" if name and number in NOT_OURS else ""
 
 
-__all__ = ["DISK_FULL", "ArgumentParser", "OneLineError", "UsageError", "one_line_errors"]
+__all__ = ["DISK_FULL", "ArgumentParser", "OneLineError", "UsageError", "first_line", "one_line_errors"]

@@ -12,7 +12,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.anchors import AnchorEncoder, anchor_box, anchor_crop
 from modeling_cora.image_processors import clip_image_processor
-from modeling_cora.presets import cora_tiny_config, train_tokenizer
+from modeling_cora.presets import cora_tiny_config, train_query_tokenizer
 from modeling_cora.segmentation import segment
 
 from .conftest import SHARED, TEXTS, noise_image
@@ -56,7 +56,7 @@ def test_tokens_are_segllms():
     """CLS of the last layer but one -> connector -> token; the box through its Linear; half as much in evaluation."""
     golden = load_file(LOSSES / "segllm_mask_token.safetensors")
     boxes = load_file(LOSSES / "segllm_anchor.safetensors")
-    tokenizer = train_tokenizer(TEXTS)
+    tokenizer = train_query_tokenizer(TEXTS)
     config = cora_tiny_config(tokenizer, 224, 128)
     text = {"vocab_size": len(tokenizer), "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config.vlm_config = LlavaConfig(
@@ -99,7 +99,7 @@ def test_tokens_are_segllms():
 
 @pytest.mark.parametrize("scaling", ["segllm", "inverted"])
 def test_whole_tokens_are_dropped_and_the_mean_is_kept(scaling):
-    config = cora_tiny_config(train_tokenizer(TEXTS))
+    config = cora_tiny_config(train_query_tokenizer(TEXTS))
     config.anchor_dropout, config.anchor_dropout_scaling = 0.25, scaling
     encoder = AnchorEncoder(config).train()
     looks, boxes = torch.randn(4000, 192), torch.rand(4000, 4)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import DeepSpeedPlugin
 from accelerate.optimizer import AcceleratedOptimizer
+from transformers import TrainingArguments
 
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.scenes import write_scenes
@@ -194,15 +195,16 @@ def test_a_learning_rate_of_zero_is_one(tmp_path):
 @pytest.mark.parametrize("found", [0, 1, 2])
 def test_one_process_takes_one_gpu_of_several(tmp_path, monkeypatch, found):
     """transformers wraps the model in nn.DataParallel for more."""
-    own = SemiSupervisedTrainingArguments.__mro__[1].__post_init__
+    own = TrainingArguments.__post_init__
 
     def finds(self):
         own(self)
         self._n_gpu = found
 
-    monkeypatch.setattr(SemiSupervisedTrainingArguments.__mro__[1], "__post_init__", finds)
-    arguments = SemiSupervisedTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    assert arguments.n_gpu == min(found, 1) and arguments.train_batch_size == 2
+    monkeypatch.setattr(TrainingArguments, "__post_init__", finds)
+    for kind in (SemiSupervisedTrainingArguments, CoraTrainingArguments):
+        arguments = kind(output_dir=str(tmp_path), use_cpu=True)
+        assert arguments.n_gpu == min(found, 1) and arguments.train_batch_size == 2
 
 
 @pytest.mark.parametrize("where", ["bce_loss", "grad_norm"])

@@ -32,10 +32,10 @@ from trainers.diagnosis.reliability import (
     weighted_accuracy,
 )
 from trainers.diagnosis.separation import Embeddings, agreement, projected, separation
+from trainers.pseudo_labels.predictions import PseudoLabels
 from trainers.stage1 import main as stage1
 from trainers.stage2 import main as stage2
 from trainers.stage3 import main as stage3
-from trainers.unlabelled_dataset import PseudoLabels
 
 from .test_pseudo_labels import error_line
 from .test_stage1 import history, options

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from trainers.pseudo_labels.arguments import StrongViewArguments
 from trainers.pseudo_labels.cutmix import NO_BOX, box_masks, cutmix_box, paste
 from trainers.pseudo_labels.losses import (
     consistency,
@@ -69,7 +70,7 @@ def test_cutmix_boxes_are_those_of_the_public_code(v1, size):
         own = attempts[attempts[:, 0] == call, 1:].tolist()
         assert len(own) == count
         rng = StoredDraws(apply, area, own)
-        boxes.append(cutmix_box(size, size, rng))
+        boxes.append(cutmix_box(size, size, StrongViewArguments(), rng))
         assert not rng.numbers
     assert torch.equal(torch.tensor(boxes), expected)
     assert (expected.sum(1) > 0).sum() > 5
@@ -273,7 +274,7 @@ def test_guidance_counts_all_pixels_or_the_sure_ones():
 
 def test_boxes_fit_any_crop_and_have_the_area_they_should():
     rng = np.random.default_rng(0)
-    boxes = [cutmix_box(180, 240, rng) for _ in range(400)]
+    boxes = [cutmix_box(180, 240, StrongViewArguments(), rng) for _ in range(400)]
     drawn = [box for box in boxes if box != NO_BOX]
     assert 150 < len(drawn) < 250
     for top, left, bottom, right in drawn:

@@ -250,7 +250,7 @@ def test_bad_input_of_an_audit(street, tmp_path, capsys):
     shutil.copy(data / "classes.json", other)
     for path in other.rglob("*.png"):
         path.rename(path.with_stem(f"other_{path.stem}"))
-    assert "no mask of one of" in error_line(audit.main, ["--predictions", predictions, "--data", other], capsys)
+    assert "has a map for none of" in error_line(audit.main, ["--predictions", predictions, "--data", other], capsys)
     for values, message in ((7, "7 is not a class id"), (300, "300 is not a class id")):
         mask = Image.fromarray(np.full((20, 40), values, np.uint8 if values < 256 else np.uint16))
         mask.save(predictions / "masks" / "c.png")

@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from cora_space.answering import Answering
-from cora_space.settings import Settings, SettingsError, read_settings
+from cora_space.settings import Settings, read_settings
 from modeling_cora.hub.space import space_files
+from modeling_cora.loading import ModelLoadError
 from publishing.command_line import OneLineError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,7 +66,7 @@ def test_a_process_with_bad_settings_ends_in_one_line(argv, said, tmp_path):
 
 @pytest.mark.parametrize("device", ["abacus", "cuda:77"])
 def test_a_device_that_is_not_here_is_named(device):
-    with pytest.raises(SettingsError, match=f"--device {device}: not to be had here"):
+    with pytest.raises(ModelLoadError, match=f"--device {device}: not to be had here"):
         Answering.load(Settings(device=device))
 
 

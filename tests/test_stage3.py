@@ -25,12 +25,13 @@ from trainers.consistency_weights import ConsistencyArguments, equivalent_querie
 from trainers.consistency_weights import main as consistency_main
 from trainers.evaluate import EvaluationArguments, run_evaluation
 from trainers.loading import load_trained
+from trainers.pseudo_labels.predictions import PseudoLabels
 from trainers.stage1 import main as stage1
 from trainers.stage2 import main as stage2
 from trainers.stage3 import Stage3Trainer
 from trainers.stage3 import main as stage3
 from trainers.token_bank import TokenBank
-from trainers.unlabelled_dataset import PseudoLabels, UnlabelledDataset
+from trainers.unlabelled_dataset import UnlabelledDataset
 
 from .conftest import SHARED
 from .test_stage1 import ROOT, history, largest_difference, on_two_processes, options
@@ -312,7 +313,8 @@ def test_consistency_weights_are_the_variance_over_six_queries(street, pseudo, w
     assert stored["classes"].tolist() == [0, 3, 9]
     model, processor = load_trained(str(second_stage))
     for class_id, plane in zip(stored["classes"].tolist(), stored["variance_levels"], strict=True):
-        queries = equivalent_queries(scene_set, scene.image_id, class_id, ConsistencyArguments())
+        (own,) = (c for c in scene_set.classes if c.id == class_id)
+        queries = equivalent_queries(own, scene.image_id, ConsistencyArguments())
         assert len(set(queries)) == 6
         masks = []
         for query in queries:  # one by one, and at the image's size
@@ -352,11 +354,11 @@ def test_a_class_with_one_query_agrees_with_itself_and_one_with_none_is_named(
     stage3(stage3_options(tmp_path / "street", second_stage, tmp_path / "out", **given))
     said = capsys.readouterr().out
     assert f"1 classes have no attribute query and are not asked for in unlabelled images: {nameless['name']}" in said
-    scene_set = read_folder(tmp_path / "street")
+    (own,) = (c for c in read_folder(tmp_path / "street").classes if c.id == 9)
     asking = ConsistencyArguments(kinds=["attribute"])
-    assert equivalent_queries(scene_set, "a", 9, asking) is None
+    assert equivalent_queries(own, "a", asking) is None
     monkeypatch.setattr("trainers.consistency_weights.class_queries", lambda c, kind: ("what it is for",))
-    assert equivalent_queries(scene_set, "a", 9, asking) == ["what it is for"] * 6
+    assert equivalent_queries(own, "a", asking) == ["what it is for"] * 6
 
 
 def test_who_is_shown_no_anchor_is_never_asked_with_one(street, pseudo, tmp_path):

@@ -12,6 +12,7 @@ from transformers.utils import find_adapter_config_file
 from datasets_scripts.command_line import UsageError
 from modeling_cora import CoraConfig
 from modeling_cora.named_models import resolve_name
+from publishing.command_line import first_line
 
 from .training_record import read_record
 
@@ -43,7 +44,7 @@ def adapter_config(model: str) -> PeftConfig | None:
     except OSError:
         return None  # whoever loads the model says why it cannot be
     except (ValueError, TypeError) as error:
-        raise UsageError(f"model {model}: adapter_config.json cannot be read ({_line(error)})") from None
+        raise UsageError(f"model {model}: adapter_config.json cannot be read ({first_line(error)})") from None
     if not config.base_model_name_or_path:
         raise UsageError(
             f"model {model}: adapter_config.json: base_model_name_or_path is empty; a folder or Hub id is needed"
@@ -102,7 +103,7 @@ def load_adapter(model: PeftModel, adapter: str) -> None:
     try:
         weights = load_peft_weights(resolve_name(adapter), device="cpu")
     except (OSError, ValueError, SafetensorError) as error:
-        raise UsageError(f"model {adapter}: its weights cannot be read ({_line(error)})") from None
+        raise UsageError(f"model {adapter}: its weights cannot be read ({first_line(error)})") from None
     own = get_peft_model_state_dict(model, save_embedding_layers=False)
     new = tuple(f"base_model.model.{module}." for module in trained[1] - trained[0])
     expected = {name: tensor.shape for name, tensor in own.items() if not name.startswith(new)}
@@ -153,7 +154,3 @@ def refuse_base_without_anchors(model: str, rank: int | None) -> None:
 def _beside(model: str, word: str) -> str:
     """A folder's name beside a folder, or here for a Hub id."""
     return f"{Path(model) if Path(model).is_dir() else Path(model).name}-{word}"
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

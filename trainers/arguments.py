@@ -1,6 +1,6 @@
 """Every hyper-parameter, in one place. A recipe is a YAML file of these fields; the command line overrides it.
 
-    accelerate launch trainers/stage1.py trainers/recipes/demo.yaml --max_steps 100
+    accelerate launch trainers/stage1.py trainers/recipes/demo.yaml --data DIR --max_steps 100
 
 Field texts name the equation or table of the paper (arXiv 2511.17755), or the public code a default comes from.
 """
@@ -8,16 +8,15 @@ Field texts name the equation or table of the paper (arXiv 2511.17755), or the p
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import NamedTuple, get_args
 
-import torch
-from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.records import Kind
 
 from .argument_checks import check_above_zero, check_choice, check_kinds, check_least, check_shares
+from .base_trainer import BaseTrainingArguments
 
 CLASS_KINDS = ("semantic", "attribute")
 """Kinds of queries that a class has without a label map."""
@@ -161,8 +160,8 @@ class DataArguments:
     crop: float = field(
         default=0.0,
         metadata={
-            "help": "Probability of a random crop of `crop_scale` of each side (only with class-level queries, and no "
-            "free text)."
+            "help": "Probability of a random crop of `crop_scale` to all of each side (only with class-level queries, "
+            "and no free text)."
         },
     )
     crop_scale: float = field(default=0.5, metadata={"help": "Smallest crop, as a fraction of each side, in (0, 1]."})
@@ -311,7 +310,7 @@ class UnlabelledArguments:
 
 
 @dataclass
-class CoraTrainingArguments(TrainingArguments):
+class CoraTrainingArguments(BaseTrainingArguments):
     """transformers' arguments with the paper's defaults, and learning rates by part."""
 
     learning_rate: float = field(default=2e-5, metadata={"help": "AdamW; paper 2e-5, LISA 3e-4."})
@@ -322,8 +321,6 @@ class CoraTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="linear", metadata={"help": "LISA: linear decay (WarmupDecayLR)."})
     max_steps: int = field(default=5000, metadata={"help": "LISA: 10 x 500. Stages of the paper are of equal length."})
     logging_steps: float = field(default=20, metadata={"help": "Steps between log lines."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs every column."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A NaN loss ends the training instead."})
     sam_learning_rate: float | None = field(
         default=None, metadata={"help": "Of SAM (encoder where trained, decoder); learning_rate where not given."}
     )
@@ -338,12 +335,19 @@ class CoraTrainingArguments(TrainingArguments):
                 f"hub_strategy {self.hub_strategy.value}: optimizer states and training_args.bin name places of this "
                 "machine and stay there; end or every_save would be right"
             )
-        # one process, one GPU: nn.DataParallel, which transformers takes where it sees several, deals out the entries
-        # of lists of tensors, such as masks of different sizes, as if they were batches
-        self._n_gpu = min(self.n_gpu, 1)
         # an answer without [SEG] leaves SAM's decoder without gradients on one process, a batch without anchors their
         # encoder; Trainer's own choice is false with activation checkpointing, and DDP then waits or fails
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = True
-        # without a GPU there is nothing to pin memory for, and torch warns about it at every start
-        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
+
+
+class StageArguments(NamedTuple):
+    """What a stage is given: for stage 3 with the last one."""
+
+    model: ModelArguments
+    parts: TrainedPartsArguments
+    data: DataArguments
+    pretraining: QueryPretrainingArguments
+    caching: EmbeddingCacheArguments
+    training: CoraTrainingArguments
+    unlabelled: UnlabelledArguments | None = None

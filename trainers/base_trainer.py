@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,6 +18,23 @@ from transformers.trainer import TRAINER_STATE_NAME
 from datasets_scripts.command_line import UsageError
 
 from .argument_checks import check_least
+
+
+@dataclass
+class BaseTrainingArguments(TrainingArguments):
+    """transformers' arguments, with what none of our trainings could do with."""
+
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Batches need every column."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A NaN loss ends the training instead."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_training(self)
+        # one process, one GPU: nn.DataParallel, which transformers takes where it sees several, deals out the entries
+        # of lists of tensors, such as masks of different sizes, as if they were batches, and its copies share no means
+        self._n_gpu = min(self.n_gpu, 1)
+        # without a GPU there is nothing to pin memory for, and torch warns about it at every start
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
 
 
 class BaseTrainer(Trainer):

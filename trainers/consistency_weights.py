@@ -40,8 +40,8 @@ from trainers.consistency_maps import packed_variances
 from trainers.embedding_cache import add_embedding_cache, weights_hash
 from trainers.file_hashes import FileHashes
 from trainers.loading import inference_accelerator, load_trained
+from trainers.pseudo_labels.predictions import PseudoLabels
 from trainers.recipe_parser import parse_recipe
-from trainers.unlabelled_dataset import PseudoLabels
 
 
 @dataclass
@@ -64,18 +64,12 @@ class ConsistencyArguments:
         check_least(self, rephrasings=2, longest_side=1, queries_per_pass=1, seed=0)
 
 
-def queries_of(semantic_class: SemanticClass, arguments: ConsistencyArguments) -> list[str]:
-    """All that ask for a class, of the `kinds` that are given."""
-    return [text for kind in arguments.kinds for text in class_queries(semantic_class, kind)]
-
-
 def equivalent_queries(
-    scene_set: SceneSet, image_id: str, class_id: int, arguments: ConsistencyArguments
+    semantic_class: SemanticClass, image_id: str, arguments: ConsistencyArguments
 ) -> list[str] | None:
     """K - 1 queries for a class; they depend on the seed, the image and the class alone. None where the class has none;
     a single one agrees with itself, so that lambda is 1."""
-    semantic_class = next(c for c in scene_set.classes if c.id == class_id)
-    queries = queries_of(semantic_class, arguments)
+    queries = class_queries(semantic_class, *arguments.kinds)
     if not queries:
         return None
     rng = np.random.default_rng((arguments.seed, zlib.crc32(f"{image_id}/{semantic_class.name}".encode())))
@@ -87,8 +81,8 @@ def asked_of(
     scene_set: SceneSet, scene: Scene, labels: np.ndarray, arguments: ConsistencyArguments
 ) -> dict[int, list[str]]:
     """By class id, the queries about each class that a pseudo-label (H, W) shows and that has queries enough."""
-    shown = [c.id for c in shown_classes(scene_set.classes, labels)]
-    return {c: q for c in shown if (q := equivalent_queries(scene_set, scene.image_id, c, arguments))}
+    shown = shown_classes(scene_set.classes, labels)
+    return {c.id: q for c in shown if (q := equivalent_queries(c, scene.image_id, arguments))}
 
 
 @torch.no_grad()
@@ -131,7 +125,7 @@ def write_weights(arguments: ConsistencyArguments, caching: EmbeddingCacheArgume
         config = model.config
         made_by |= {"seg_state": config.seg_state, "embedding_pooling": config.embedding_pooling}
         # by content: a class that they show, or that has queries, only now would have no weights and not be asked for
-        queries = {c.name: queries_of(c, arguments) for c in scene_set.classes}
+        queries = {c.name: class_queries(c, *arguments.kinds) for c in scene_set.classes}
         made_by["queries"] = hashlib.sha256(json.dumps(queries).encode()).hexdigest()
         made_by["pseudo_labels"] = FileHashes().content(pseudo_labels.folder / "masks")
         claim_folder(out, "meta.json", made_by)

@@ -1,6 +1,6 @@
 """The whole method, small enough for a laptop without a GPU: a few labelled images in, a model that answers out.
 
-    make demo          or          python trainers/demo.py [--out runs/demo] [any option of trainers/run.py]
+    make demo      or      python trainers/demo.py [--out runs/demo] [any option of trainers/run.py but the data]
 
 Draws street scenes, a few of them labelled, and gives them to `trainers/run.py` with trainers/recipes/demo_run.yaml:
 pseudo-labels, three stages, an evaluation on unseen scenes after each, `report.html`. Interrupt it and run it again: it
@@ -19,7 +19,7 @@ if __name__ == "__main__":
 import time
 from collections.abc import Sequence
 
-from datasets_scripts.command_line import one_line_errors
+from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.scenes import write_scenes
 from trainers.run import main as run
 from trainers.run import read_run
@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.monotonic()
     argv = [str(RECIPE), *(sys.argv[1:] if argv is None else argv)]
     arguments, _ = read_run(argv)
+    if arguments.data or arguments.data_name:
+        what = f"--data {arguments.data}" if arguments.data else f"--data_name {arguments.data_name}"
+        raise UsageError(f"{what}: the demo draws its own images; trainers/run.py with its recipe would be right")
     scenes = Path(arguments.out) / "scenes"
     print(f"drawing {LABELLED} labelled, {UNLABELLED} unlabelled and {VAL} unseen scenes", flush=True)
     write_scenes(scenes, LABELLED, UNLABELLED, VAL)

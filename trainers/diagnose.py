@@ -21,7 +21,6 @@ if __name__ == "__main__":
     # run as a file: `import evaluate` would find trainers/evaluate.py in place of the library
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
@@ -31,12 +30,12 @@ from peft import PeftModel
 from transformers.trainer_utils import set_seed
 
 from datasets_scripts.command_line import UsageError, one_line_errors
-from datasets_scripts.files import write_text
+from datasets_scripts.files import write_json, write_text
 from datasets_scripts.folder import read_data
 from datasets_scripts.records import DataError, Scene, SceneSet
 from modeling_cora.hub.run_folder import TRAINING
 from trainers.argument_checks import check_least
-from trainers.arguments import DataArguments, ModelArguments, TrainedPartsArguments, UnlabelledArguments
+from trainers.arguments import DataArguments, ModelArguments, StageArguments, TrainedPartsArguments, UnlabelledArguments
 from trainers.base_trainer import last_checkpoint
 from trainers.comparison import require_matplotlib
 from trainers.consistency_maps import ConsistencyMaps
@@ -127,26 +126,26 @@ def prepare(argv: Sequence[str] | None = None) -> Diagnosed:
     """Raises:
     DataError, UsageError: bad input.
     """
-    *stage, training, unlabelled, arguments = parse_diagnosis(argv)
-    of_model, _, data, *_ = stage
+    *stage, arguments = parse_diagnosis(argv)
+    given = StageArguments(*stage)
     if not arguments.out:
         raise UsageError("--out: not given; a folder for the diagnosis")
-    if of_model.model == ModelArguments.model:
+    if given.model.model == ModelArguments.model:
         raise UsageError("--model: not given; a folder or Hub id with a trained model, such as runs/stage2")
-    if not unlabelled.unlabelled_weight:
+    if not given.unlabelled.unlabelled_weight:
         raise UsageError("sigma: 0 leaves the unlabelled losses out; another value, or none for the default")
-    if unlabelled.consistency == "ahead" and not unlabelled.consistency_weights:
-        unlabelled = replace(unlabelled, consistency="online")
-    training.output_dir = arguments.out
+    if given.unlabelled.consistency == "ahead" and not given.unlabelled.consistency_weights:
+        given = given._replace(unlabelled=replace(given.unlabelled, consistency="online"))
+    given.training.output_dir = arguments.out
     batches = max(arguments.embedding_batches, arguments.gradient_batches)
-    trainer, scene_set, *_ = prepare_training(TermTrainer, [*stage, training, unlabelled], batches)
-    with_truth, _ = read_data(data.data)
+    trainer, scene_set, *_ = prepare_training(TermTrainer, given, batches)
+    with_truth, _ = read_data(given.data.data)
     # as `train` does: forward passes, and nothing else, are under autocast where the precision asks for it
     trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)
     if arguments.stage3 and (checkpoint := last_checkpoint(arguments.stage3)):
         width = trainer.model.config.sam_config.prompt_encoder_config.hidden_size
         _load_bank(trainer, Path(checkpoint), width, {c.id for c in scene_set.classes})
-    name = Path(of_model.model).resolve().name if Path(of_model.model).is_dir() else of_model.model
+    name = Path(given.model.model).resolve().name if Path(given.model.model).is_dir() else given.model.model
     return Diagnosed(trainer, name, scene_set, with_truth, arguments)
 
 
@@ -228,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
     one = prepare(argv)
     diagnosis, out = diagnose(one), Path(one.arguments.out)
     report = diagnosis_report(diagnosis)
-    write_text(out / "diagnosis.json", json.dumps(diagnosis, indent=1, allow_nan=False) + "\n")
+    write_json(out / "diagnosis.json", diagnosis, allow_nan=False)
     write_text(out / "report.md", report)
     draw_diagnosis(out / "diagnosis.png", diagnosis)
     print(report)

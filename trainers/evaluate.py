@@ -33,10 +33,10 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from datasets_scripts.command_line import one_line_errors
-from datasets_scripts.files import write_image, write_text
+from datasets_scripts.files import write_image, write_json, write_text
 from datasets_scripts.folder import read_data
 from datasets_scripts.instructions.mirror import mirrored
-from datasets_scripts.records import DataError, Instruction, Kind, Scene, SceneSet, read_image
+from datasets_scripts.records import DataError, Instruction, Kind, Scene, SceneSet, by_image, read_image
 from datasets_scripts.splits import HELD_OUT_FROM
 from metrics.ciou.ciou import intersection_and_union
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
@@ -119,15 +119,15 @@ def evaluate_scenes(
         part of its class, `inside` (`baselines.part_counts`) too.
     """
     accelerator = accelerator or Accelerator()
-    by_image: dict[str, list[tuple[int, Instruction]]] = {}
+    about: dict[str, list[tuple[int, Instruction]]] = {}
     for order, instruction in enumerate(instructions):
-        by_image.setdefault(instruction.image_id, []).append((order, instruction))
-    asked = [scene for scene in scenes if scene.image_id in by_image]
+        about.setdefault(instruction.image_id, []).append((order, instruction))
+    asked = [scene for scene in scenes if scene.image_id in about]
     own = asked[accelerator.process_index :: accelerator.num_processes]
     model.eval()
     records = []
     for scene in tqdm(own, desc="evaluating", unit="image", disable=not accelerator.is_main_process):
-        orders, own_instructions = zip(*by_image[scene.image_id], strict=True)
+        orders, own_instructions = zip(*about[scene.image_id], strict=True)
         _, labels, targets, answers = _ask_scene(
             model, processor, scene_set, scene, own_instructions, anchors, protocol
         )
@@ -194,20 +194,17 @@ def overlay_grid(
 ) -> Image.Image:
     """Rows: scenes spread over the split; columns: queries, from the largest target to the smallest, answered as in
     `evaluate_scenes`."""
-    rows = []
-    by_image: dict[str, list[Instruction]] = {}
-    for instruction in instructions:
-        by_image.setdefault(instruction.image_id, []).append(instruction)
-    asked = [scene for scene in scenes if scene.image_id in by_image]
+    rows, about = [], by_image(instructions)
+    asked = [scene for scene in scenes if scene.image_id in about]
     for scene in asked[:: max(1, len(asked) // images)][:images]:
         labels, instances = scene_set.read_maps(scene)  # of areas alone
         areas = [
             (i.target_mask(scene_set.class_named(i.class_name).id, labels, instances) == 1).sum()
-            for i in by_image[scene.image_id]
+            for i in about[scene.image_id]
         ]
         order = np.argsort(-np.array(areas), kind="stable")
         places = [round(k * (len(order) - 1) / max(1, queries - 1)) for k in range(min(queries, len(order)))]
-        chosen = [by_image[scene.image_id][order[place]] for place in places]
+        chosen = [about[scene.image_id][order[place]] for place in places]
         image, _, targets, answers = _ask_scene(model, processor, scene_set, scene, chosen, anchors, protocol)
         rows.append(
             [captioned(image, scene.image_id)]
@@ -247,6 +244,7 @@ def _measured(arguments: EvaluationArguments, scenes: Sequence[Scene], images: i
         "weights": weights_digest(model),
         "data": arguments.data_name or Path(arguments.data).resolve().name,
         "split": arguments.split,
+        "split_lists": arguments.split_lists is not None,
         "held_out_from": held_out_from.pop() if len(held_out_from) == 1 else None,
         "images": images,
         "kinds": arguments.kinds,
@@ -301,7 +299,7 @@ def run_evaluation(arguments: EvaluationArguments, caching: EmbeddingCacheArgume
         write_text(out / "samples.jsonl", "".join(json.dumps(record) + "\n" for record in records))
         images = len({instruction.image_id for instruction in instructions})
         measured = _measured(replace(arguments, anchors=shown), scenes, images)
-        write_text(out / "metrics.json", json.dumps({"evaluation": measured, **summary}, indent=1) + "\n")
+        write_json(out / "metrics.json", {"evaluation": measured, **summary})
         write_text(out / "metrics.md", markdown(summary_table(summary)))
         if arguments.examples:
             asked = (model, processor, scene_set, scenes, instructions)

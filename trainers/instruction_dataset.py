@@ -17,6 +17,7 @@ from datasets_scripts.records import (
     Scene,
     SceneSet,
     SemanticClass,
+    by_image,
     read_image,
     region_mask,
 )
@@ -174,12 +175,10 @@ class InstructionDataset(AskedScenes):
         seed: int,
         anchors: bool = False,
     ):
-        by_image: dict[str, list[Instruction]] = {}
-        for instruction in instructions:
-            by_image.setdefault(instruction.image_id, []).append(instruction)
-        scenes = [scene for scene in scenes if scene.image_id in by_image]
+        about = by_image(instructions)
+        scenes = [scene for scene in scenes if scene.image_id in about]
         super().__init__(scene_set.classes, scenes, arguments, length, seed, anchors)
-        self.scene_set, self.by_image = scene_set, by_image
+        self.scene_set, self.by_image = scene_set, about
         if not scenes:
             raise self.nothing_to_ask()
 

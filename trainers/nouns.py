@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from datasets_scripts.command_line import one_line_errors
 from datasets_scripts.folder import read_data
-from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, read_image
+from datasets_scripts.records import DataError, Instruction, Scene, SceneSet, by_image, read_image
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from trainers.argument_checks import check_least
 from trainers.arguments import CLASS_KINDS
@@ -102,8 +102,9 @@ def nouns(
     ids = {c.name: c.id for c in scene_set.classes}
     said: dict[str, list[torch.Tensor]] = {"whole": [], "conditional": []}
     classes: dict[str, list[int]] = {"whole": [], "target": [], "anchor": []}
+    about = by_image(instructions)
     for scene in tqdm(scenes, desc="nouns", unit="image"):
-        own = [i for i in instructions if i.image_id == scene.image_id]
+        own = about.get(scene.image_id, [])
         whole = [i for i in own if names_a_whole_class(i)]
         conditional = [i for i in own if i.kind == "conditional"]
         image, (labels, instances) = read_image(scene.image), scene_set.read_maps(scene)

@@ -116,10 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = _parse(argv)
     jobs = _jobs(arguments.image, arguments.out)
     _refuse_overwriting(jobs, arguments)
-    try:
-        device = pick_device(arguments.device)
-    except ValueError as error:
-        raise UsageError(f"--device {error}") from None
+    device = pick_device(arguments.device)
     model, processor = load_trained(arguments.model)
     model.to(device)
     for image_path, out in tqdm(jobs, desc="segmenting", unit="image"):

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from datasets_scripts.command_line import UsageError, one_line_errors
-from datasets_scripts.files import link, write_text
+from datasets_scripts.files import link, write_json
 from datasets_scripts.folder import read_folder
 from datasets_scripts.records import DataError
 from trainers.adapters import refuse_base_without_anchors
@@ -389,7 +389,7 @@ def write_results(arguments: RunArguments, run: Run, folders: StepFolders) -> di
         "seconds": {step.name: folders.seconds_of(step) for step in run.steps},
         "summaries": summaries,
     }
-    write_text(out / "run.json", json.dumps(record, indent=1) + "\n")
+    write_json(out / "run.json", record)
     stages = [
         Stage(
             name,
@@ -450,7 +450,7 @@ def run(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> d
     scene_set = read_folder(arguments.data, arguments.split_lists)  # whose errors nobody wants to wait for
     split = sections["evaluation"].get("split", EvaluationArguments.split)
     if not scene_set.split(str(split), labelled=True):
-        instead = f"{split}/images and {split}/masks, or another --evaluation.split, would be right"
+        instead = f"{split}/images and {split}/masks, a val.txt in --split_lists or another --evaluation.split would do"
         raise DataError(f"{arguments.data}: split {split!r} has no labelled image to be asked about; {instead}")
     if method_named(arguments.method).unlabelled and not scene_set.split("train", labelled=False):
         raise DataError(

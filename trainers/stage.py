@@ -31,10 +31,11 @@ from .arguments import (
     EmbeddingCacheArguments,
     ModelArguments,
     QueryPretrainingArguments,
+    StageArguments,
     TrainedPartsArguments,
     UnlabelledArguments,
 )
-from .base_trainer import check_training, checkpoint_to_resume, refuse_evaluation
+from .base_trainer import checkpoint_to_resume, refuse_evaluation
 from .cora_trainer import CoraTrainer, freeze_idle_anchors, refuse_sharded_anchors
 from .embedding_cache import EmbeddingCache, add_embedding_cache, refuse_sharded_weights, warn_of_new_images
 from .instruction_dataset import InstructionCollator, InstructionDataset
@@ -52,6 +53,7 @@ ARGUMENTS = (
     ModelArguments, TrainedPartsArguments, DataArguments, QueryPretrainingArguments, EmbeddingCacheArguments,
     CoraTrainingArguments,
 )  # fmt: skip
+"""Of `StageArguments`, in their order; stage 3 has `UnlabelledArguments` too."""
 
 
 def labelled_instructions(
@@ -158,13 +160,13 @@ def override_config(config: CoraConfig, arguments: ModelArguments) -> None:
 
 
 def prepare_training(
-    trainer_class: type[CoraTrainer], parsed: Sequence[Any], steps: int
+    trainer_class: type[CoraTrainer], given: StageArguments, steps: int
 ) -> tuple[CoraTrainer, SceneSet, list[Instruction], EmbeddingCache | None]:
     """A training that is ready to begin.
 
     Args:
         trainer_class: of the stage; `uses_anchors` says whether its conditional queries come with their anchors.
-        parsed: an instance of each of `ARGUMENTS`, and of `UnlabelledArguments` where `uses_unlabelled` says so.
+        given: with `unlabelled` where the stage's `uses_unlabelled` says so.
         steps: for which there are items.
 
     Returns:
@@ -173,30 +175,29 @@ def prepare_training(
     Raises:
         DataError, UsageError: bad input.
     """
-    model_arguments, parts, data_arguments, _, caching, arguments, *rest = parsed
+    arguments = given.training
     refuse_evaluation(arguments, EVALUATED_AFTERWARDS)
     torch.set_float32_matmul_precision("high")
     set_seed(arguments.seed)
-    scene_set, built = read_data(data_arguments.data, data_arguments.split_lists, components=True)
+    scene_set, built = read_data(given.data.data, given.data.split_lists, components=True)
     scenes = scene_set.split("train", labelled=True)
     every_kind = labelled_instructions(scene_set, scenes, built, arguments.seed)
-    instructions = of_kinds(every_kind, data_arguments.kinds, data_arguments.data)
+    instructions = of_kinds(every_kind, given.data.kinds, given.data.data)
     # who is never shown an anchor gets no encoder of them
-    anchors = trainer_class.uses_anchors and "conditional" in data_arguments.kinds
+    anchors = trainer_class.uses_anchors and "conditional" in given.data.kinds
     # the words of later stages, too, belong to a vocabulary that is made now
-    model, processor = load_for_training(model_arguments, parts, every_kind, arguments.seed, anchors)
+    model, processor = load_for_training(given.model, given.parts, every_kind, arguments.seed, anchors)
     if isinstance(model, PeftModel):
-        _check_base(base_of(model_arguments.model), model.config, anchors, arguments)
-    cache = add_embedding_cache(model, caching, training=True)
+        _check_base(base_of(given.model.model), model.config, anchors, arguments)
+    cache = add_embedding_cache(model, given.caching, training=True)
     length = steps * arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     # of images, their views and their queries
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
-    dataset = InstructionDataset(scene_set, scenes, instructions, data_arguments, length, seed, anchors)
+    dataset = InstructionDataset(scene_set, scenes, instructions, given.data, length, seed, anchors)
     collator, more = InstructionCollator(processor), {}
-    if trainer_class.uses_unlabelled:
-        (unlabelled,) = rest
-        dataset, collator = _paired(dataset, unlabelled, arguments), PairedCollator(processor)
-        more = {"unlabelled": unlabelled, "num_classes": len(scene_set.classes)}
+    if given.unlabelled is not None:
+        dataset, collator = _paired(dataset, given.unlabelled, arguments), PairedCollator(processor)
+        more = {"unlabelled": given.unlabelled, "num_classes": len(scene_set.classes)}
     trainer = trainer_class(
         model=model, args=arguments, train_dataset=dataset, data_collator=collator, processing_class=processor, **more
     )
@@ -214,11 +215,11 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
         DataError, UsageError: bad input.
     """
     types = (*ARGUMENTS, UnlabelledArguments) if trainer_class.uses_unlabelled else ARGUMENTS
-    model_arguments, parts, data_arguments, pretraining, caching, arguments, *rest = parsed = parse_recipe(types, argv)
-    check_training(arguments)
+    given = StageArguments(*parse_recipe(types, argv))
+    arguments = given.training
     checkpoint = checkpoint_to_resume(arguments.resume_from_checkpoint, arguments.output_dir)
-    trainer, scene_set, every_kind, cache = prepare_training(trainer_class, parsed, arguments.max_steps)
-    pretraining = _for_new_models(pretraining, model_arguments.model, arguments)
+    trainer, scene_set, every_kind, cache = prepare_training(trainer_class, given, arguments.max_steps)
+    given = given._replace(pretraining=_for_new_models(given.pretraining, given.model.model, arguments))
     refuse_sharded_anchors(trainer)
     freeze_idle_anchors(trainer)
     if cache is not None:
@@ -227,17 +228,14 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     if main_process:
         print(parameter_table(trainer.model), flush=True)
         if cache is not None:
-            warn_of_new_images(data_arguments)
-        others = [parts, pretraining, caching, *rest]
-        write_training_record(
-            trainer, scene_set, base_of(model_arguments.model), model_arguments, data_arguments, others
-        )
-    if pretraining.query_pretraining_steps and checkpoint is None:
+            warn_of_new_images(given.data)
+        write_training_record(trainer, scene_set, base_of(given.model.model), given)
+    if given.pretraining.query_pretraining_steps and checkpoint is None:
         autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(trainer.accelerator.mixed_precision)
         placed = next(trainer.model.parameters()).device  # DeepSpeed and FSDP bring the model to the GPU later
         pretrain_queries(
             trainer.model.to(arguments.device), trainer.processing_class, scene_set.split("train", labelled=True),
-            every_kind, pretraining, arguments.seed, main_process, autocast,
+            every_kind, given.pretraining, arguments.seed, main_process, autocast,
         )  # fmt: skip
         trainer.model.to(placed)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -247,7 +245,7 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
     if main_process:
         write_instructions(
             Path(arguments.output_dir) / "instructions.jsonl",
-            of_kinds(every_kind, data_arguments.kinds, data_arguments.data),
+            of_kinds(every_kind, given.data.kinds, given.data.data),
         )
     trainer.save_model()  # with push_to_hub the upload as well, which may fail
 
@@ -305,7 +303,7 @@ def _paired(
         if without and arguments.process_index == 0:
             print(f"{without} unlabelled images have no pseudo-label and are left out", flush=True)
         kinds = unlabelled.unlabelled_kinds
-        silent = [c.name for c in scene_set.classes if c.asked and not any(class_queries(c, kind) for kind in kinds)]
+        silent = [c.name for c in scene_set.classes if c.asked and not class_queries(c, *kinds)]
         if silent and arguments.process_index == 0:
             named = f"{len(silent)} classes have no {' or '.join(kinds)} query"
             print(f"{named} and are not asked for in unlabelled images: {', '.join(silent)}", flush=True)

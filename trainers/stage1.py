@@ -1,6 +1,6 @@
 """Stage 1: labelled images with semantic and attribute queries.
 
-    accelerate launch trainers/stage1.py trainers/recipes/demo.yaml
+    accelerate launch trainers/stage1.py trainers/recipes/demo.yaml --data DIR
     accelerate launch trainers/stage1.py trainers/recipes/camvid.yaml --data DIR
 
 What it writes, and how it goes on after an interruption, is told in `trainers/stage.py`.

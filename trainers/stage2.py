@@ -1,6 +1,6 @@
 """Stage 2: labelled images with conditional queries, "the car to the left of the bus", and their anchors.
 
-    accelerate launch trainers/stage2.py trainers/recipes/demo_stage2.yaml --model runs/stage1
+    accelerate launch trainers/stage2.py trainers/recipes/demo_stage2.yaml --model runs/stage1 --data DIR
     accelerate launch trainers/stage2.py RECIPE --model DIR --data DIR --output_dir DIR
 
 An anchor enters its query's branch as two tokens, how it looks and where it is (`modeling_cora/anchors.py`).

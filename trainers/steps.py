@@ -24,7 +24,7 @@ import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from datasets_scripts.command_line import UsageError
-from datasets_scripts.files import write_text
+from datasets_scripts.files import write_json
 
 from .file_hashes import FileHashes
 from .recipe_parser import as_word, parse_recipe, read_recipe, read_yaml
@@ -249,7 +249,7 @@ class StepFolders:
         self._call(step)
         seconds = round(time.monotonic() - started, 1)
         record = {"module": step.module, "arguments": self.command(step), "seconds": seconds, "code": code_digest()}
-        write_text(self.done(step), json.dumps(record, indent=1) + "\n")
+        write_json(self.done(step), record)
 
     def _call(self, step: Step) -> None:
         command = [*self.command(step), *step.resumes]

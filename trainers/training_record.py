@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -14,12 +13,12 @@ from transformers import Trainer
 from transformers.utils import cached_file
 
 from datasets_scripts.command_line import UsageError
-from datasets_scripts.files import write_text
+from datasets_scripts.files import write_json
 from datasets_scripts.records import SceneSet
 from modeling_cora.hub.run_folder import TRAINING, base_models
 from modeling_cora.named_models import resolve_name
 
-from .arguments import DataArguments, ModelArguments
+from .arguments import StageArguments
 from .trained_parts import parameter_counts
 from .unlabelled_dataset import PairedDataset
 
@@ -66,44 +65,40 @@ def has_learned_anchors(model: str) -> bool:
     return read_record(model).get("anchors", True)
 
 
-def write_training_record(
-    trainer: Trainer,
-    scene_set: SceneSet,
-    base: str,
-    model_arguments: ModelArguments,
-    data_arguments: DataArguments,
-    others: Sequence[Any],
-) -> None:
+def write_training_record(trainer: Trainer, scene_set: SceneSet, base: str, given: StageArguments) -> None:
     """Writes the record to `output_dir`.
 
     Args:
         trainer: with the model as it is trained, and the items that it is trained on. Its precision is accelerate's,
             whoever told that to accelerate.
         base: of an adapter that is trained further; else the model that the training starts from.
-        others: further dataclasses of hyper-parameters.
+        given: `pretraining` as it is done.
     """
     model, arguments = trainer.model, trainer.args
-    start, items = _name_of(model_arguments.model), trainer.train_dataset
+    start, items = _name_of(given.model.model), trainer.train_dataset
     labelled, unlabelled = (items.labelled, items.unlabelled) if isinstance(items, PairedDataset) else (items, None)
-    chosen = [model_arguments, data_arguments, *others]
+    chosen = [given.model, given.data, given.parts, given.pretraining, given.caching]
+    if given.unlabelled is not None:
+        chosen.append(given.unlabelled)
     settings = {f.name: getattr(group, f.name) for group in chosen for f in fields(group) if f.name not in LEFT_OUT}
     unused = [
         *(["lora_"] if not isinstance(model, PeftModel) else []),
-        *(["clip_image_size", "sam_image_size"] if model_arguments.model != "cora-tiny" else []),
+        *(["clip_image_size", "sam_image_size"] if given.model.model != "cora-tiny" else []),
         *(["query_pretraining_"] if not settings["query_pretraining_steps"] else []),
-        *(["embedding_cache_"] if not any(getattr(group, "embedding_cache", None) for group in others) else []),
+        *(["embedding_cache_"] if not given.caching.embedding_cache else []),
     ]
     settings = {name: value for name, value in settings.items() if not name.startswith(tuple(unused))}
     record = {
         "stage": type(trainer).__name__.removesuffix("Trainer").lower(),
-        "model": start if base == model_arguments.model else f"{start}, an adapter of {_name_of(base)}",
+        "model": start if base == given.model.model else f"{start}, an adapter of {_name_of(base)}",
         "base_models": base_models(base),
-        "anchors": labelled.anchors or read_record(model_arguments.model).get("anchors", False),
+        "anchors": labelled.anchors or read_record(given.model.model).get("anchors", False),
         "data": {
-            "name": data_arguments.data_name or Path(data_arguments.data).resolve().name,
+            "name": given.data.data_name or Path(given.data.data).resolve().name,
             "labelled_images": len(scene_set.split("train", labelled=True)),
             "unlabelled_images": len(unlabelled.scenes) if unlabelled is not None else 0,
             "instructions": sum(map(len, labelled.by_image.values())),
+            "sources": sorted({i.source for about in labelled.by_image.values() for i in about}),
             "classes": [c.name for c in scene_set.classes if c.asked],
         },
         "images_per_step": (arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size),
@@ -115,7 +110,7 @@ def write_training_record(
         "parameters": {part: row[:2] for part, row in parameter_counts(model).items()},
         "versions": {package: version(package) for package in PACKAGES},
     }
-    write_text(Path(arguments.output_dir) / TRAINING, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_json(Path(arguments.output_dir) / TRAINING, record, ensure_ascii=False)
 
 
 def _name_of(model: str) -> str:

@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from datasets_scripts.components import completed_instances
 from datasets_scripts.instructions.build import class_queries, object_instructions, shown_classes
 from datasets_scripts.instructions.objects import SceneObjects
 from datasets_scripts.instructions.semantic import ANSWERS
-from datasets_scripts.records import IGNORE_INDEX, DataError, Instruction, Kind, Scene, SceneSet, read_image
+from datasets_scripts.records import DataError, Instruction, Kind, Scene, SceneSet, read_image
 from modeling_cora import CoraProcessor
 from modeling_cora.consistency import consistency_weight
 
@@ -23,63 +22,7 @@ from .arguments import DataArguments, UnlabelledArguments
 from .augmentation import at_size, shrink
 from .consistency_maps import ConsistencyMaps
 from .instruction_dataset import AskedScene, AskedScenes, anchor_noise
-from .pseudo_labels.predictions import mask_path, read_prediction
-
-
-class PseudoLabels:
-    """Class maps and confidences of unlabelled images, a folder as in `pseudo_labels/predictions.py`.
-
-    Args:
-        folder: made by `trainers/pseudo_labels/predict.py` or `import_masks.py`.
-        min_confidence: in [0, 1]; pixels below it become 255.
-    """
-
-    def __init__(self, folder: str | Path, min_confidence: float = 0.0):
-        self.folder, self.min_confidence = Path(folder), min_confidence
-        if not (self.folder / "masks").is_dir():
-            raise DataError(f"pseudo_labels: {folder or 'not given'} has no masks/; see trainers/pseudo_labels")
-
-    def exists(self, image_id: str) -> bool:
-        return mask_path(self.folder, image_id).exists()
-
-    def read(self, image_id: str, known: frozenset[int], size: tuple[int, int]) -> np.ndarray:
-        """uint8 (H, W).
-
-        Args:
-            known: class ids that may occur.
-            size: (height, width) of the image.
-
-        Raises:
-            DataError: a file is missing or damaged, holds an unknown class id, or is not of its image's size.
-        """
-        labels, confidence = read_prediction(self.folder, image_id, known)
-        if labels.shape != size:
-            raise DataError(
-                f"{mask_path(self.folder, image_id)}: size {labels.shape[1]}x{labels.shape[0]} differs from its "
-                f"image's {size[1]}x{size[0]}"
-            )
-        if self.min_confidence:
-            if confidence is None:
-                raise DataError(f"{self.folder}: has no confidence of {image_id}; pseudo_confidence 0 needs none")
-            labels = np.where(confidence < 255 * self.min_confidence, IGNORE_INDEX, labels)
-        return labels.astype(np.uint8)
-
-    def nothing_to_ask(self) -> DataError:
-        """What is wrong where no map shows anything that can be asked for."""
-        least = self.min_confidence
-        where = f" where the confidence is at least pseudo_confidence, {least}; 0 counts all pixels" if least else ""
-        return DataError(f"{self.folder}/masks: no map shows any class that is asked for{where}")
-
-    def of_scenes(self, scenes: Sequence[Scene]) -> list[Scene]:
-        """Those that have a pseudo-label.
-
-        Raises:
-            DataError: none has.
-        """
-        found = [scene for scene in scenes if self.exists(scene.image_id)]
-        if not found:
-            raise DataError(f"{self.folder}/masks: has a map for none of the {len(scenes)} unlabelled images")
-        return found
+from .pseudo_labels.predictions import PseudoLabels
 
 
 class UnlabelledDataset(AskedScenes):
@@ -150,13 +93,11 @@ class UnlabelledDataset(AskedScenes):
         kind, mean the same."""
         made = []
         for c in shown_classes(self.classes, labels):
-            queries = [text for kind in self.options.unlabelled_kinds for text in class_queries(c, kind)]
+            queries = class_queries(c, *self.options.unlabelled_kinds)
             if queries and (variances is None or c.id in variances):
                 # fixed, as that of an instruction about a labelled image is
                 answer = ANSWERS[zlib.crc32(f"{image_id}/{c.name}".encode()) % len(ANSWERS)]
-                made.append(
-                    Instruction(image_id, "semantic", c.name, queries[0], answer, rephrasings=tuple(queries[1:]))
-                )
+                made.append(Instruction(image_id, "semantic", c.name, queries[0], answer, rephrasings=queries[1:]))
         return made
 
     def _others(self, instruction: Instruction, query: str, rng: np.random.Generator) -> list[str]:

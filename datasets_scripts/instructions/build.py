@@ -32,13 +32,10 @@ REPHRASINGS = 11
 """Kept besides the query; the paper needs K = 7 equivalent queries."""
 
 
-def class_queries(semantic_class: SemanticClass, kind: Kind) -> tuple[str, ...]:
+def class_queries(semantic_class: SemanticClass, *kinds: Kind) -> tuple[str, ...]:
     """All phrasings that ask for a whole class, e.g. for images without labels; none for kinds that have no such."""
-    if kind == "semantic":
-        return semantic_queries(semantic_class)
-    if kind == "attribute":
-        return attribute_queries(semantic_class)
-    return ()
+    of_kind = {"semantic": semantic_queries, "attribute": attribute_queries}
+    return tuple(query for kind in kinds if kind in of_kind for query in of_kind[kind](semantic_class))
 
 
 def shown_classes(classes: Iterable[SemanticClass], labels: np.ndarray) -> list[SemanticClass]:

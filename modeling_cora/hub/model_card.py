@@ -26,9 +26,10 @@ LIMITS = """
   was never shown. Small and distant things (people, signs, lights) are hard for it: see the scores by class.
 - **It always answers.** Asked for what the picture does not show, it marks something. The score of a mask is the
   model's own estimate of its IoU, not a probability that the thing is there.
-- **Queries from templates.** Unless the table above says `reasoning`, training queries were filled into templates from
-  class names, descriptions and measured places. Free wording, other languages, negation and counting are outside of
-  that, and the wording and gaps of the class list pass into the answers: what no class names was background.
+- **Queries from templates.** Unless the tables above say `reasoning` or name a language model, training queries were
+  filled into templates from class names, descriptions and measured places. Free wording, other languages, negation and
+  counting are outside of that, and the wording and gaps of the class list pass into the answers: what no class names
+  was background.
 - **What the scores mean.** cIoU is all intersections over all unions, so large regions (road, sky, tissue) dominate it;
   gIoU is the mean IoU of the queries, so each counts the same. Pixels labelled 255, which borders often are, are
   ignored but where the protocol says otherwise: an answer there is neither right nor wrong. Scores on one data set say
@@ -141,7 +142,8 @@ def _results(run: Run, files: Iterable[str]) -> Iterator[str]:
     published = set(files)
     for evaluation in run.evaluations:
         measured, folder = evaluation.measured, evaluation.folder.name
-        options = [f"--split {measured['split']}", f"--kinds {' '.join(measured['kinds'])}"]
+        options = ["--split_lists LISTS"] if measured.get("split_lists") else []
+        options += [f"--split {measured['split']}", f"--kinds {' '.join(measured['kinds'])}"]
         options += [f"--anchors {measured['anchors']}"] if "conditional" in measured["kinds"] else []
         options += [f"--{name} {measured[name]}" for name in ("limit", "queries_per_kind") if measured[name]]
         options += ["--mirror true"] if measured.get("mirror") else []
@@ -204,6 +206,7 @@ def _training(run: Run) -> Iterator[str]:
         ("labelled images", data["labelled_images"]),
         ("unlabelled images", data["unlabelled_images"]),
         ("instructions", data["instructions"]),
+        *([("written by", ", ".join(data["sources"]))] if "sources" in data else []),  # newer records tell
         ("images in an optimizer step", training["images_per_step"]),
         ("parameters", f"{training['parameters']['all'][0]:,}"),
         ("trained parameters", f"{training['parameters']['all'][1]:,}"),

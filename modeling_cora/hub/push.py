@@ -69,10 +69,8 @@ def push_model(
         publication(run, name, licence, bases, pictures)  # what it refuses comes before anything is made on the Hub
     repo_id = make_repository(name, "model", private)
     with tempfile.TemporaryDirectory(prefix=".merged-", dir=run_dir) if merge else nullcontext() as place:
-        if place:
-            files = _merged(run, Path(place) / "model", repo_id, licence, bases, pictures)
-        else:
-            files = publication(run, repo_id, licence, bases, pictures)
+        going_up = _merged(run, Path(place) / "model") if place else run
+        files = publication(going_up, repo_id, licence, bases, pictures, merge)
         upload(files, repo_id, "model", message or MESSAGE, REPLACED)
     return address(repo_id, "model")
 
@@ -108,16 +106,13 @@ def _known(run: Run, bases: Sequence[str] | None) -> list[str] | None:
     return list(bases) if bases else run.training.get("base_models") if run.training else base_models(run.folder)
 
 
-def _merged(
-    run: Run, folder: Path, repo_id: str, licence: str | None, bases: Sequence[str] | None, pictures: bool
-) -> Files:
-    """`publication` of the merged model, which is written to `folder`."""
+def _merged(run: Run, folder: Path) -> Run:
+    """The run with the merged model, which is written to `folder`."""
     try:
-        merge_adapter(run.folder, folder)
+        merge_adapter(run.folder, folder, record=run.folder / TRAINING if run.training else None)
     except (ConversionError, SafetensorError, OSError) as error:
         raise HubError(f"--merge: {reason(error)}") from None
-    files = publication(replace(run, folder=folder), repo_id, licence, bases, pictures, merged=True)
-    return {**files, TRAINING: run.folder / TRAINING} if run.training else files
+    return replace(run, folder=folder)
 
 
 __all__ = ["publication", "push_model"]

@@ -143,12 +143,10 @@ class Answering:
     def load(cls, settings: Settings, **kwargs: Any) -> Answering:
         """
         Raises:
-            SettingsError: there is no such model or device.
+            SettingsError: there is no such model.
+            ModelLoadError: there is no such device.
         """
-        try:
-            device = pick_device(settings.device)
-        except ValueError as error:
-            raise SettingsError(f"--device {error}") from None
+        device = pick_device(settings.device)
         try:
             dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
             model, processor = load_trained(settings.model, dtype=dtype)

@@ -15,7 +15,7 @@ from modeling_cora.consistency import WeightKind, consistency_weight
 from trainers.augmentation import at_size
 from trainers.consistency_maps import LEVELS, of_levels, to_levels
 from trainers.pseudo_labels.audit import CONFIDENCES, deciles, read_audited
-from trainers.unlabelled_dataset import PseudoLabels
+from trainers.pseudo_labels.predictions import PseudoLabels
 
 SHARES = np.arange(1, 21) / 20
 """Of the pixels, at which `kept_accuracy` is told."""

@@ -11,12 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, get_type_hints
 
-import torch
-from transformers import TrainingArguments
-
 from datasets_scripts.command_line import UsageError
 from trainers.argument_checks import check_above_zero, check_choice, check_least, check_shares
-from trainers.base_trainer import check_training
+from trainers.base_trainer import BaseTrainingArguments
 
 from .segmenter import NETWORKS
 
@@ -120,7 +117,7 @@ class SegmenterArguments:
 class SegmentationDataArguments:
     data: str = field(
         default="",
-        metadata={"help": "Folder: images/ masks/ unlabelled/ classes.json, or the Cityscapes layout."},
+        metadata={"help": "Folder with the data; see datasets_scripts/folder.py."},
     )
     split_lists: str | None = field(
         default=None, metadata={"help": "Folder with labeled.txt and unlabeled.txt (UniMatch's format)."}
@@ -259,7 +256,7 @@ class MethodArguments:
 
 
 @dataclass
-class SemiSupervisedTrainingArguments(TrainingArguments):
+class SemiSupervisedTrainingArguments(BaseTrainingArguments):
     """transformers' arguments with UniMatch's defaults on Cityscapes."""
 
     optimizer: str = _choice("sgd", ("sgd", "adamw"), "UniMatch sgd; V2 and SemiVL adamw.")
@@ -284,8 +281,6 @@ class SemiSupervisedTrainingArguments(TrainingArguments):
     window_stride: Share = field(
         default=2 / 3, metadata={"help": "Of the sliding window on val, as a share of the crop; UniMatch 2/3."}
     )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "The method needs every column."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A NaN loss ends the run instead."})
     ddp_broadcast_buffers: bool | None = field(
         default=False, metadata={"help": "Running statistics are those of all processes already."}
     )
@@ -293,11 +288,10 @@ class SemiSupervisedTrainingArguments(TrainingArguments):
     def __post_init__(self):
         super().__post_init__()
         check_fields(self)
-        check_training(self)
         # windows further apart than their length would leave pixels that none of them sees
         check_above_zero(self, "window_stride")
         check_least(self, learning_rate=0, head_learning_rate_multiplier=0, momentum=0, weight_decay=0)
-        if self.optim != TrainingArguments.optim:
+        if self.optim != BaseTrainingArguments.optim:
             raise UsageError(f"optim: {self.optim.value} has no effect here; optimizer sgd or adamw would be right")
         if self.load_best_model_at_end:
             raise UsageError(
@@ -309,11 +303,6 @@ class SemiSupervisedTrainingArguments(TrainingArguments):
                 "push_to_hub: true would publish all of output_dir, training_args.bin and pseudo-labels in it too, and "
                 "a teacher's student in its place; false would be right"
             )
-        # without a GPU there is nothing to pin memory for, and torch warns about it at every start
-        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
-        # of several GPUs a process without a launcher takes one: transformers would wrap the model in nn.DataParallel,
-        # whose copies share no means over the batch and have none of the methods that a method calls
-        self._n_gpu = min(self.n_gpu, 1)
 
 
 def check_cutmix(data: SegmentationDataArguments, strong: StrongViewArguments) -> None:

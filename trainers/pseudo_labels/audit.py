@@ -23,13 +23,14 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from datasets_scripts.command_line import UsageError, one_line_errors
+from datasets_scripts.files import write_json
 from datasets_scripts.folder import read_folder
 from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet
 from trainers.argument_checks import check_least
 from trainers.pseudo_labels.arguments import Share, check_fields
 from trainers.pseudo_labels.audit_page import write_page
 from trainers.pseudo_labels.evaluation import scores
-from trainers.pseudo_labels.predictions import check_classes, mask_path, read_meta, read_prediction, write_json
+from trainers.pseudo_labels.predictions import PseudoLabels, check_classes, mask_path, read_meta, read_prediction
 from trainers.pseudo_labels.scenes import class_index_lookup
 from trainers.recipe_parser import parse_recipe
 
@@ -133,18 +134,6 @@ def deciles(pixels_at: np.ndarray, correct_at: np.ndarray, values: np.ndarray = 
     return groups
 
 
-def audited_scenes(scene_set: SceneSet, predictions: Path) -> list[Scene]:
-    """The training scenes that have a pseudo-label.
-
-    Raises:
-        DataError: none has.
-    """
-    found = [scene for scene in scene_set.split("train") if mask_path(predictions, scene.image_id).exists()]
-    if not found:
-        raise DataError(f"{predictions}: no mask of one of the data set's {len(scene_set.split('train'))} images")
-    return found
-
-
 def read_audited(
     scene_set: SceneSet, scene: Scene, predictions: Path
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
@@ -168,7 +157,7 @@ def run_audit(arguments: AuditArguments) -> dict:
     meta = read_meta(predictions)
     scene_set = read_folder(arguments.data)
     check_classes({int(number): name for number, name in meta["classes"].items()}, scene_set, arguments.data)
-    scenes = audited_scenes(scene_set, predictions)
+    scenes = PseudoLabels(predictions).of_scenes(scene_set.split("train"))
     audit = Audit(scene_set, arguments.threshold)
     for scene in tqdm(scenes, desc="auditing", unit="image"):
         audit.add(scene.image_id, *read_audited(scene_set, scene, predictions))
@@ -177,7 +166,7 @@ def run_audit(arguments: AuditArguments) -> dict:
     shown = uncertain[: arguments.pictures] if audit.mean_confidence else []
     summary["least_certain"] = {s.image_id: round(audit.mean_confidence[s.image_id], 4) for s in shown}
     out = Path(arguments.out or predictions)
-    write_json(out, "audit.json", summary)
+    write_json(out / "audit.json", summary)
     write_page(out / "audit.html", summary, shown, predictions, scene_set)
     return summary
 

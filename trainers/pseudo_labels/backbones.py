@@ -28,6 +28,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.records import SemanticClass
+from publishing.command_line import first_line
 
 from .arguments import SegmenterArguments
 from .clip import FrozenClip, mean_of_concepts, word_embeddings
@@ -159,7 +160,7 @@ def load_segmenter(name: str, field: str) -> SemanticSegmenter:
             raise ValueError("its config.json names no classes")
         segmenter, info = SemanticSegmenter.from_pretrained(name, config=config, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise UsageError(f"{field} {name}: is no trained segmenter ({_first_line(error)})") from None
+        raise UsageError(f"{field} {name}: is no trained segmenter ({first_line(error)})") from None
     _refuse_missing(info, f"{field} {name}")
     return segmenter
 
@@ -210,7 +211,7 @@ def concept_embeddings(backbone: str, concepts: list[list[str]], width: int) -> 
     try:
         tokenizer = AutoTokenizer.from_pretrained(backbone)
     except (OSError, ValueError) as error:
-        raise UsageError(f"backbone {backbone}: has no tokenizer for the words ({_first_line(error)})") from None
+        raise UsageError(f"backbone {backbone}: has no tokenizer for the words ({first_line(error)})") from None
     return word_embeddings(_clip(backbone), tokenizer, words)
 
 
@@ -260,7 +261,7 @@ def _known_or_read(field: str, name: str) -> tuple[PreTrainedConfig, bool]:
         try:
             return AutoConfig.from_pretrained(name), True
         except (OSError, ValueError, json.JSONDecodeError) as error:
-            raise UsageError(f"{field} {name}: no size, folder or Hub id ({_first_line(error)})") from None
+            raise UsageError(f"{field} {name}: no size, folder or Hub id ({first_line(error)})") from None
     raise UsageError(f"{field} {name}: a folder without config.json")
 
 
@@ -288,7 +289,7 @@ def _from_pretrained(
     try:
         model, info = kind.from_pretrained(backbone, dtype=torch.float32, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{field} {backbone}: cannot be loaded ({_first_line(error)})") from None
+        raise UsageError(f"{field} {backbone}: cannot be loaded ({first_line(error)})") from None
     _refuse_missing(info, f"{field} {backbone}")
     return model
 
@@ -296,7 +297,3 @@ def _from_pretrained(
 def _refuse_missing(info: dict, model: str) -> None:
     if wrong := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
         raise UsageError(f"{model}: its weights lack, or have in another shape, {', '.join(wrong[:3])}")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -9,30 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arguments import StrongViewArguments
+
 NO_BOX = (0, 0, 0, 0)
 
 
 def cutmix_box(
-    height: int,
-    width: int,
-    rng: np.random.Generator,
-    probability: float = 0.5,
-    area: tuple[float, float] = (0.02, 0.4),
-    aspect: tuple[float, float] = (0.3, 1 / 0.3),
+    height: int, width: int, options: StrongViewArguments, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
     """A box (top, left, bottom, right) in pixels, bottom and right excluded; `NO_BOX` where none is drawn.
 
-    UniMatch, `obtain_cutmix_box`: the area is drawn once, aspect and corner again until the box fits.
-
-    Args:
-        area: smallest and largest share of the image.
-        aspect: height / width.
+    UniMatch, `obtain_cutmix_box`: the area is drawn once, aspect (height / width) and corner again until the box fits.
     """
-    if rng.random() > probability:
+    if rng.random() > options.cutmix_probability:
         return NO_BOX
-    pixels = rng.uniform(*area) * height * width
+    pixels = rng.uniform(options.cutmix_area_min, options.cutmix_area_max) * height * width
     while True:
-        ratio = rng.uniform(*aspect)
+        ratio = rng.uniform(options.cutmix_aspect_min, 1 / options.cutmix_aspect_min)
         box_width, box_height = int((pixels / ratio) ** 0.5), int((pixels * ratio) ** 0.5)
         left, top = int(rng.integers(0, width)), int(rng.integers(0, height))
         if left + box_width <= width and top + box_height <= height:

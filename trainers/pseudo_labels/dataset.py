@@ -84,8 +84,9 @@ class SemiSupervisedDataset(torch.utils.data.Dataset):
     def _unlabelled(self, index: int) -> dict:
         rng = self._rng(UNLABELLED, index)
         item = self._views(self._scene(UNLABELLED, index)[0], rng)
+        crop = self.data_arguments.crop_height, self.data_arguments.crop_width
         for name in ("box1", "box2"):
-            item[name] = np.array(self._box(rng))
+            item[name] = np.array(cutmix_box(*crop, self.strong_arguments, rng))
         item["feature_seed"] = self._rng(FEATURES, index).integers(0, 2**31)
         item["dropped"] = draws_dropout(index, int(self._rng(PAIR, index // 2).integers(0, 2)))
         return item
@@ -100,17 +101,6 @@ class SemiSupervisedDataset(torch.utils.data.Dataset):
         scale = self.data_arguments.image_scale
         strong = [strong_view(weak, self.strong_arguments, rng, scale) for _ in range(2)]
         return {"weak": pixels(weak), "strong1": pixels(strong[0]), "strong2": pixels(strong[1]), "ignore": ignore}
-
-    def _box(self, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        options, data = self.strong_arguments, self.data_arguments
-        return cutmix_box(
-            data.crop_height,
-            data.crop_width,
-            rng,
-            options.cutmix_probability,
-            (options.cutmix_area_min, options.cutmix_area_max),
-            (options.cutmix_aspect_min, 1 / options.cutmix_aspect_min),
-        )
 
     def _scene(self, stream: int, index: int) -> tuple[Image.Image, np.ndarray | None]:
         labelled = stream == LABELLED

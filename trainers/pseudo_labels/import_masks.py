@@ -25,10 +25,11 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from datasets_scripts.command_line import UsageError, one_line_errors
+from datasets_scripts.files import write_json
 from datasets_scripts.folder import read_folder
 from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet, image_size, read_map
 from trainers.pseudo_labels.arguments import check_fields
-from trainers.pseudo_labels.predictions import META, SOURCE, write_json, write_prediction
+from trainers.pseudo_labels.predictions import META, SOURCE, write_prediction
 from trainers.recipe_parser import parse_recipe
 
 ENDINGS = ("_leftImg8bit", "_gtFine_labelTrainIds", "_gtFine_labelIds", "_pred")
@@ -153,7 +154,7 @@ def run_import(arguments: ImportArguments) -> dict:
         "images": len(scenes),
         "confidence": None if confidences is None else "uint8, 255 times the probability of the class",
     }
-    write_json(out, META, meta)
+    write_json(out / META, meta)
     return meta
 
 

@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from datasets_scripts.command_line import UsageError, one_line_errors
-from datasets_scripts.files import claim_folder
+from datasets_scripts.files import claim_folder, write_json
 from datasets_scripts.folder import read_folder
 from datasets_scripts.json_files import read_json
 from datasets_scripts.records import DataError, Scene
@@ -34,7 +34,7 @@ from trainers.loading import inference_accelerator
 from trainers.pseudo_labels.arguments import Share, check_fields
 from trainers.pseudo_labels.backbones import load_segmenter
 from trainers.pseudo_labels.evaluation import predict_scene
-from trainers.pseudo_labels.predictions import META, SOURCE, check_classes, mask_path, write_json, write_prediction
+from trainers.pseudo_labels.predictions import META, SOURCE, check_classes, mask_path, write_prediction
 from trainers.pseudo_labels.segmenter import SemanticSegmenter
 from trainers.recipe_parser import parse_recipe
 
@@ -97,7 +97,7 @@ def run_prediction(arguments: PredictionArguments) -> dict:
         "confidence": "uint8, 255 times the probability of the class",
     }
     if accelerator.is_main_process:
-        write_json(out, META, meta)
+        write_json(out / META, meta)
     return meta
 
 

@@ -8,16 +8,15 @@ DIR/meta.json                 who made them: method, weights, split, classes, mI
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from datasets_scripts.files import write_image, write_text
+from datasets_scripts.files import write_image
 from datasets_scripts.json_files import read_json
-from datasets_scripts.records import IGNORE_INDEX, DataError, SceneSet, read_map
+from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet, read_map
 
 META, SOURCE = "meta.json", "source.json"
 
@@ -82,5 +81,54 @@ def check_classes(classes: Mapping[int, str], scene_set: SceneSet, place: str) -
             raise DataError(f"{place}: class {number} is {own.get(number)!r}, for the pseudo-labels {name!r}")
 
 
-def write_json(folder: Path, name: str, content: dict) -> None:
-    write_text(folder / name, json.dumps(content, indent=1) + "\n")
+class PseudoLabels:
+    """Class maps and confidences of images, from a folder as above.
+
+    Args:
+        folder: made by `trainers/pseudo_labels/predict.py` or `import_masks.py`.
+        min_confidence: in [0, 1]; pixels below it become 255.
+    """
+
+    def __init__(self, folder: str | Path, min_confidence: float = 0.0):
+        self.folder, self.min_confidence = Path(folder), min_confidence
+        if not (self.folder / "masks").is_dir():
+            raise DataError(f"pseudo_labels: {folder or 'not given'} has no masks/; see trainers/pseudo_labels")
+
+    def read(self, image_id: str, known: frozenset[int], size: tuple[int, int]) -> np.ndarray:
+        """uint8 (H, W).
+
+        Args:
+            known: class ids that may occur.
+            size: (height, width) of the image.
+
+        Raises:
+            DataError: a file is missing or damaged, holds an unknown class id, or is not of its image's size.
+        """
+        labels, confidence = read_prediction(self.folder, image_id, known)
+        if labels.shape != size:
+            raise DataError(
+                f"{mask_path(self.folder, image_id)}: size {labels.shape[1]}x{labels.shape[0]} differs from its "
+                f"image's {size[1]}x{size[0]}"
+            )
+        if self.min_confidence:
+            if confidence is None:
+                raise DataError(f"{self.folder}: has no confidence of {image_id}; pseudo_confidence 0 needs none")
+            labels = np.where(confidence < 255 * self.min_confidence, IGNORE_INDEX, labels)
+        return labels.astype(np.uint8)
+
+    def nothing_to_ask(self) -> DataError:
+        """What is wrong where no map shows anything that can be asked for."""
+        least = self.min_confidence
+        where = f" where the confidence is at least pseudo_confidence, {least}; 0 counts all pixels" if least else ""
+        return DataError(f"{self.folder}/masks: no map shows any class that is asked for{where}")
+
+    def of_scenes(self, scenes: Sequence[Scene]) -> list[Scene]:
+        """Those that have a pseudo-label.
+
+        Raises:
+            DataError: none has.
+        """
+        found = [scene for scene in scenes if mask_path(self.folder, scene.image_id).exists()]
+        if not found:
+            raise DataError(f"{self.folder}/masks: has a map for none of the {len(scenes)} images")
+        return found

@@ -19,14 +19,13 @@ if __name__ == "__main__":
     # run as a file: the packages lie two folders up, and `import clip` would find this folder's file, not the library
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import json
 from dataclasses import asdict
 
 import torch
 from transformers.trainer_utils import set_seed
 
 from datasets_scripts.command_line import UsageError, one_line_errors
-from datasets_scripts.files import write_text
+from datasets_scripts.files import write_json
 from modeling_cora.hub.run_folder import TRAINING
 from trainers.base_trainer import checkpoint_to_resume, refuse_evaluation
 from trainers.pseudo_labels.arguments import (
@@ -167,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
         trained = method.trained(trainer.accelerator.unwrap_model(trainer.model))
         trained.save_pretrained(arguments.output_dir)
         record = training_record(trainer, scenes, method_arguments, data_arguments, segmenter_arguments.start_from)
-        write_text(Path(arguments.output_dir) / TRAINING, json.dumps(record, indent=1) + "\n")
+        write_json(Path(arguments.output_dir) / TRAINING, record)
     trainer.save_state()
 
 

@@ -13,12 +13,7 @@ from ..clip import FrozenClip
 from ..cutmix import paste
 from ..losses import Mean, guidance
 from . import Step
-from .unimatch import UniMatch, box_insides, unimatch_weights
-
-
-def guidance_share(progress: float, highest: float) -> float:
-    """Weight of the guidance, from `highest` at the first step linearly to 0 at the last."""
-    return highest * (1 - progress)
+from .unimatch import UniMatch, box_insides
 
 
 class SemiVL(UniMatch):
@@ -32,11 +27,10 @@ class SemiVL(UniMatch):
         self.clip = clip
 
     def weights(self, progress: float) -> dict[str, float]:
-        options = self.arguments
-        weights = unimatch_weights(options.strong_loss_weight, options.feature_loss_weight)
+        weights = super().weights(progress)
         if self.clip is None:
             return weights
-        share = guidance_share(progress, options.guidance_weight)
+        share = self.arguments.guidance_weight * (1 - progress)  # linearly to 0 at the last step
         names = ("strong1_loss", "strong2_loss", "feature_loss")
         return weights | {name.replace("loss", "guidance"): 2 * weights[name] * share for name in names}
 
