@@ -162,6 +162,23 @@ def test_a_crop_keeps_what_lies_in_it(street):
         assert 36 <= height <= 72 and 48 <= width <= 96
 
 
+@pytest.mark.parametrize("view", [dict(crop=1.0, crop_scale=0.3), dict(max_label_size=12)])
+def test_what_a_view_shows_nothing_of_is_not_asked_for(street, view):
+    """It would be learned as a thing that is not there. Of the whole picture everything is asked."""
+    asked, whole = dataset(street, queries_per_image=50, **view), dataset(street, queries_per_image=50)
+    assert all((asked[k]["masks"] == 1).any((1, 2)).all() for k in range(12))
+    assert any(set(asked[k]["classes"]) < set(whole[k]["classes"]) for k in range(12))
+
+
+def test_an_answer_of_nothing_stays_one(street):
+    """An image of ReasonSeg without the target, its map made smaller."""
+    scene_set, scenes, _ = street
+    absent = next(c.name for c in scene_set.classes if c.id not in scene_set.read_labels(scenes[0]))
+    query = Instruction(scenes[0].image_id, "reasoning", absent, "what is not here", "[SEG]", source="people")
+    item = dataset((scene_set, scenes, [query]), max_label_size=48)[0]
+    assert item["queries"] == ["what is not here"] and not (item["masks"] == 1).any()
+
+
 def test_label_maps_shrink_without_moving(street):
     small = dataset(street, max_label_size=48)[0]["masks"]
     full = dataset(street)[0]["masks"]

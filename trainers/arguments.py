@@ -161,7 +161,7 @@ class DataArguments:
         default=0.0,
         metadata={
             "help": "Probability of a random crop of `crop_scale` to all of each side (only with class-level queries, "
-            "and no free text)."
+            "and no free text; what it shows nothing of is not asked for)."
         },
     )
     crop_scale: float = field(default=0.5, metadata={"help": "Smallest crop, as a fraction of each side, in (0, 1]."})

@@ -105,6 +105,9 @@ class AskedScenes(torch.utils.data.Dataset):
         image, labels, instances, every, by_class = self.scene_of(index)
         view = View(self.arguments, np.random.default_rng((self.seed, self.view_stream, index)))
         candidates = [i for i in every if self._is_true_in(view, i)]
+        if view.crop is not None:
+            shown = self._shown(candidates, *view.apply(image, [labels])[1])
+            candidates = [i for i in candidates if _target(i) in shown]
         chosen = self._draw(candidates or every, rng)
         classes = [self.class_ids[i.class_name] for i in chosen]
         variances = [] if by_class is None else [by_class[c] for c in classes]
@@ -144,6 +147,14 @@ class AskedScenes(torch.utils.data.Dataset):
             return False
         return not view.flipped or can_be_mirrored(instruction, self.sided)
 
+    def _shown(
+        self, instructions: Sequence[Instruction], labels: np.ndarray, instances: np.ndarray | None = None
+    ) -> set[tuple]:
+        """The targets of which the maps have a pixel: another would be learned as a thing that is not there."""
+        targets = {_target(i): i for i in instructions}
+        ids = self.class_ids
+        return {t for t, i in targets.items() if (i.target_mask(ids[i.class_name], labels, instances) == 1).any()}
+
     def _draw(self, candidates: Sequence[Instruction], rng: np.random.Generator) -> list[Instruction]:
         """`queries_per_image` of them; a target comes a second time only when every target has come once, since a
         second query for the same mask teaches SAM nothing. A target's kinds take turns, however many queries each has:
@@ -151,8 +162,7 @@ class AskedScenes(torch.utils.data.Dataset):
         shuffled = [candidates[i] for i in rng.permutation(len(candidates))]
         of_target: dict[tuple, dict[str, list[Instruction]]] = {}
         for instruction in shuffled:
-            target = (instruction.class_name, instruction.instance_ids)
-            of_target.setdefault(target, {}).setdefault(instruction.kind, []).append(instruction)
+            of_target.setdefault(_target(instruction), {}).setdefault(instruction.kind, []).append(instruction)
         turns: list[tuple[int, Instruction]] = []
         for kinds in of_target.values():
             order = [kinds[kind] for kind in rng.permutation(sorted(kinds)).tolist()]
@@ -160,6 +170,10 @@ class AskedScenes(torch.utils.data.Dataset):
             turns += enumerate(mixed)
         chosen = sorted(turns, key=lambda turn: turn[0])[: self.arguments.queries_per_image]
         return [instruction for _, instruction in chosen]
+
+
+def _target(instruction: Instruction) -> tuple:
+    return instruction.class_name, instruction.instance_ids
 
 
 class InstructionDataset(AskedScenes):
@@ -188,8 +202,13 @@ class InstructionDataset(AskedScenes):
     def read_scene(self, index: int) -> AskedScene:
         scene, size = self.scenes[index], self.arguments.max_label_size
         labels, instances = self.scene_set.read_maps(scene)
-        instances = None if instances is None else shrink(instances, size)
-        return AskedScene(read_image(scene.image), shrink(labels, size), instances, self.by_image[scene.image_id])
+        about = self.by_image[scene.image_id]
+        if (smaller := shrink(labels, size)).shape != labels.shape:
+            lost = self._shown(about, labels, instances)
+            labels, instances = smaller, None if instances is None else shrink(instances, size)
+            lost -= self._shown(about, labels, instances)
+            about = [i for i in about if _target(i) not in lost]
+        return AskedScene(read_image(scene.image), labels, instances, about)
 
 
 def anchor_masks(
