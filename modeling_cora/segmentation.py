@@ -155,6 +155,7 @@ def query_logits(
     queries_per_pass: int = 32,
     uncertainty: bool = False,
     anchors: Sequence[Sequence[np.ndarray]] | None = None,
+    answer: str = DEFAULT_ANSWER,
 ) -> MaskLogits:
     """Asks all queries about one image; up to `queries_per_pass` of them share one forward pass.
 
@@ -166,6 +167,7 @@ def query_logits(
         uncertainty: also ask equivalent queries for each (`rephrase`), to tell where the answers differ.
         anchors: for each query the masks (H, W) that it points at, of the upright image, most often one or none; see
             [`CoraProcessor`].
+        answer: the words that the model is taken to answer with; `[SEG]` in them is the token.
 
     Raises:
         ValueError: see [`CoraProcessor`]; several encoded images.
@@ -179,9 +181,9 @@ def query_logits(
     if anchors is not None:
         pointed = zip(anchors, groups, strict=True) if groups else ()
         anchors = [*anchors, *(masks for masks, group in pointed for _ in group)]
-    (answer,) = _ask(model, processor, encoded, [asked], queries_per_pass, anchors)
-    own, *others = answer.logits.split([len(queries), *map(len, groups)])
-    return replace(answer, logits=own, scores=answer.scores[: len(queries)], rephrased=tuple(others))
+    (found,) = _ask(model, processor, encoded, [asked], queries_per_pass, anchors, answer)
+    own, *others = found.logits.split([len(queries), *map(len, groups)])
+    return replace(found, logits=own, scores=found.scores[: len(queries)], rephrased=tuple(others))
 
 
 def segment(
@@ -193,6 +195,7 @@ def segment(
     queries_per_pass: int = 32,
     uncertainty: bool = False,
     anchors: Sequence[Sequence[np.ndarray]] | None = None,
+    answer: str = DEFAULT_ANSWER,
 ) -> Segmentation:
     """As `query_logits`, with masks at image size.
 
@@ -202,8 +205,8 @@ def segment(
     Raises:
         ValueError: as there.
     """
-    answer = query_logits(model, processor, image, queries, queries_per_pass, uncertainty, anchors)
-    return Segmentation(answer.masks(threshold), answer.scores, answer.uncertainty())
+    found = query_logits(model, processor, image, queries, queries_per_pass, uncertainty, anchors, answer)
+    return Segmentation(found.masks(threshold), found.scores, found.uncertainty())
 
 
 def segment_batch(
@@ -300,6 +303,7 @@ def _ask(
     queries: Sequence[Sequence[str]],
     queries_per_pass: int,
     anchors: Sequence[Sequence[np.ndarray]] | None = None,
+    answer: str = DEFAULT_ANSWER,
 ) -> list[MaskLogits]:
     """The answers about each image.
 
@@ -313,7 +317,7 @@ def _ask(
         images = [index for index, given in enumerate(queries) if not start or len(given) > start]
         parts = [list(queries[index][start : start + queries_per_pass]) for index in images]
         own = None if anchors is None else [anchors[start : start + queries_per_pass]]
-        output = model(**_inputs(processor, encoded, images, parts, anchors=own))
+        output = model(**_inputs(processor, encoded, images, parts, anchors=own, answer=answer))
         for row, index in enumerate(images):
             owned = output.seg_batch_index == row
             logits[index].append(output.pred_masks[owned])
@@ -337,12 +341,14 @@ def _inputs(
     queries: Sequence[Sequence[str]],
     generate: bool = False,
     anchors: Sequence[Sequence[Sequence[np.ndarray]]] | None = None,
+    answer: str = DEFAULT_ANSWER,
 ) -> dict[str, torch.Tensor]:
     """What the model needs to be asked `queries[k]`, with `anchors[k]`, about image `images[k]` of the batch."""
     device = next(iter(encoded.vision.values())).device
     counts = None if anchors is None else [[len(masks) for masks in of_image] for of_image in anchors]
     texts = [encoded.texts[index] for index in images]
-    tokens = processor.query_inputs(queries, texts, generate=generate, anchor_counts=counts)
+    answers = None if generate else [[answer] * len(of_image) for of_image in queries]
+    tokens = processor.query_inputs(queries, texts, answers, generate, counts)
     pointed = {} if anchors is None else processor.anchor_inputs([encoded.images[index] for index in images], anchors)
     return {
         "input_ids": tokens["input_ids"].to(device),

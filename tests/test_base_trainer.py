@@ -192,6 +192,14 @@ def test_a_learning_rate_of_zero_is_one(tmp_path):
     assert rates(projector_learning_rate=0.0, sam_learning_rate=0.1) == {"sam": 0.1, "seg_projector": 0.0, "vlm": 0.5}
 
 
+@pytest.mark.parametrize("kind", [SemiSupervisedTrainingArguments, CoraTrainingArguments])
+@pytest.mark.parametrize("field", [{"label_smoothing_factor": 0.1}, {"train_sampling_strategy": "group_by_length"}])
+def test_what_would_have_no_effect_is_refused(tmp_path, kind, field):
+    kind(output_dir=str(tmp_path), use_cpu=True, label_smoothing_factor=0.0, train_sampling_strategy="random")
+    with pytest.raises(UsageError, match=f"{next(iter(field))}: .* has no effect here"):
+        kind(output_dir=str(tmp_path), use_cpu=True, **field)
+
+
 @pytest.mark.parametrize("found", [0, 1, 2])
 def test_one_process_takes_one_gpu_of_several(tmp_path, monkeypatch, found):
     """transformers wraps the model in nn.DataParallel for more."""

@@ -31,7 +31,7 @@ from trainers.diagnosis.reliability import (
     weight_levels,
     weighted_accuracy,
 )
-from trainers.diagnosis.separation import Embeddings, agreement, projected, separation
+from trainers.diagnosis.separation import Embeddings, agreement, ask_embeddings, projected, separation
 from trainers.pseudo_labels.predictions import PseudoLabels
 from trainers.stage1 import main as stage1
 from trainers.stage2 import main as stage2
@@ -375,6 +375,12 @@ def test_lambda_asked_now_is_lambda_written_ahead(run, tmp_path):
 def test_the_terms_are_those_of_the_loss_that_is_trained(run, tmp_path, asked):
     given = {"stage3": run["stage3"], "consistency_weights": run["weights"], "unlabelled_queries": 2, **asked}
     trainer = prepare(arguments(run, tmp_path, **given)).trainer
+    batches = list(trainer.get_train_dataloader())
+    for kind in ("classes", "all"):  # the embeddings that are told of are those that eq. 8 takes
+        trainer.unlabelled.aligned_queries = kind
+        whole = torch.cat([batch["whole"] for batch in batches])
+        found = ask_embeddings(trainer, batches, len(batches))
+        assert sum(len(part.tokens) for part in found) == (whole.sum() if kind == "classes" else len(whole))
     trainer.model.eval()
     for batch in trainer.get_train_dataloader():
         terms = trainer.terms(batch)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import trainers.evaluate as evaluate_module
+from datasets_scripts.instructions.free_text import free_text_instruction
 from datasets_scripts.scenes import write_scenes
 from metrics.ciou.ciou import intersection_and_union
 from modeling_cora.segmentation import segment
@@ -39,6 +42,31 @@ def test_the_answer_of_lisa_is_the_templates(tiny):
     answers, expected = ask(PROTOCOLS["lisa"], model, processor, image, QUERIES), segment(*tiny, image, QUERIES)
     assert (answers.masks == expected.masks.numpy()).all() and answers.scores == expected.scores.tolist()
     assert answers.failed == [False] * 3
+
+
+def test_lisas_prompts_are_those_of_its_validation(tiny):
+    """`ValDataset` of LISA's utils/dataset.py, written out; one query in a sequence of its own."""
+    model, processor = tiny
+    protocol, image = PROTOCOLS["lisa_prompts"], noise_image(40, 30)
+    sentence, phrase = (
+        free_text_instruction("a", "target", [text], facts={"is_sentence": is_sentence})
+        for text, is_sentence in (("Where can one sit?", True), ("the red car", False))
+    )
+    queries = [protocol.query(i) for i in (sentence, phrase)]
+    assert queries == [
+        " Where can one sit? Please output segmentation mask.",
+        " What is the red car in this image? Please output segmentation mask.",
+    ]
+    assert protocol.query(replace(phrase, kind="semantic")) == PROTOCOLS["lisa"].query(phrase) == "the red car"
+    masks = ask(protocol, model, processor, image, queries).masks
+    for query, mask in zip(queries, masks, strict=True):
+        inputs = processor([image], [[query]], answers=[["[SEG]."]])
+        with torch.no_grad():
+            output = model(**inputs)
+        sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
+        (expected,) = processor.post_process_masks(output.pred_masks, output.seg_batch_index, *sizes)
+        assert (mask == expected[0].numpy()).all()
+    assert (masks != ask(PROTOCOLS["lisa"], model, processor, image, queries).masks).any()
 
 
 @pytest.mark.parametrize("name", ["generated", "segzero"])
@@ -122,7 +150,7 @@ def test_evaluation_by_name(saved, tmp_path, capsys):
     assert (whole["segzero"][:, 1] == 48 * 64).all() and (whole["segzero"] >= whole["lisa"]).all()
     with pytest.raises(SystemExit):
         evaluate(["--model", str(saved), "--data", str(street), "--protocol", "lisaa"])
-    assert "protocol: 'lisaa' is not one of lisa, generated, segzero" in capsys.readouterr().err
+    assert "protocol: 'lisaa' is not one of lisa, lisa_prompts, generated, segzero" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)

@@ -3,6 +3,9 @@ masks lie, and stage 3 trains on them."""
 
 from __future__ import annotations
 
+import json
+import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +20,7 @@ from datasets_scripts.components import ComponentMap
 from datasets_scripts.folder import read_folder
 from datasets_scripts.instructions.build import class_queries
 from datasets_scripts.instructions.verify import check_scene
-from datasets_scripts.records import SceneSet
+from datasets_scripts.records import DataError, SceneSet
 from datasets_scripts.scenes import write_scenes
 from modeling_cora.consistency import mask_variance
 from modeling_cora.masks import resize_mask_logits
@@ -64,6 +67,17 @@ def unlabelled(street, pseudo, kinds=KINDS, queries=99, view=None, scene_set=Non
     scene_set = scene_set or read_folder(street)
     scenes = scene_set.split("train", labelled=False)
     return UnlabelledDataset(scene_set, scenes, options, DataArguments(kinds=kinds, **(view or {})), 40, seed=3)
+
+
+def test_ids_that_mean_other_classes_are_refused(street, pseudo, tmp_path):
+    shutil.copytree(pseudo, tmp_path / "pseudo")
+    named = {c.id: c.name for c in read_folder(street).classes}
+    for first, second, fits in ((0, 1, True), (1, 0, False)):
+        names = {**named, 0: named[first], 1: named[second]}
+        (tmp_path / "pseudo/meta.json").write_text(json.dumps({"classes": names}))
+        refused = nullcontext() if fits else pytest.raises(DataError, match="class 0 is 'road', for the pseudo-labels")
+        with refused:
+            unlabelled(street, tmp_path / "pseudo")
 
 
 def test_every_claim_holds_in_the_pseudo_label(street, pseudo):

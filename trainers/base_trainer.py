@@ -30,6 +30,10 @@ class BaseTrainingArguments(TrainingArguments):
     def __post_init__(self):
         super().__post_init__()
         check_training(self)
+        for name in ("label_smoothing_factor", "train_sampling_strategy"):
+            own, default = getattr(self, name), getattr(TrainingArguments, name)
+            if own != default:
+                raise UsageError(f"{name}: {own} has no effect here; {default} would be right")
         # one process, one GPU: nn.DataParallel, which transformers takes where it sees several, deals out the entries
         # of lists of tensors, such as masks of different sizes, as if they were batches, and its copies share no means
         self._n_gpu = min(self.n_gpu, 1)

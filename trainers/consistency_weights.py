@@ -115,6 +115,7 @@ def write_weights(arguments: ConsistencyArguments, caching: EmbeddingCacheArgume
     accelerator = inference_accelerator()
     scene_set, _ = read_data(arguments.data, arguments.split_lists)
     pseudo_labels = PseudoLabels(arguments.pseudo_labels)
+    pseudo_labels.check_classes(scene_set)
     scenes = pseudo_labels.of_scenes(scene_set.split("train", labelled=False))
     model, processor = load_trained(arguments.model)
     model.to(accelerator.device)

@@ -3,9 +3,9 @@
     python trainers/evaluate.py --model runs/demo/model --data runs/demo/scenes --out runs/demo/evaluation
     accelerate launch trainers/evaluate.py --model DIR --data DIR --split val --out DIR
 
-`--protocol` says how answers are got and counted (`protocols.py`): `lisa`, the default, is LISA's teacher-forced
-`validate()`; `generated` and `segzero` let the model answer in its own words. Asked is every instruction of the split,
-but of several descriptions of one target only the first.
+`--protocol` says how answers are got and counted (`protocols.py`): `lisa`, the default, is teacher-forced and counts as
+LISA's `validate()` does, `lisa_prompts` asks as it does too, `generated` and `segzero` let the model answer freely.
+Asked is every instruction of the split, but of several descriptions of one target only the first.
 
 Writes `samples.jsonl` (one line per query), `metrics.json`, `metrics.md` and `overlays.png`. `metrics.json` also says
 which weights were measured, by their SHA-256, and on what: a model card takes its numbers from there.
@@ -67,7 +67,7 @@ class EvaluationArguments:
     kinds: list[str] = field(
         default_factory=lambda: ["semantic", "attribute"], metadata={"help": "Kinds of instructions to ask."}
     )
-    protocol: str = field(default="lisa", metadata={"help": "lisa, generated or segzero; see trainers/protocols.py."})
+    protocol: str = field(default="lisa", metadata={"help": f"{', '.join(PROTOCOLS)}; see trainers/protocols.py."})
     anchors: str = field(
         default="learned",
         metadata={"help": "Of conditional queries: `given` (their true masks, to a model with an anchor encoder), "
@@ -151,7 +151,8 @@ def _ask_scene(model, processor, scene_set, scene, instructions, anchors, protoc
     if anchors and model.config.anchor_token_id is not None:
         pointed = [anchor_masks(i, class_ids, labels, instances, image.size) for i in instructions]
     targets = [i.target_mask(class_ids[i.class_name], labels, instances) for i in instructions]
-    return image, labels, targets, ask(protocol, model, processor, image, [i.query for i in instructions], pointed)
+    queries = [protocol.query(i) for i in instructions]
+    return image, labels, targets, ask(protocol, model, processor, image, queries, pointed)
 
 
 def _scored(scene_set, instructions, mean_mask, protocol, labels, targets, answers) -> list[dict]:

@@ -78,7 +78,7 @@ class Stage3Trainer(CoraTrainer):
         terms = mask_losses(own.config, labelled, masks[:first], sizes[:first])
         loss = self.labelled_loss({**output, **terms}, counts, num_items_in_batch)
         of_labelled = labelled["seg_embeddings"].detach().float().cpu()
-        aligned, classes = (one[: len(of_labelled)].cpu() for one in (self._aligned(inputs), inputs["classes"]))
+        aligned, classes = (one[: len(of_labelled)].cpu() for one in (self.aligned(inputs), inputs["classes"]))
         self._pending.append((of_labelled[aligned], classes[aligned]))
         if counts["unlabelled"]:
             reduction = self.unlabelled.pixel_reduction
@@ -97,7 +97,7 @@ class Stage3Trainer(CoraTrainer):
     def _contrast(self, embeddings: torch.Tensor, inputs: dict) -> torch.Tensor:
         """Eq. 8, the mean over unlabelled embeddings; those for which the bank has nothing count 0, as do those that
         `aligned_queries` leaves out."""
-        aligned, classes = (one[-len(embeddings) :] for one in (self._aligned(inputs), inputs["classes"]))
+        aligned, classes = (one[-len(embeddings) :] for one in (self.aligned(inputs), inputs["classes"]))
         numbers = [number for number, chosen in zip(inputs["numbers"], aligned.tolist(), strict=True) if chosen]
         losses, skipped = self.bank.contrast(
             embeddings[aligned],
@@ -109,7 +109,7 @@ class Stage3Trainer(CoraTrainer):
         self.record_terms({"contrast_skipped": losses.new_tensor(float(skipped))})
         return losses.sum() / len(embeddings)
 
-    def _aligned(self, inputs: dict) -> torch.Tensor:
+    def aligned(self, inputs: dict) -> torch.Tensor:
         """Which masks' embeddings eq. 8 takes: bool (N,)."""
         whole = inputs["whole"]
         return whole if self.unlabelled.aligned_queries == "classes" else torch.ones_like(whole)

@@ -52,6 +52,7 @@ class UnlabelledDataset(AskedScenes):
         seed: int,
     ):
         self.pseudo_labels = PseudoLabels(options.pseudo_labels, options.pseudo_confidence)
+        self.pseudo_labels.check_classes(scene_set)
         scenes = self.pseudo_labels.of_scenes(scenes)
         self.consistency = ConsistencyMaps(options.consistency_weights) if options.consistency == "ahead" else None
         data = replace(data, queries_per_image=options.unlabelled_queries)

@@ -26,7 +26,8 @@ class Embeddings:
 
 @torch.no_grad()
 def ask_embeddings(trainer: Stage3Trainer, batches: Iterable[dict], total: int) -> tuple[Embeddings, Embeddings]:
-    """Of the labelled and of the pseudo-labelled objects of batches, by the trainer's model, without dropout."""
+    """Of the labelled and of the pseudo-labelled objects of batches that eq. 8 takes, by the trainer's model, without
+    dropout."""
     tokens: tuple[list, list] = ([], [])
     classes: tuple[list, list] = ([], [])
     trainer.model.eval()
@@ -34,9 +35,10 @@ def ask_embeddings(trainer: Stage3Trainer, batches: Iterable[dict], total: int) 
         inputs = trainer._prepare_inputs(batch)
         embeddings = trainer.model(**inputs["inputs"]).seg_embeddings.float().cpu()
         labelled = trainer.counts(inputs)["masks"]
+        aligned = trainer.aligned(inputs).cpu()
         for place, part in enumerate((slice(0, labelled), slice(labelled, None))):
-            tokens[place].append(embeddings[part])
-            classes[place].append(inputs["classes"][part].cpu())
+            tokens[place].append(embeddings[part][aligned[part]])
+            classes[place].append(inputs["classes"][part].cpu()[aligned[part]])
     first, second = (Embeddings(torch.cat(t), torch.cat(c)) for t, c in zip(tokens, classes, strict=True))
     return first, second
 

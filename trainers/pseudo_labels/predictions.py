@@ -94,6 +94,14 @@ class PseudoLabels:
         if not (self.folder / "masks").is_dir():
             raise DataError(f"pseudo_labels: {folder or 'not given'} has no masks/; see trainers/pseudo_labels")
 
+    def check_classes(self, scene_set: SceneSet) -> None:
+        """Raises:
+        DataError: who made them says in meta.json that an id is another class.
+        """
+        if (self.folder / META).exists():
+            named = read_meta(self.folder).get("classes", {})
+            check_classes({int(number): name for number, name in named.items()}, scene_set, str(self.folder / META))
+
     def read(self, image_id: str, known: frozenset[int], size: tuple[int, int]) -> np.ndarray:
         """uint8 (H, W).
 
