@@ -139,8 +139,9 @@ def test_weights_are_asked_for_as_stage_3_would_ask(tmp_path):
 
     def asked(*more: str) -> tuple:
         fields = planned_with(tmp_path, "cora", f"--stage3.recipe={stage}", *more).weights.fields
-        return fields["rephrasings"], fields["kinds"]
+        return fields["rephrasings"], fields["kinds"], *([fields["seed"]] if "--seed=5" in more else [])
 
+    assert asked("--seed=5") == (3, ["semantic"], 5)
     assert asked() == (3, ["semantic"]) and asked("--stage3.rephrasings=4") == (4, ["semantic"])
     assert asked("--stage3.rephrasings=4", "--consistency.rephrasings=5") == (5, ["semantic"])
 

@@ -243,8 +243,8 @@ def plan(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> 
         if "ocpl" in method.components and given.get("consistency", "ahead") == "ahead":
             decided = {"model": stage2, "data": data, **lists, "pseudo_labels": labels, **caching}
             _refuse_overridden("consistency", sections["consistency"], decided, "the run")
-            # as where they are asked online
-            asked = {name: given[of] for name, of in OF_STAGE3.items() if of in given}
+            # as where they are asked online; other seeds, other rephrasings
+            asked = {name: given[of] for name, of in OF_STAGE3.items() if of in given} | {"seed": arguments.seed}
             weights = Step(
                 "consistency",
                 "trainers.consistency_weights",
