@@ -38,7 +38,11 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, content: Any, **options: Any) -> None:
-    """`options` are `json.dumps`'s."""
+    """As `write_text`.
+
+    Args:
+        options: of `json.dumps`.
+    """
     write_text(path, json.dumps(content, indent=1, **options) + "\n")
 
 

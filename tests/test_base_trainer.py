@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -238,25 +239,28 @@ def test_a_training_whose_weights_are_lost_ends_as_one_that_failed(tmp_path, mon
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-1"]
 
 
-DIFFERENT_CHECKPOINTS = """
-from accelerate import Accelerator
-from datasets_scripts.command_line import UsageError
-from trainers import base_trainer
-trainer = base_trainer.BaseTrainer.__new__(base_trainer.BaseTrainer)
-trainer.accelerator = Accelerator(cpu=True)
-base_trainer.Trainer.train = lambda self, checkpoint, *args, **kwargs: checkpoint
-first = trainer.accelerator.is_main_process
-try:
-    trainer.train("runs/checkpoint-2" if first else None)
-    raise SystemExit("it started")
-except UsageError as error:
-    assert "processes found checkpoint-2, none; an output_dir that all nodes share" in str(error)
-assert trainer.train("here/checkpoint-2" if first else "there/checkpoint-2").endswith("/checkpoint-2")
+NODE = """
+import os
+import sys
+sys.path[0] = {root!r}
+from trainers.stage1 import main
+main([*sys.argv[1:], "--output_dir", {disks!r}[int(os.environ["RANK"])]])
 """
 
 
 def test_processes_that_found_different_checkpoints_do_not_start(tmp_path):
-    """Two nodes without a shared disk: the second one has nothing to go on from."""
-    program = tmp_path / "program.py"
-    program.write_text(f"import sys\nsys.path[0] = {str(ROOT)!r}\n{DIFFERENT_CHECKPOINTS}")
-    on_two_processes(str(program), [])
+    """Two nodes without a shared disk: on the second one's there is nothing to go on from."""
+    write_scenes(tmp_path / "street", labelled=2, unlabelled=0, val=1, size=(48, 64), progress=False)
+    first, second = tmp_path / "first", tmp_path / "second"
+    given = dict(max_steps=4, save_strategy="steps", save_steps=2, per_device_train_batch_size=1)
+    stage1(options(tmp_path / "street", first, **{**given, "max_steps": 2}))
+    program = tmp_path / "node.py"
+    program.write_text(NODE.format(root=str(ROOT), disks=[str(first), str(second)]))
+    argv = options(tmp_path / "street", first, **given, resume_from_checkpoint="true")
+    with pytest.raises(AssertionError, match="processes found checkpoint-2, none; an output_dir that all nodes share"):
+        on_two_processes(str(program), argv)
+    assert sorted(path.name for path in first.glob("checkpoint-*")) == ["checkpoint-2"]
+    # the same step on both disks: it goes on
+    shutil.copytree(first, second, dirs_exist_ok=True)
+    on_two_processes(str(program), argv)
+    assert (first / "checkpoint-4").is_dir()

@@ -22,3 +22,11 @@ def test_the_demo_goes_from_nothing_to_a_report_and_then_has_nothing_to_do(tmp_p
     made = (tmp_path / "demo" / "model" / "model.safetensors").stat().st_mtime_ns
     demo.main(argv)
     assert (tmp_path / "demo" / "model" / "model.safetensors").stat().st_mtime_ns == made
+
+
+@pytest.mark.parametrize("option", ["--data", "--data_name"])
+def test_the_demo_takes_no_other_images(option, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        demo.main(["--out", str(tmp_path / "demo"), option, "mine"])
+    assert stopped.value.code == 2 and not (tmp_path / "demo").exists()
+    assert capsys.readouterr().err.startswith(f"error: {option} mine: the demo draws its own images")

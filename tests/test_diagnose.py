@@ -151,7 +151,7 @@ def test_lambda_meets_the_hidden_truth(tmp_path):
         scene_set,
         read_folder(data),
         unlabelled,
-        PseudoLabels(pseudo),
+        PseudoLabels(pseudo, scene_set),
         lambda s, _: maps.read(s.image_id),
         "inverse",
         0.05,

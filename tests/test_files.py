@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from datasets_scripts.files import claim_folder, link, write_text
+from datasets_scripts.files import claim_folder, link, write_bytes, write_text
 from datasets_scripts.records import DataError
+
+from .conftest import disk_for
 
 
 def _target(path: Path, name: str) -> None:
@@ -72,3 +74,10 @@ def test_what_a_killed_program_left_is_nobodys_content(tmp_path, monkeypatch):
     assert left.suffix == ".partial"
     claim_folder(tmp_path, "meta.json", {"size": 1})
     assert (tmp_path / "meta.json").exists()
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    write_bytes(tmp_path / "a", b"old")
+    with disk_for(1000), pytest.raises(OSError, match=f"File too large: '{tmp_path / 'a'}'"):
+        write_bytes(tmp_path / "a", bytes(2000))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_bytes() == b"old"

@@ -246,7 +246,7 @@ def test_bad_input_of_an_audit(street, tmp_path, capsys):
     shutil.copytree(data, other)
     (other / "classes.json").write_text('{"0": "car", "1": "road"}')
     line = error_line(audit.main, ["--predictions", predictions, "--data", other], capsys)
-    assert f"{other}: class 0 is 'car', for the pseudo-labels 'road'" in line
+    assert f"{predictions / 'meta.json'}: class 0 is 'car', for the pseudo-labels 'road'" in line
     shutil.copy(data / "classes.json", other)
     for path in other.rglob("*.png"):
         path.rename(path.with_stem(f"other_{path.stem}"))

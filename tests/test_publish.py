@@ -21,7 +21,6 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 
 from datasets_scripts import build
-from datasets_scripts.files import write_bytes
 from datasets_scripts.scenes import write_scenes
 from datasets_scripts.splits import write_split
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
@@ -159,7 +158,8 @@ def test_the_card_tells_the_runs_own_results(run, hub):
     }
     assert hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()[:16] in text
     assert "![" in text and "(evaluation/overlays.jpg)" in text
-    for row in ("| labelled images | 2 |", "| seed | 7 |", "| learning\\_rate | 0.001 |", "| stage | stage1 |"):
+    for row in ("| labelled images | 2 |", "| seed | 7 |", "| learning\\_rate | 0.001 |", "| stage | stage1 |",
+                "| written by | rules |"):  # fmt: skip
         assert row in text
     losses = [e for e in json.loads((run / "trainer_state.json").read_text())["log_history"] if "loss" in e]
     assert all(f"| {e['step']} | {e['loss']:.3f} |" in text for e in losses) and len(losses) == 2
@@ -184,6 +184,7 @@ def test_held_out_training_images_are_not_carded_as_val(trained, run, hub, tmp_p
         assert {result.dataset_split for result in ModelCard(text).data.eval_results} == {"train (held out)"}
         assert "split train (held out): 1 images" in text and "--split val" in text
         assert ("--mirror true" in text) == (mirror == "true")
+        assert ("--split_lists LISTS" in text) == (data == "scenes")
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -308,14 +309,20 @@ def test_an_adapter_goes_up_as_one_or_merged(run, adapter, hub, tmp_path, capsys
     expected = load_trained(str(adapter))[0](**inputs).pred_masks
     assert torch.equal(load_trained("org/lora")[0](**inputs).pred_masks, expected)
 
-    push(*terms, "--merge", "--base_model", "org/base")
+    own = shutil.copytree(adapter, tmp_path / "adapter")
+    terms, record = (own, *terms[1:], "--merge", "--base_model", "org/base"), own / "training.json"
+    shutil.copy(run / "training.json", record)
+    push(*terms)
     files = repository.content()
+    assert files["training.json"] == record.read_bytes()
     assert "model.safetensors" in files and not any("adapter" in name for name in files)
     card = ModelCard(files["README.md"].decode())
     assert card.data.library_name == "transformers" and "is merged into the weights" in card.text
     merged = snapshot_download("org/lora", cache_dir=tmp_path / "cache")
     assert torch.allclose(load_trained(merged)[0](**inputs).pred_masks, expected, atol=1e-4)
-    assert not list(adapter.glob(".merged*"))
+    record.write_text(record.read_text().replace("org/streets", f"{tmp_path}/streets"))
+    assert refused(capsys, *terms).startswith("training.json: names ")  # a folder of this machine
+    assert not list(own.glob(".merged*"))
     assert "--merge:" in refused(capsys, run, "org/small", "--merge")
 
 
@@ -491,10 +498,3 @@ def test_a_full_disk_takes_one_line(trained, adapter, hub, tmp_path, capsys):
         train(trained / "scenes", tmp_path / "out", save_strategy="no")
     assert stopped.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1] == "error: weights: cannot be written (File too large)"
-
-
-def test_a_full_disk_leaves_the_old_file(tmp_path):
-    write_bytes(tmp_path / "a", b"old")
-    with disk_for(1000), pytest.raises(OSError, match=f"File too large: '{tmp_path / 'a'}'"):
-        write_bytes(tmp_path / "a", bytes(2000))
-    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_bytes() == b"old"

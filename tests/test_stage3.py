@@ -444,9 +444,9 @@ def test_deepspeed_casts_what_floats_but_not_the_weights():
 
 
 def test_low_confidence_is_ignored(pseudo, street):
-    scene = read_folder(street).split("train", labelled=False)[0]
-    labels = PseudoLabels(pseudo).read(scene.image_id, frozenset(range(20)), image_size(scene.image))
-    confident = PseudoLabels(pseudo, 0.5).read(scene.image_id, frozenset(range(20)), image_size(scene.image))
+    scene = (scene_set := read_folder(street)).split("train", labelled=False)[0]
+    size = image_size(scene.image)
+    labels, confident = (PseudoLabels(pseudo, scene_set, least).read(scene.image_id, size) for least in (0.0, 0.5))
     assert (confident[:23] == 255).all() and np.array_equal(confident[25:], labels[25:])
 
 

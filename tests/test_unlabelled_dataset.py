@@ -78,6 +78,10 @@ def test_ids_that_mean_other_classes_are_refused(street, pseudo, tmp_path):
         refused = nullcontext() if fits else pytest.raises(DataError, match="class 0 is 'road', for the pseudo-labels")
         with refused:
             unlabelled(street, tmp_path / "pseudo")
+    for wrong in ('{"classes": ["road"]}', '{"classes": {"road": 0}}', "{}"):
+        (tmp_path / "pseudo/meta.json").write_text(wrong)
+        with pytest.raises(DataError, match=r'meta.json: classes: .*; {"0": "road", ...} would be right'):
+            unlabelled(street, tmp_path / "pseudo")
 
 
 def test_every_claim_holds_in_the_pseudo_label(street, pseudo):

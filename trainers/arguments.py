@@ -341,8 +341,8 @@ class CoraTrainingArguments(BaseTrainingArguments):
             self.ddp_find_unused_parameters = True
 
 
-class StageArguments(NamedTuple):
-    """What a stage is given: for stage 3 with the last one."""
+class StageSetup(NamedTuple):
+    """All hyper-parameters of a training: stages 1 and 2 have nothing unlabelled."""
 
     model: ModelArguments
     parts: TrainedPartsArguments

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from PIL import Image, ImageEnhance
 
@@ -25,17 +23,19 @@ class View:
             top, left = rng.uniform(0, 1 - scale, 2).tolist()
             self.crop = top, left, scale
 
-    def apply(self, image: Image.Image, maps: Sequence[np.ndarray]) -> tuple[Image.Image, list[np.ndarray]]:
-        """To an image and maps (..., H, W) that cover it, at whatever resolution each has."""
-        maps = list(maps)
+    def of_image(self, image: Image.Image) -> Image.Image:
         if self.flipped:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            maps = [m[..., ::-1] for m in maps]
-        if self.crop is not None:
-            image = image.crop(_box(*self.crop, image.width, image.height))
-            boxes = [_box(*self.crop, m.shape[-1], m.shape[-2]) for m in maps]
-            maps = [m[..., y0:y1, x0:x1] for m, (x0, y0, x1, y1) in zip(maps, boxes, strict=True)]
-        return image, maps
+        return image if self.crop is None else image.crop(_box(*self.crop, image.width, image.height))
+
+    def of_map(self, ids: np.ndarray) -> np.ndarray:
+        """(..., H, W) that covers the image, at whatever resolution; nothing is copied."""
+        if self.flipped:
+            ids = ids[..., ::-1]
+        if self.crop is None:
+            return ids
+        x0, y0, x1, y1 = _box(*self.crop, ids.shape[-1], ids.shape[-2])
+        return ids[..., y0:y1, x0:x1]
 
 
 def jitter(image: Image.Image, width: float, rng: np.random.Generator) -> Image.Image:

@@ -114,8 +114,7 @@ def write_weights(arguments: ConsistencyArguments, caching: EmbeddingCacheArgume
         raise UsageError("--out: not given; a folder for the weights")
     accelerator = inference_accelerator()
     scene_set, _ = read_data(arguments.data, arguments.split_lists)
-    pseudo_labels = PseudoLabels(arguments.pseudo_labels)
-    pseudo_labels.check_classes(scene_set)
+    pseudo_labels = PseudoLabels(arguments.pseudo_labels, scene_set)
     scenes = pseudo_labels.of_scenes(scene_set.split("train", labelled=False))
     model, processor = load_trained(arguments.model)
     model.to(accelerator.device)
@@ -130,13 +129,12 @@ def write_weights(arguments: ConsistencyArguments, caching: EmbeddingCacheArgume
         made_by["queries"] = hashlib.sha256(json.dumps(queries).encode()).hexdigest()
         made_by["pseudo_labels"] = FileHashes().content(pseudo_labels.folder / "masks")
         claim_folder(out, "meta.json", made_by)
-    known = frozenset(c.id for c in scene_set.classes)
     own = scenes[accelerator.process_index :: accelerator.num_processes]
     for scene in tqdm(own, desc="consistency", unit="image", disable=not accelerator.is_main_process):
         path = out / f"{scene.image_id}.safetensors"
         if path.exists():
             continue
-        labels = pseudo_labels.read(scene.image_id, known, image_size(scene.image))
+        labels = pseudo_labels.read(scene.image_id, image_size(scene.image))
         found = scene_variances(model, processor, scene, asked_of(scene_set, scene, labels, arguments), arguments)
         write_bytes(path, packed_variances(found))
     accelerator.wait_for_everyone()

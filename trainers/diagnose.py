@@ -35,7 +35,7 @@ from datasets_scripts.folder import read_data
 from datasets_scripts.records import DataError, Scene, SceneSet
 from modeling_cora.hub.run_folder import TRAINING
 from trainers.argument_checks import check_least
-from trainers.arguments import DataArguments, ModelArguments, StageArguments, TrainedPartsArguments, UnlabelledArguments
+from trainers.arguments import DataArguments, ModelArguments, StageSetup, TrainedPartsArguments, UnlabelledArguments
 from trainers.base_trainer import last_checkpoint
 from trainers.comparison import require_matplotlib
 from trainers.consistency_maps import ConsistencyMaps
@@ -127,7 +127,7 @@ def prepare(argv: Sequence[str] | None = None) -> Diagnosed:
     DataError, UsageError: bad input.
     """
     *stage, arguments = parse_diagnosis(argv)
-    given = StageArguments(*stage)
+    given = StageSetup(*stage)
     if not arguments.out:
         raise UsageError("--out: not given; a folder for the diagnosis")
     if given.model.model == ModelArguments.model:

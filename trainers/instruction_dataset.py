@@ -106,7 +106,7 @@ class AskedScenes(torch.utils.data.Dataset):
         view = View(self.arguments, np.random.default_rng((self.seed, self.view_stream, index)))
         candidates = [i for i in every if self._is_true_in(view, i)]
         if view.crop is not None:
-            shown = self._shown(candidates, *view.apply(image, [labels])[1])
+            shown = self._shown(candidates, view.of_map(labels))
             candidates = [i for i in candidates if _target(i) in shown]
         chosen = self._draw(candidates or every, rng)
         classes = [self.class_ids[i.class_name] for i in chosen]
@@ -114,10 +114,9 @@ class AskedScenes(torch.utils.data.Dataset):
         if candidates:
             if view.flipped:
                 chosen = [mirrored_instruction(i, image.width) for i in chosen]
-            maps = [labels, *variances] if instances is None else [labels, *variances, instances]
-            image, (labels, *rest) = view.apply(image, maps)
-            variances = rest[: len(variances)]
-            instances = None if instances is None else rest[-1]
+            image, labels = view.of_image(image), view.of_map(labels)
+            instances = None if instances is None else view.of_map(instances)
+            variances = [view.of_map(variance) for variance in variances]
         image = jitter(image, self.arguments.colour_jitter, rng)
         masks = [i.target_mask(c, labels, instances) for i, c in zip(chosen, classes, strict=True)]
         item = {
@@ -203,12 +202,13 @@ class InstructionDataset(AskedScenes):
         scene, size = self.scenes[index], self.arguments.max_label_size
         labels, instances = self.scene_set.read_maps(scene)
         about = self.by_image[scene.image_id]
-        if (smaller := shrink(labels, size)).shape != labels.shape:
-            lost = self._shown(about, labels, instances)
-            labels, instances = smaller, None if instances is None else shrink(instances, size)
-            lost -= self._shown(about, labels, instances)
+        smaller, fewer = shrink(labels, size), None if instances is None else shrink(instances, size)
+        if smaller.shape != labels.shape:
+            kept = self._shown(about, smaller, fewer)
+            # of those that are gone; where the picture shows nothing of what is asked for, nothing is the answer
+            lost = self._shown([i for i in about if _target(i) not in kept], labels, instances)
             about = [i for i in about if _target(i) not in lost]
-        return AskedScene(read_image(scene.image), labels, instances, about)
+        return AskedScene(read_image(scene.image), smaller, fewer, about)
 
 
 def anchor_masks(

@@ -450,8 +450,10 @@ def run(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> d
     scene_set = read_folder(arguments.data, arguments.split_lists)  # whose errors nobody wants to wait for
     split = sections["evaluation"].get("split", EvaluationArguments.split)
     if not scene_set.split(str(split), labelled=True):
-        instead = f"{split}/images and {split}/masks, a val.txt in --split_lists or another --evaluation.split would do"
-        raise DataError(f"{arguments.data}: split {split!r} has no labelled image to be asked about; {instead}")
+        raise DataError(
+            f"{arguments.data}: split {split!r} has no labelled image to be asked about; {split}/images and "
+            f"{split}/masks, a val.txt in --split_lists, or another --evaluation.split, would be right"
+        )
     if method_named(arguments.method).unlabelled and not scene_set.split("train", labelled=False):
         raise DataError(
             f"{arguments.data}: no unlabelled training image, and method {arguments.method} learns from some; "

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
@@ -27,11 +27,9 @@ from modeling_cora.presets import cora_tiny
 from .adapters import OF_THE_BASE, anchors_needed, base_of, check_record, load_adapter
 from .arguments import (
     CoraTrainingArguments,
-    DataArguments,
-    EmbeddingCacheArguments,
     ModelArguments,
     QueryPretrainingArguments,
-    StageArguments,
+    StageSetup,
     TrainedPartsArguments,
     UnlabelledArguments,
 )
@@ -49,11 +47,8 @@ from .unlabelled_dataset import PairedCollator, PairedDataset, UnlabelledDataset
 CONFIG_FIELDS = tuple(f.name for f in fields(ModelArguments) if hasattr(CoraConfig, f.name))
 """Of `ModelArguments`, what overrides the model's configuration."""
 EVALUATED_AFTERWARDS = "a stage evaluates nothing; no would be right, and trainers/evaluate.py for what it has written"
-ARGUMENTS = (
-    ModelArguments, TrainedPartsArguments, DataArguments, QueryPretrainingArguments, EmbeddingCacheArguments,
-    CoraTrainingArguments,
-)  # fmt: skip
-"""Of `StageArguments`, in their order; stage 3 has `UnlabelledArguments` too."""
+ARGUMENTS = tuple(get_type_hints(StageSetup).values())[:-1]
+"""Of every stage; stage 3 has `UnlabelledArguments` too."""
 
 
 def labelled_instructions(
@@ -160,7 +155,7 @@ def override_config(config: CoraConfig, arguments: ModelArguments) -> None:
 
 
 def prepare_training(
-    trainer_class: type[CoraTrainer], given: StageArguments, steps: int
+    trainer_class: type[CoraTrainer], given: StageSetup, steps: int
 ) -> tuple[CoraTrainer, SceneSet, list[Instruction], EmbeddingCache | None]:
     """A training that is ready to begin.
 
@@ -215,7 +210,7 @@ def train_stage(trainer_class: type[CoraTrainer], argv: Sequence[str] | None = N
         DataError, UsageError: bad input.
     """
     types = (*ARGUMENTS, UnlabelledArguments) if trainer_class.uses_unlabelled else ARGUMENTS
-    given = StageArguments(*parse_recipe(types, argv))
+    given = StageSetup(*parse_recipe(types, argv))
     arguments = given.training
     checkpoint = checkpoint_to_resume(arguments.resume_from_checkpoint, arguments.output_dir)
     trainer, scene_set, every_kind, cache = prepare_training(trainer_class, given, arguments.max_steps)

@@ -18,7 +18,7 @@ from datasets_scripts.records import SceneSet
 from modeling_cora.hub.run_folder import TRAINING, base_models
 from modeling_cora.named_models import resolve_name
 
-from .arguments import StageArguments
+from .arguments import StageSetup
 from .trained_parts import parameter_counts
 from .unlabelled_dataset import PairedDataset
 
@@ -65,7 +65,7 @@ def has_learned_anchors(model: str) -> bool:
     return read_record(model).get("anchors", True)
 
 
-def write_training_record(trainer: Trainer, scene_set: SceneSet, base: str, given: StageArguments) -> None:
+def write_training_record(trainer: Trainer, scene_set: SceneSet, base: str, given: StageSetup) -> None:
     """Writes the record to `output_dir`.
 
     Args:

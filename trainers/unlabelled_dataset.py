@@ -51,8 +51,7 @@ class UnlabelledDataset(AskedScenes):
         length: int,
         seed: int,
     ):
-        self.pseudo_labels = PseudoLabels(options.pseudo_labels, options.pseudo_confidence)
-        self.pseudo_labels.check_classes(scene_set)
+        self.pseudo_labels = PseudoLabels(options.pseudo_labels, scene_set, options.pseudo_confidence)
         scenes = self.pseudo_labels.of_scenes(scenes)
         self.consistency = ConsistencyMaps(options.consistency_weights) if options.consistency == "ahead" else None
         data = replace(data, queries_per_image=options.unlabelled_queries)
@@ -73,9 +72,9 @@ class UnlabelledDataset(AskedScenes):
         return {**item, "weights": weights, "rephrasings": rephrasings, "number": index}
 
     def read_scene(self, index: int) -> AskedScene:
-        scene, known = self.scenes[index], frozenset(self.class_ids.values())
+        scene = self.scenes[index]
         image = read_image(scene.image)
-        labels = self.pseudo_labels.read(scene.image_id, known, (image.height, image.width))
+        labels = self.pseudo_labels.read(scene.image_id, (image.height, image.width))
         labels = shrink(labels, self.arguments.max_label_size)
         if not self.options.unlabelled_parts:
             variances = None if self.consistency is None else self.consistency.read(scene.image_id)

@@ -187,7 +187,7 @@ def measure_reliability(
     truths = {scene.image_id: scene for scene in with_truth.split("train")}
     images_with_truth = 0
     for scene in tqdm(scenes, desc="lambda", unit="image"):
-        labels = pseudo_labels.read(scene.image_id, frozenset(number_of), image_size(scene.image))
+        labels = pseudo_labels.read(scene.image_id, image_size(scene.image))
         _, confidence, truth = read_audited(with_truth, truths.get(scene.image_id, scene), Path(pseudo_labels.folder))
         images_with_truth += truth is not None
         of_classes = variances(scene, labels)

@@ -30,7 +30,7 @@ from trainers.argument_checks import check_least
 from trainers.pseudo_labels.arguments import Share, check_fields
 from trainers.pseudo_labels.audit_page import write_page
 from trainers.pseudo_labels.evaluation import scores
-from trainers.pseudo_labels.predictions import PseudoLabels, check_classes, mask_path, read_meta, read_prediction
+from trainers.pseudo_labels.predictions import PseudoLabels, mask_path, read_meta, read_prediction
 from trainers.pseudo_labels.scenes import class_index_lookup
 from trainers.recipe_parser import parse_recipe
 
@@ -156,8 +156,7 @@ def run_audit(arguments: AuditArguments) -> dict:
     predictions = Path(arguments.predictions)
     meta = read_meta(predictions)
     scene_set = read_folder(arguments.data)
-    check_classes({int(number): name for number, name in meta["classes"].items()}, scene_set, arguments.data)
-    scenes = PseudoLabels(predictions).of_scenes(scene_set.split("train"))
+    scenes = PseudoLabels(predictions, scene_set).of_scenes(scene_set.split("train"))
     audit = Audit(scene_set, arguments.threshold)
     for scene in tqdm(scenes, desc="auditing", unit="image"):
         audit.add(scene.image_id, *read_audited(scene_set, scene, predictions))

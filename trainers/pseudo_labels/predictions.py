@@ -82,37 +82,39 @@ def check_classes(classes: Mapping[int, str], scene_set: SceneSet, place: str) -
 
 
 class PseudoLabels:
-    """Class maps and confidences of images, from a folder as above.
+    """Class maps and confidences of a data set's images, from a folder as above.
 
     Args:
-        folder: made by `trainers/pseudo_labels/predict.py` or `import_masks.py`.
+        folder: made by `trainers/pseudo_labels/predict.py` or `import_masks.py`, or by hand, without meta.json.
         min_confidence: in [0, 1]; pixels below it become 255.
+
+    Raises:
+        DataError: the folder has no masks, or says in meta.json that an id is another class than the data set's.
     """
 
-    def __init__(self, folder: str | Path, min_confidence: float = 0.0):
+    def __init__(self, folder: str | Path, scene_set: SceneSet, min_confidence: float = 0.0):
         self.folder, self.min_confidence = Path(folder), min_confidence
         if not (self.folder / "masks").is_dir():
             raise DataError(f"pseudo_labels: {folder or 'not given'} has no masks/; see trainers/pseudo_labels")
+        if (path := self.folder / META).exists():
+            named = read_meta(self.folder).get("classes")
+            try:
+                named = {int(number): name for number, name in named.items()}
+            except (AttributeError, ValueError):
+                raise DataError(f'{path}: classes: {named!r:.60}; {{"0": "road", ...}} would be right') from None
+            check_classes(named, scene_set, str(path))
+        self.known = frozenset(c.id for c in scene_set.classes)
 
-    def check_classes(self, scene_set: SceneSet) -> None:
-        """Raises:
-        DataError: who made them says in meta.json that an id is another class.
-        """
-        if (self.folder / META).exists():
-            named = read_meta(self.folder).get("classes", {})
-            check_classes({int(number): name for number, name in named.items()}, scene_set, str(self.folder / META))
-
-    def read(self, image_id: str, known: frozenset[int], size: tuple[int, int]) -> np.ndarray:
+    def read(self, image_id: str, size: tuple[int, int]) -> np.ndarray:
         """uint8 (H, W).
 
         Args:
-            known: class ids that may occur.
             size: (height, width) of the image.
 
         Raises:
             DataError: a file is missing or damaged, holds an unknown class id, or is not of its image's size.
         """
-        labels, confidence = read_prediction(self.folder, image_id, known)
+        labels, confidence = read_prediction(self.folder, image_id, self.known)
         if labels.shape != size:
             raise DataError(
                 f"{mask_path(self.folder, image_id)}: size {labels.shape[1]}x{labels.shape[0]} differs from its "
