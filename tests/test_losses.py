@@ -89,6 +89,13 @@ def test_ignored_pixels_count_as_if_they_were_not_there(per_mask):
 
 
 @pytest.mark.parametrize("per_mask", [bce_per_mask, dice_per_mask])
+def test_weights_are_constants(per_mask):
+    logits, weights = torch.randn(2, 4, 4, requires_grad=True), torch.rand(2, 4, 4, requires_grad=True)
+    per_mask(logits, torch.randint(0, 2, (2, 4, 4), dtype=torch.uint8), weights=weights).sum().backward()
+    assert weights.grad is None and logits.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("per_mask", [bce_per_mask, dice_per_mask])
 def test_a_mask_of_ignored_pixels_alone_has_no_gradient(per_mask):
     logits = torch.randn(1, 4, 4, requires_grad=True)
     loss = per_mask(logits, torch.full((1, 4, 4), 255, dtype=torch.uint8)).sum()

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import fields
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from datasets_scripts.command_line import UsageError
+
+Share = Annotated[float, "in [0, 1]"]
+"""The type of a field."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -26,13 +31,20 @@ def check_kinds(name: str, given: Sequence[str], known: Sequence[str]) -> None:
         raise UsageError(f"{name}: none is given; one of {', '.join(known)} or more would be right")
 
 
-def check_choice(arguments: Any, **known: Sequence[str]) -> None:
-    """Raises:
-    UsageError: a field has none of its known values.
+def check_types(arguments: Any) -> None:
+    """What the types of fields say: the values of a `Literal`, the range of a `Share`.
+
+    Raises:
+        UsageError: a field has another value.
     """
-    for name, values in known.items():
-        if getattr(arguments, name) not in values:
-            raise UsageError(f"{name}: {getattr(arguments, name)!r} is not one of {', '.join(values)}")
+    types = get_type_hints(type(arguments), include_extras=True)
+    for one in fields(arguments):
+        hint, value = types[one.name], getattr(arguments, one.name)
+        kinds = [kind for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal]
+        if kinds and value not in (known := get_args(kinds[0])) and not (value is None and NoneType in get_args(hint)):
+            raise UsageError(f"{one.name}: {value!r} is not one of {', '.join(map(str, known))}")
+        if hint == Share and not 0 <= value <= 1:
+            raise UsageError(f"{one.name}: {value} is outside of [0, 1]")
 
 
 def check_least(arguments: Any, **lowest: float) -> None:
@@ -51,12 +63,3 @@ def check_above_zero(arguments: Any, *names: str) -> None:
     for name in names:
         if not getattr(arguments, name) > 0:
             raise UsageError(f"{name}: {getattr(arguments, name)} is not above 0")
-
-
-def check_shares(arguments: Any, *names: str) -> None:
-    """Raises:
-    UsageError: a field is outside of [0, 1].
-    """
-    for name in names:
-        if not 0 <= getattr(arguments, name) <= 1:
-            raise UsageError(f"{name}: {getattr(arguments, name)} is outside of [0, 1]")

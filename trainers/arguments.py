@@ -8,14 +8,15 @@ Field texts name the equation or table of the paper (arXiv 2511.17755), or the p
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 from transformers.trainer_utils import HubStrategy
 
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.records import Kind
+from modeling_cora.consistency import WeightKind
 
-from .argument_checks import check_above_zero, check_choice, check_kinds, check_least, check_shares
+from .argument_checks import Share, check_above_zero, check_kinds, check_least, check_types
 from .base_trainer import BaseTrainingArguments
 
 CLASS_KINDS = ("semantic", "attribute")
@@ -145,11 +146,11 @@ class DataArguments:
         default=None,
         metadata={"help": "Longest side at which the mask loss is taken; the image's own size where not given (LISA)."},
     )
-    flip: float = field(
+    flip: Share = field(
         default=0.0,
         metadata={"help": "Probability of a mirrored image; never of classes that name a side (left kidney)."},
     )
-    flipped_queries: str = field(
+    flipped_queries: Literal["classes", "all"] = field(
         default="classes",
         metadata={
             "help": "What is asked about a mirrored image. classes: whole classes alone; all: parts and relations too, "
@@ -157,14 +158,14 @@ class DataArguments:
             "(results/camvid_small.md)."
         },
     )
-    crop: float = field(
+    crop: Share = field(
         default=0.0,
         metadata={
             "help": "Probability of a random crop of `crop_scale` to all of each side (only with class-level queries, "
             "and no free text; what it shows nothing of is not asked for)."
         },
     )
-    crop_scale: float = field(default=0.5, metadata={"help": "Smallest crop, as a fraction of each side, in (0, 1]."})
+    crop_scale: Share = field(default=0.5, metadata={"help": "Smallest crop, as a fraction of each side, in (0, 1]."})
     colour_jitter: float = field(
         default=0.0, metadata={"help": "Half-width of brightness, contrast and saturation factors around 1, in [0, 1)."}
     )
@@ -177,10 +178,9 @@ class DataArguments:
     )
 
     def __post_init__(self):
+        check_types(self)
         check_kinds("kinds", self.kinds, get_args(Kind))
         check_least(self, queries_per_image=1, max_label_size=1, scene_cache_gigabytes=0)
-        check_choice(self, flipped_queries=("classes", "all"))
-        check_shares(self, "flip", "crop", "crop_scale")
         check_above_zero(self, "crop_scale")
         if not 0 <= self.colour_jitter < 1:
             raise UsageError(f"colour_jitter: {self.colour_jitter} is outside of [0, 1)")
@@ -200,14 +200,14 @@ class EmbeddingCacheArguments:
         metadata={"help": "10^9 bytes that the folder may hold; the least recently used embeddings make room. SAM's: "
                   "4.2 MB an image in fp32, 2.1 in 16 bits."},
     )  # fmt: skip
-    embedding_cache_precision: str = field(
+    embedding_cache_precision: Literal["exact", "float16"] = field(
         default="exact",
         metadata={"help": "`exact`: as the encoder gives them, and losses are those without a cache to the bit; "
                   "`float16`: half the room of fp32, and losses differ a little."},
     )  # fmt: skip
 
     def __post_init__(self):
-        check_choice(self, embedding_cache_precision=("exact", "float16"))
+        check_types(self)
         check_above_zero(self, "embedding_cache_gigabytes")
 
 
@@ -219,7 +219,7 @@ class UnlabelledArguments:
     pseudo_labels: str = field(
         default="", metadata={"help": "Folder of class maps that trainers/pseudo_labels/predict.py wrote."}
     )
-    pseudo_confidence: float = field(
+    pseudo_confidence: Share = field(
         default=0.0,
         metadata={"help": "Pixels whose confidence is lower are ignored, in [0, 1]. CORA 0; the LISA baseline .95."},
     )
@@ -228,16 +228,16 @@ class UnlabelledArguments:
         metadata={"help": "Eq. 9: weight of both unlabelled losses; 0 leaves them out. Paper .001, the default with "
                   "`sum`; with `mean` the default is 0.5."},
     )  # fmt: skip
-    pixel_reduction: str = field(
+    pixel_reduction: Literal["mean", "sum"] = field(
         default="mean", metadata={"help": "Over the pixels of a mask in eq. 7: `mean`, or `sum` as printed."}
     )
-    consistency: str = field(
+    consistency: Literal["ahead", "online", "none"] = field(
         default="ahead",
         metadata={"help": "Where lambda comes from: `ahead` (a frozen model's, written by "
                   "trainers/consistency_weights.py), `online` (the current weights), `none` (lambda = 1)."},
     )  # fmt: skip
     consistency_weights: str = field(default="", metadata={"help": "Folder for `ahead`."})
-    weight_kind: str = field(
+    weight_kind: WeightKind = field(
         default="inverse",
         metadata={"help": "Eq. 6: `inverse` 1 - 4 var, `exp` exp(-var / temperature), `literal` var as printed, which "
                   "the paper's prose contradicts."},
@@ -253,7 +253,7 @@ class UnlabelledArguments:
         metadata={"help": "Of eq. 8 in place of sigma, which the paper's eq. 9 has for both unlabelled losses; their "
                   "gradients may differ widely, see trainers/diagnose.py. Without effect where sigma is 0."},
     )  # fmt: skip
-    aligned_queries: str = field(
+    aligned_queries: Literal["all", "classes"] = field(
         default="all",
         metadata={"help": "Which `[SEG]` embeddings eq. 8 takes, and keeps: `all`, as printed, or `classes`, those of "
                   "queries about a whole class; one that asks for a part has to tell the part from the class too."},
@@ -279,13 +279,7 @@ class UnlabelledArguments:
     )  # fmt: skip
 
     def __post_init__(self):
-        check_choice(
-            self,
-            pixel_reduction=("mean", "sum"),
-            consistency=("ahead", "online", "none"),
-            weight_kind=("inverse", "exp", "literal"),
-            aligned_queries=("all", "classes"),
-        )
+        check_types(self)
         check_least(self, rephrasings=2, bank_size=1, unlabelled_per_labelled=1, unlabelled_queries=1)
         check_least(self, bank_negatives=1, alignment_weight=0, sigma=0)
         check_above_zero(self, "weight_temperature", "alignment_temperature")
@@ -294,7 +288,6 @@ class UnlabelledArguments:
             raise UsageError(
                 "unlabelled_parts: consistency ahead has weights of whole classes alone; online or none would be right"
             )
-        check_shares(self, "pseudo_confidence")
 
     @property
     def unlabelled_weight(self) -> float:

@@ -24,7 +24,7 @@ import json
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 from accelerate import Accelerator
@@ -42,7 +42,7 @@ from metrics.ciou.ciou import intersection_and_union
 from modeling_cora import CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.hub.run_folder import weights_digest
 from modeling_cora.pictures import captioned, comparison, grid
-from trainers.argument_checks import check_choice, check_kinds, check_least
+from trainers.argument_checks import check_kinds, check_least, check_types
 from trainers.arguments import EmbeddingCacheArguments
 from trainers.baselines import MeanMask, part_counts, trivial_counts
 from trainers.embedding_cache import add_embedding_cache
@@ -68,7 +68,7 @@ class EvaluationArguments:
         default_factory=lambda: ["semantic", "attribute"], metadata={"help": "Kinds of instructions to ask."}
     )
     protocol: str = field(default="lisa", metadata={"help": f"{', '.join(PROTOCOLS)}; see trainers/protocols.py."})
-    anchors: str = field(
+    anchors: Literal["learned", "given", "none"] = field(
         default="learned",
         metadata={"help": "Of conditional queries: `given` (their true masks, to a model with an anchor encoder), "
                   "`none` (words alone), or `learned`: given to a model whose encoder a stage has trained, as its "
@@ -89,9 +89,9 @@ class EvaluationArguments:
     examples: int = field(default=6, metadata={"help": "Images in overlays.png; 0: no such file."})
 
     def __post_init__(self):
+        check_types(self)
         check_kinds("kinds", self.kinds, get_args(Kind))
         protocol_named(self.protocol)
-        check_choice(self, anchors=("learned", "given", "none"))
         check_least(self, limit=1, queries_per_kind=1, examples=0)
 
 

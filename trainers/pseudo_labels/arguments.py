@@ -8,34 +8,16 @@ Field texts name the paper, or the public code a default comes from: UniMatch (a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from datasets_scripts.command_line import UsageError
-from trainers.argument_checks import check_above_zero, check_choice, check_least, check_shares
+from trainers.argument_checks import Share, check_above_zero, check_least, check_types
 from trainers.base_trainer import BaseTrainingArguments
 
 from .segmenter import NETWORKS
 
 METHODS = ("supervised", "unimatch", "unimatch_v2", "semivl")
-
-Share = Annotated[float, "in [0, 1]"]
-
-
-def _choice(default: str | None, choices: tuple[str, ...], text: str) -> Any:
-    return field(default=default, metadata={"help": f"{' | '.join(choices)}. {text}", "choices": choices})
-
-
-def check_fields(arguments: Any) -> None:
-    """Raises:
-    UsageError: a value that none of the field's choices is, or a `Share` outside of [0, 1].
-    """
-    types = get_type_hints(type(arguments), include_extras=True)
-    for one in fields(arguments):
-        if "choices" in one.metadata and getattr(arguments, one.name) is not None:
-            check_choice(arguments, **{one.name: one.metadata["choices"]})
-        if types[one.name] == Share:
-            check_shares(arguments, one.name)
 
 
 def _check_range(arguments: Any, name: str) -> None:
@@ -46,8 +28,9 @@ def _check_range(arguments: Any, name: str) -> None:
 
 @dataclass
 class SegmenterArguments:
-    architecture: str = _choice(
-        "segformer", tuple(NETWORKS), "dpt takes a DINOv2 backbone (UniMatch V2), deeplabv3plus a ResNet (UniMatch)."
+    architecture: Literal[tuple(NETWORKS)] = field(
+        default="segformer",
+        metadata={"help": "dpt takes a DINOv2 backbone (UniMatch V2), deeplabv3plus a ResNet (UniMatch)."},
     )
     backbone: str = field(
         default="mit-b0",
@@ -68,7 +51,7 @@ class SegmenterArguments:
         default=None,
         metadata={"help": "Width of the decoder; where not given segformer and deeplabv3plus 256, the others 128."},
     )
-    output_stride: int = field(
+    output_stride: Literal[16, 32] = field(
         default=16,
         metadata={"help": "deeplabv3plus only: 32, or 16 by a dilated last stage (UniMatch on Cityscapes: 16)."},
     )
@@ -97,18 +80,17 @@ class SegmenterArguments:
             "Cityscapes classes and the plain name of any other class."
         },
     )
-    decoder_concepts: str = _choice(
-        "average",
-        ("average", "each"),
-        "semivl only: one similarity map per class, of its concepts' mean (SemiVL on Cityscapes), or one per concept, "
-        "the class being its best concept.",
+    decoder_concepts: Literal["average", "each"] = field(
+        default="average",
+        metadata={
+            "help": "semivl only: one similarity map per class, of its concepts' mean (SemiVL on Cityscapes), or one "
+            "per concept, the class being its best concept."
+        },
     )
 
     def __post_init__(self):
-        check_fields(self)
+        check_types(self)
         check_least(self, decoder_channels=1)
-        if self.output_stride not in (16, 32):
-            raise UsageError(f"output_stride: {self.output_stride} is not one of 16, 32")
         if not self.atrous_rates or min(self.atrous_rates) < 1:
             raise UsageError(f"atrous_rates: {self.atrous_rates} is no list of rates of 1 or more")
 
@@ -135,17 +117,20 @@ class SegmentationDataArguments:
     scale_min: float = field(default=0.5, metadata={"help": "Smallest random resize; UniMatch 0.5."})
     scale_max: float = field(default=2.0, metadata={"help": "Largest random resize; UniMatch 2.0."})
     flip: Share = field(default=0.5, metadata={"help": "Probability of a mirrored crop; UniMatch 0.5."})
-    absent_classes: str = _choice(
-        "leave_out",
-        ("leave_out", "keep", "error"),
-        "Classes that no labelled image shows: leave_out = the segmenter does not know them, keep = as in the public "
-        "codes it has an output for them that nothing trains (SemiVL's words can still find them), error = stop.",
+    absent_classes: Literal["leave_out", "keep", "error"] = field(
+        default="leave_out",
+        metadata={
+            "help": "Classes that no labelled image shows: leave_out = the segmenter does not know them, keep = as in "
+            "the public codes it has an output for them that nothing trains (SemiVL's words can still find them), "
+            "error = stop."
+        },
     )
-    small_images: str = _choice(
-        "error",
-        ("error", "pad"),
-        "An image that is smaller than the crop before any resize: error = stop, pad = fill it up with ignored pixels "
-        "(the public codes, without a word).",
+    small_images: Literal["error", "pad"] = field(
+        default="error",
+        metadata={
+            "help": "An image that is smaller than the crop before any resize: error = stop, pad = fill it up with "
+            "ignored pixels (the public codes, without a word)."
+        },
     )
     scene_cache_gigabytes: float = field(
         default=2.0,
@@ -153,7 +138,7 @@ class SegmentationDataArguments:
     )
 
     def __post_init__(self):
-        check_fields(self)
+        check_types(self)
         check_least(self, crop_height=1, crop_width=1, scene_cache_gigabytes=0)
         check_above_zero(self, "image_scale", "scale_min")
         _check_range(self, "scale")
@@ -178,15 +163,16 @@ class StrongViewArguments:
     cutmix_area_min: Share = field(default=0.02, metadata={"help": "Of the box, as a share of the crop."})
     cutmix_area_max: Share = field(default=0.4, metadata={"help": "Of the box, as a share of the crop."})
     cutmix_aspect_min: Share = field(default=0.3, metadata={"help": "Height / width of the box; at most 1 / this."})
-    mix_partner: str = _choice(
-        "other_image",
-        ("other_image", "same_image"),
-        "unimatch and semivl: where a box is filled from. The paper says another unlabelled batch; the public codes go "
-        "through two loaders in the same order, so that it is another crop of the same image.",
+    mix_partner: Literal["other_image", "same_image"] = field(
+        default="other_image",
+        metadata={
+            "help": "unimatch and semivl: where a box is filled from. The paper says another unlabelled batch; the "
+            "public codes go through two loaders in the same order, so that it is another crop of the same image."
+        },
     )
 
     def __post_init__(self):
-        check_fields(self)
+        check_types(self)
         check_least(self, brightness=0, contrast=0, saturation=0, hue=0)
         check_above_zero(self, "cutmix_area_min", "cutmix_aspect_min")
         for name in ("blur_sigma", "cutmix_area"):
@@ -195,19 +181,21 @@ class StrongViewArguments:
 
 @dataclass
 class MethodArguments:
-    method: str = _choice("unimatch", METHODS, "supervised: the labelled images alone.")
-    labelled_loss: str = _choice(
-        "cross_entropy", ("cross_entropy", "ohem"), "Cityscapes: ohem in UniMatch and V2, cross_entropy in SemiVL."
+    method: Literal[METHODS] = field(default="unimatch", metadata={"help": "supervised: the labelled images alone."})
+    labelled_loss: Literal["cross_entropy", "ohem"] = field(
+        default="cross_entropy", metadata={"help": "Cityscapes: ohem in UniMatch and V2, cross_entropy in SemiVL."}
     )
     ohem_threshold: Share = field(default=0.7, metadata={"help": "UniMatch 0.7: surer pixels are left out."})
     ohem_min_kept: int = field(
         default=100_000, metadata={"help": "Pixels kept in any case, per image; UniMatch 200,000 for 2 crops of 801."}
     )
-    confidence: str | None = _choice(
-        None,
-        ("pixel", "image_mean", "image_ratio"),
-        "pixel = pixels of at least confidence_threshold; image_mean, image_ratio = every pixel, weighted by its "
-        "image's mean confidence or share of confident pixels. Where not given: semivl image_mean, the others pixel.",
+    confidence: Literal["pixel", "image_mean", "image_ratio"] | None = field(
+        default=None,
+        metadata={
+            "help": "pixel = pixels of at least confidence_threshold; image_mean, image_ratio = every pixel, weighted "
+            "by its image's mean confidence or share of confident pixels. Where not given: semivl image_mean, the "
+            "others pixel."
+        },
     )
     confidence_threshold: Share = field(
         default=0.95, metadata={"help": "UniMatch 0.95 (Pascal, COCO), 0 on Cityscapes; V2 0.95."}
@@ -221,13 +209,14 @@ class MethodArguments:
     feature_dropout: Share = field(
         default=0.5, metadata={"help": "Share of channels that feature perturbation drops; unimatch, semivl 0.5."}
     )
-    batch_norm_statistics: str = _choice(
-        "all",
-        ("all", "clean"),
-        "unimatch, semivl, unimatch_v2: which passes move BatchNorm's running statistics, by which it predicts. all = "
-        "every one, as in the public codes, perturbed features and strong views too; clean = labelled and weak images "
-        "alone, of unimatch_v2 the labelled ones, since its teacher sees the weak ones. In a short training with "
-        "BatchNorm in the decoder all cost 8 points of mIoU (results/pseudo_labels.md).",
+    batch_norm_statistics: Literal["all", "clean"] = field(
+        default="all",
+        metadata={
+            "help": "unimatch, semivl, unimatch_v2: which passes move BatchNorm's running statistics, by which it "
+            "predicts. all = every one, as in the public codes, perturbed features and strong views too; clean = "
+            "labelled and weak images alone, of unimatch_v2 the labelled ones, since its teacher sees the weak ones. "
+            "In a short training with BatchNorm in the decoder all cost 8 points of mIoU (results/pseudo_labels.md)."
+        },
     )
     burn_in: Share = field(
         default=0.0,
@@ -244,12 +233,12 @@ class MethodArguments:
         metadata={"help": "semivl: of the frozen CLIP at the first step, decaying linearly to 0 at the last; 0.1."},
     )
     guidance_threshold: Share = field(default=0.9, metadata={"help": "semivl: CLIP's least confidence; 0.9."})
-    guidance_over: str = _choice(
-        "all", ("all", "sure"), "semivl: what the guidance loss is divided by; all = SemiVL's `mean_all`."
+    guidance_over: Literal["all", "sure"] = field(
+        default="all", metadata={"help": "semivl: what the guidance loss is divided by; all = SemiVL's `mean_all`."}
     )
 
     def __post_init__(self):
-        check_fields(self)
+        check_types(self)
         check_least(self, ohem_min_kept=0, strong_loss_weight=0, feature_loss_weight=0, guidance_weight=0)
         if self.feature_dropout == 1:
             raise UsageError("feature_dropout: 1 drops every channel; a share in [0, 1) would be right")
@@ -259,7 +248,7 @@ class MethodArguments:
 class SemiSupervisedTrainingArguments(BaseTrainingArguments):
     """transformers' arguments with UniMatch's defaults on Cityscapes."""
 
-    optimizer: str = _choice("sgd", ("sgd", "adamw"), "UniMatch sgd; V2 and SemiVL adamw.")
+    optimizer: Literal["sgd", "adamw"] = field(default="sgd", metadata={"help": "UniMatch sgd; V2 and SemiVL adamw."})
     learning_rate: float = field(default=5e-3, metadata={"help": "Of the backbone. UniMatch 5e-3, V2 and SemiVL 5e-6."})
     head_learning_rate_multiplier: float = field(
         default=1.0, metadata={"help": "Decoder / backbone. UniMatch 1 on Cityscapes, V2 40, SemiVL 100."}
@@ -287,7 +276,7 @@ class SemiSupervisedTrainingArguments(BaseTrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        check_fields(self)
+        check_types(self)
         # windows further apart than their length would leave pixels that none of them sees
         check_above_zero(self, "window_stride")
         check_least(self, learning_rate=0, head_learning_rate_multiplier=0, momentum=0, weight_decay=0)

@@ -26,8 +26,7 @@ from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import write_json
 from datasets_scripts.folder import read_folder
 from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet
-from trainers.argument_checks import check_least
-from trainers.pseudo_labels.arguments import Share, check_fields
+from trainers.argument_checks import Share, check_least, check_types
 from trainers.pseudo_labels.audit_page import write_page
 from trainers.pseudo_labels.evaluation import scores
 from trainers.pseudo_labels.predictions import PseudoLabels, mask_path, read_meta, read_prediction
@@ -47,7 +46,7 @@ class AuditArguments:
     pictures: int = field(default=20, metadata={"help": "Least certain images to show."})
 
     def __post_init__(self):
-        check_fields(self)
+        check_types(self)
         check_least(self, pictures=0)
 
 

@@ -20,6 +20,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -28,7 +29,7 @@ from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import write_json
 from datasets_scripts.folder import read_folder
 from datasets_scripts.records import IGNORE_INDEX, DataError, Scene, SceneSet, image_size, read_map
-from trainers.pseudo_labels.arguments import check_fields
+from trainers.argument_checks import check_types
 from trainers.pseudo_labels.predictions import META, SOURCE, write_prediction
 from trainers.recipe_parser import parse_recipe
 
@@ -43,19 +44,18 @@ class ImportArguments:
     )
     data: str = field(default="", metadata={"help": "The data set; see datasets_scripts/folder.py."})
     split_lists: str | None = field(default=None, metadata={"help": "Folder with labeled.txt and unlabeled.txt."})
-    values: str = field(
+    values: Literal["class_ids", "raw"] = field(
         default="class_ids",
         metadata={
             "help": "class_ids (Cityscapes: train ids, as UniMatch and SemiVL predict) | raw (as in the data set's own "
-            "label maps; Cityscapes: label ids).",
-            "choices": ("class_ids", "raw"),
+            "label maps; Cityscapes: label ids)."
         },
     )
     method: str = field(default="imported", metadata={"help": "What to call them in meta.json."})
     out: str = field(default="", metadata={"help": "Folder for the pseudo-labels; new."})
 
     def __post_init__(self):
-        check_fields(self)
+        check_types(self)
 
 
 def image_id_of_mask(path: Path) -> str:

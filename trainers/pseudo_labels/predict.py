@@ -29,9 +29,8 @@ from datasets_scripts.folder import read_folder
 from datasets_scripts.json_files import read_json
 from datasets_scripts.records import DataError, Scene
 from modeling_cora.hub.run_folder import TRAINING, weights_digest
-from trainers.argument_checks import check_above_zero
+from trainers.argument_checks import Share, check_above_zero, check_types
 from trainers.loading import inference_accelerator
-from trainers.pseudo_labels.arguments import Share, check_fields
 from trainers.pseudo_labels.backbones import load_segmenter
 from trainers.pseudo_labels.evaluation import predict_scene
 from trainers.pseudo_labels.predictions import META, SOURCE, check_classes, mask_path, write_prediction
@@ -52,7 +51,7 @@ class PredictionArguments:
     )
 
     def __post_init__(self):
-        check_fields(self)
+        check_types(self)
         check_above_zero(self, "window_stride")
 
 
