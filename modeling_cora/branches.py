@@ -43,7 +43,7 @@ def branch_attention_mask(branch_ids: torch.Tensor) -> torch.Tensor:
     length = branch_ids.shape[1]
     query, key = branch_ids[:, :, None], branch_ids[:, None, :]
     causal = torch.ones(length, length, dtype=torch.bool, device=branch_ids.device).tril()
-    visible = ((key == PREFIX) | (key == query)) & (key != PADDING) & (query != PADDING)
+    visible = ((key == PREFIX) | (key == query)) & (query != PADDING)
     itself = torch.eye(length, dtype=torch.bool, device=branch_ids.device)
     return ((visible & causal) | itself)[:, None]
 

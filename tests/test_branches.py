@@ -49,6 +49,7 @@ def test_padding_sees_and_is_seen_by_itself_alone(layout_list, side):
     for row, column in (branch_ids == -1).nonzero().tolist():
         assert mask[row, column].nonzero()[:, 0].tolist() == [column]
         assert mask[row, :, column].nonzero()[:, 0].tolist() == [column]
+    assert not branch_position_ids(branch_ids)[branch_ids == -1].any()
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -65,9 +66,10 @@ def test_seg_positions_are_found_in_reading_order(side):
 
 
 def test_a_branch_that_begins_with_seg_has_no_state_before_it():
-    packed = pack_branches([[1]], [[Branch([5, SEG], [0, 0]), Branch([SEG], [0])]], 0)
-    with pytest.raises(ValueError, match="begins with"):
-        SegPositions.find(packed["input_ids"], packed["branch_ids"], SEG, "before")
+    for prefix, branches in (([1], [[5, SEG], [SEG]]), ([], [[SEG, 5]])):
+        packed = pack_branches([prefix], [[Branch(ids, [0] * len(ids)) for ids in branches]], 0)
+        with pytest.raises(ValueError, match="begins with"):
+            SegPositions.find(packed["input_ids"], packed["branch_ids"], SEG, "before")
 
 
 def test_pad_token_equal_to_seg_is_no_seg():
