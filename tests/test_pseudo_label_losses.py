@@ -257,6 +257,13 @@ def test_image_mean_confidence_by_a_slow_second_way():
     assert ratio.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_a_pixel_of_just_the_threshold_counts():
+    logits, ignore = torch.randn(1, 3, 1, 2), torch.zeros(1, 1, 2)
+    mean = consistency(logits, logits.argmax(1), torch.tensor([[[0.5, 0.25]]]), ignore, 0.5)
+    expected = -logits.log_softmax(1).amax(1)[0, 0, 0]
+    assert mean.total.item() == pytest.approx(expected.item()) and mean.count == 2
+
+
 def test_no_gradient_flows_through_a_confidence():
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
     confidence, _ = pseudo_labels(logits)

@@ -65,6 +65,12 @@ def test_labels_and_ignore_map_travel_with_the_image(seed, crop, scales):
     assert_aligned(pixels(cut), cut_labels, ignore)
 
 
+def test_the_shorter_side_is_rounded_as_in_the_public_code():
+    arguments = SegmentationDataArguments(crop_height=4, crop_width=6, scale_min=0.5, scale_max=0.5, flip=0)
+    ignore = random_crop(noise_image(10, 3), None, arguments, np.random.default_rng(0))[2]
+    assert (ignore[:2, :5] == 0).all() and (ignore == 0).sum() == 10  # 3 x 5 / 10 + .5 = 2
+
+
 def test_scales_crops_and_flips_are_drawn_from_their_whole_range():
     arguments = SegmentationDataArguments(crop_height=30, crop_width=45)
     image, labels = coordinates()

@@ -38,7 +38,7 @@ def random_crop(
     maps = Image.fromarray(known).resize((width, height), Image.Resampling.NEAREST)
     # beyond the image Pillow's crop is black, which is a class in a label map
     cropped, ignore = resized.crop(box), np.full((rows, columns), IGNORE_INDEX, np.uint8)
-    ignore[: height - top, : width - left] = 0
+    ignore[:height, :width] = 0  # of an image that is larger than the crop, all of it
     labels = np.where(ignore == IGNORE_INDEX, IGNORE_INDEX, np.asarray(maps.crop(box)) if labels is not None else 255)
     if rng.random() < arguments.flip:
         cropped = cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

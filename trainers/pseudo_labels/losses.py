@@ -44,8 +44,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Mean:
 def ohem_cross_entropy(
     logits: Tensor,
     labels: Tensor,
-    threshold: float = 0.7,
-    min_kept: int = 200_000,
+    threshold: float,
+    min_kept: int,
     gather: Callable[[Tensor], Tensor] | None = None,
 ) -> Mean:
     """Cross-entropy of the hard pixels alone (online hard example mining; `ProbOhemCrossEntropy2d` of UniMatch).
