@@ -455,8 +455,8 @@ def test_low_confidence_is_ignored(pseudo, street):
     [
         ({}, "pseudo_labels: not given has no masks/"),
         ({"pseudo_labels": "PSEUDO"}, "consistency_weights: not given is no folder"),
-        ({"pseudo_labels": "PSEUDO", "consistency": "sometimes"}, "consistency: 'sometimes'"),
-        ({"pseudo_labels": "PSEUDO", "weight_kind": "odd"}, "weight_kind: 'odd'"),
+        ({"pseudo_labels": "PSEUDO", "consistency": "sometimes"}, "--consistency: invalid choice: 'sometimes'"),
+        ({"pseudo_labels": "PSEUDO", "weight_kind": "odd"}, "--weight-kind: invalid choice: 'odd'"),
         ({"pseudo_labels": "PSEUDO", "pseudo_confidence": 2}, "pseudo_confidence: 2.0"),
         ({"pseudo_labels": "PSEUDO", "kinds": "reasoning"}, "kinds: none of the instructions is reasoning; there are"),
         ({"pseudo_labels": "EMPTY", "consistency": "none"}, "has a map for none of the 4"),
