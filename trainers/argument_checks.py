@@ -40,8 +40,9 @@ def check_types(arguments: Any) -> None:
     types = get_type_hints(type(arguments), include_extras=True)
     for one in fields(arguments):
         hint, value = types[one.name], getattr(arguments, one.name)
-        kinds = [kind for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal]
-        if kinds and value not in (known := get_args(kinds[0])) and not (value is None and NoneType in get_args(hint)):
+        kinds = (hint, *get_args(hint))  # of `Literal[...] | None`, both
+        known = [fits for kind in kinds if get_origin(kind) is Literal for fits in get_args(kind)]
+        if known and value not in known and not (value is None and NoneType in kinds):
             raise UsageError(f"{one.name}: {value!r} is not one of {', '.join(map(str, known))}")
         if hint == Share and not 0 <= value <= 1:
             raise UsageError(f"{one.name}: {value} is outside of [0, 1]")
