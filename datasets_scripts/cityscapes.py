@@ -238,7 +238,7 @@ def read_cityscapes(root: str | Path) -> SceneSet:
 def _scenes_of_split(root: Path, split: str) -> list[Scene]:
     scenes: dict[str, Scene] = {}
     folder = root / "leftImg8bit" / split
-    images = (path for path in folder.glob("*/*_leftImg8bit.*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    images = (path for path in folder.glob("*/[!.]*_leftImg8bit.*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
     for image in named_in_utf8(sorted(images)):
         image_id = image_id_of(image)
         if image_id in scenes:

@@ -163,14 +163,23 @@ class BinaryMasks:
     def open(self) -> Image.Image:
         labels: np.ndarray | None = None
         for class_id, path in self.masks:
-            mask = read_map(path)
+            mask = _marked(path)
             if labels is None:
                 labels = np.full(mask.shape, self.background, np.uint8)
             if mask.shape != labels.shape:
                 size, other = (f"{array.shape[1]}x{array.shape[0]}" for array in (mask, labels))
                 raise DataError(f"{path}: size {size} differs from the {other} of {self.masks[0][1]}")
-            labels[mask != 0] = class_id
+            labels[mask] = class_id
         return Image.fromarray(labels)
+
+
+def _marked(path: Path) -> np.ndarray:
+    """What a binary mask marks: bool (H, W). A palette of greys is a grey picture, and may have white first."""
+    ids = read_map(path)
+    with Image.open(path) as file:
+        if file.mode == "P" and not np.ptp(np.reshape(file.getpalette(), (-1, 3)), axis=1).any():
+            ids = np.asarray(file.convert("L"))
+    return ids != 0
 
 
 def _read_split(

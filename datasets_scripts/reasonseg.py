@@ -81,8 +81,8 @@ def read_reasonseg(root: str | Path) -> tuple[SceneSet, list[Instruction]]:
     instructions = []
     for split in SPLITS:
         folder = root / split
-        images = {path.stem: path for path in named_in_utf8(sorted(folder.glob("*.jpg")))}
-        for path in named_in_utf8(sorted(folder.glob("*.json"))):
+        images = {path.stem: path for path in named_in_utf8(sorted(folder.glob("[!.]*.jpg")))}
+        for path in named_in_utf8(sorted(folder.glob("[!.]*.json"))):
             if path.stem not in images:
                 refuse(DataError(f"{path}: {path.stem}.jpg is not beside it"))
         for image_id, image in images.items():

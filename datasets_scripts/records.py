@@ -380,10 +380,12 @@ def read_map(source: ImageSource | str) -> np.ndarray:
     """The raw ids of a label or instance map as int32 (H, W); a palette PNG gives its indices, not its colours.
 
     Raises:
-        DataError: the file is missing, truncated, no image, of floats, or has more than one channel.
+        DataError: the file is missing, truncated, no image, of floats or of 2 or 4 bits, or has more than one channel.
     """
     try:
         with open_image(source) as file:
+            if file.format == "PNG" and any(str(tile[3]) in ("L;2", "L;4") for tile in file.tile):
+                raise DataError(f"{source}: a grey PNG of 2 or 4 bits, read as scaled greys; 8 or 16 would be right")
             file.load()
             ids = np.asarray(file)
     except _UNREADABLE as error:

@@ -200,6 +200,21 @@ def binary(folder):
     return folder
 
 
+def test_a_binary_mask_with_a_palette_of_greys_is_a_grey_picture(binary):
+    """Whatever order its greys have; other palettes' colours say nothing, as those of a map of ids."""
+    path = binary / "masks/car/b.png"
+    scenes = read_folder(binary).scenes[:2]
+    before = [read_folder(binary).read_maps(scene)[0].tolist() for scene in scenes]
+    marked = np.asarray(Image.open(path)) != 0
+    white_first, red_on_blue = Image.fromarray((~marked).astype(np.uint8)), Image.fromarray(marked.astype(np.uint8))
+    white_first.putpalette([255, 255, 255, 0, 0, 0])
+    red_on_blue.putpalette([0, 0, 255, 255, 0, 0])
+    for written in (white_first, red_on_blue, Image.fromarray(marked.astype(np.uint8) * 255).quantize(2)):
+        assert written.mode == "P"
+        written.save(path)
+        assert [read_folder(binary).read_maps(scene)[0].tolist() for scene in scenes] == before
+
+
 def test_binary_masks_of_classes(binary):
     scene_set = read_folder(binary)
     assert [(c.id, c.name, c.asked) for c in scene_set.classes] == [
@@ -427,6 +442,14 @@ def test_cityscapes_names_with_accents_that_stand_alone(tmp_path):
     make_cityscapes(tmp_path, names=(decomposed,))
     (scene,) = read_folder(tmp_path).scenes
     assert scene.image_id == "orl\u00e9ans_000000_000019" and scene.labelled and scene.instance_map is not None
+
+
+def test_files_that_macos_leaves_beside_those_of_cityscapes_are_no_images(tmp_path):
+    make_cityscapes(tmp_path)
+    for path in list(tmp_path.glob("*/train/aachen/*")):
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\26\7")
+    ids = [scene.image_id for scene in read_folder(tmp_path).scenes]
+    assert ids == ["aachen_000000_000019", "aachen_000001_000019"]
 
 
 def test_cityscapes_names_that_are_not_utf8_are_refused(tmp_path):

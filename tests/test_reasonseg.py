@@ -78,6 +78,14 @@ def test_texts_become_one_instruction_of_each_image(tmp_path):
     assert read_folder(tmp_path).scenes == scene_set.scenes
 
 
+def test_files_that_macos_leaves_are_no_annotations(tmp_path):
+    write(tmp_path, "7")
+    for suffix in (".json", ".jpg"):
+        (tmp_path / f"train/._7{suffix}").write_bytes(b"\0\5\26\7")
+    scene_set, _ = read_reasonseg(tmp_path)
+    assert [scene.image_id for scene in scene_set.scenes] == ["7"]
+
+
 def test_cp1252_is_read_where_utf_8_does_not_fit(tmp_path):
     for encoding in ("utf-8", "cp1252"):
         write(tmp_path, encoding, encoding=encoding, text=["the café’s door"])

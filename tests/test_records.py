@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
 from dataclasses import replace
 
@@ -113,6 +114,20 @@ def test_maps_keep_their_ids(tmp_path):
     noise_image(4, 4).save(tmp_path / "rgb.png")
     with pytest.raises(DataError, match="3 channels"):
         read_map(tmp_path / "rgb.png")
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_grey_pngs_of_few_bits_would_come_scaled(tmp_path, bits):
+    """Pillow gives 17 for the 1 of 4 bits, and 255, "ignored", for the highest."""
+    header = struct.pack(">IIBBBBB", 8 // bits, 1, bits, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0\1")), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    if bits in (1, 8):
+        assert read_map(tmp_path / "a.png").tolist() == [[0] * (8 // bits - 1) + [1]]
+    else:
+        with pytest.raises(DataError, match="a grey PNG of 2 or 4 bits, read as scaled greys; 8 or 16 would be right"):
+            read_map(tmp_path / "a.png")
 
 
 def test_ids_that_no_map_has_are_refused_with_their_value(tmp_path):
