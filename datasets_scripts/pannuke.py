@@ -34,7 +34,7 @@ _ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "inflammatory cells": (
         "the nuclei of the immune system",
         "the small, round, dark nuclei of lymphocytes and their kin",
-        "the leukocytes that have left the blood",
+        "the leukocytes that have moved out of the blood",
         "the lymphocytes, plasma and other defenders of the body",
         "what gathers where the body reacts to an injury or infection",
         "the white blood corpuscles between the other nuclei",
@@ -53,7 +53,7 @@ _ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "the broken remains of nuclei",
         "the necrotic debris",
         "the condensed fragments of nuclei that have perished",
-        "what is left of nuclei after apoptosis",
+        "what remains of nuclei after apoptosis",
     ),
     "epithelial cells": (
         "the healthy nuclei that line glands and ducts",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from datasets_scripts import cityscapes, pannuke, scenes
 from datasets_scripts.instructions.build import KINDS, build_instructions
 from datasets_scripts.instructions.mirror import (
     MirroredImage,
@@ -81,6 +83,12 @@ def test_every_text_of_an_instruction_is_swapped():
     found = mirrored_instruction(made, 10)
     assert (found.query, found.answer) == ("the right car", "On the right: [SEG].")
     assert (found.rephrasings, found.claim) == (("rightmost",), "right half")
+
+
+@pytest.mark.parametrize("classes", [cityscapes.CLASSES, pannuke.CLASSES, scenes.CLASSES])
+def test_no_description_of_a_class_of_ours_sounds_like_a_side(classes):
+    """\"What is left of nuclei\" kept two classes of nuclei out of every mirrored tile."""
+    assert not sided_classes(classes)
 
 
 def test_free_text_with_a_side_and_classes_of_one_side_are_never_mirrored():
