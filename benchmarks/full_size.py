@@ -127,7 +127,6 @@ def training_step(model, processor, image, repeats: int, device: str, autocast: 
     print(parameter_table(wrapped))
     wrapped.train()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.enable_input_require_grads()
     masks = [np.zeros((3, image.height, image.width), np.uint8)] * 2
     inputs = dict(processor([image, image], [QUERIES[:3], QUERIES[3:6]], mask_labels=masks).to(device))
     inputs["mask_labels"] = [m.to(device) for m in inputs["mask_labels"]]
