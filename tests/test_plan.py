@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.scenes import write_scenes
 from trainers.recipe_parser import parse_recipe
 from trainers.run import Run, main, plan, read_run
-from trainers.steps import StepFolders
+from trainers.steps import Step, StepFolders
 
 from .test_run import RECIPE, options
 from .test_stage1 import ROOT
@@ -179,6 +184,24 @@ def test_null_of_a_recipe_is_what_is_not_given(tmp_path):
     recipe.write_text("{stage1: {recipe: null}, pseudo_labels: {folder: labels}, stage2: {recipe: stage2.yaml}}")
     _, sections = read_run([str(recipe), "--pseudo_labels.folder", "null", "--stage2.recipe=null"])
     assert not any(sections.values())
+
+
+def test_a_step_leaves_no_model_beside_that_of_the_next(tmp_path, monkeypatch):
+    """A trainer's model refers to itself; Python frees such a thing when it pleases, and never since a GPU is full."""
+    models = []
+
+    def main(argv: list[str]) -> None:
+        model = torch.nn.Linear(2, 2)
+        model.itself = [model]
+        models.append(weakref.ref(model))
+
+    monkeypatch.setitem(sys.modules, "a_training", SimpleNamespace(main=main))
+    gc.disable()
+    try:
+        StepFolders(tmp_path).run([Step("one", "a_training", {})])
+        assert [model() for model in models] == [None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("option", ["--out", "--steps", "--embedding_cache"])

@@ -8,6 +8,7 @@ name, or a comment would cost a training; that a step was done by other code is 
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib
 import json
@@ -261,3 +262,6 @@ class StepFolders:
         else:
             torch.set_float32_matmul_precision("high")  # as where the program is called by itself
             importlib.import_module(step.module).main(command)
+            gc.collect()  # a trainer's model is part of a reference cycle, and would stay beside the next step's
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
