@@ -52,7 +52,8 @@ def test_links_and_pictures_exist(page):
 
 def test_every_page_of_results_is_in_their_index():
     experiments = ("camvid_small_experiment", "consep_experiment", "drawn_experiment")
-    of_pages = ("camvid_small_components", "camvid_small_fractions", "camvid_small_parts", "pseudo_labels_camvid")
+    of_pages = ("camvid_small_150", "camvid_small_components", "camvid_small_fractions", "camvid_small_parts",
+                "camvid_small_val", "pseudo_labels_camvid")  # fmt: skip
     tables = {f"{name}.md" for name in (*experiments, *of_pages)}
     pages = {page.name for page in (ROOT / "results").glob("*.md")} - {"README.md"} - tables
     assert pages == set(re.findall(r"\]\((\w+\.md)\)", (ROOT / "results/README.md").read_text()))

@@ -155,7 +155,7 @@ class DataArguments:
         metadata={
             "help": "What is asked about a mirrored image. classes: whole classes alone; all: parts and relations too, "
             "left and right swapped, but no free text that names a side. In 850 steps on 13 photos all unlearned sides "
-            "(results/camvid_small.md)."
+            "(results/camvid_small_recipe.md)."
         },
     )
     crop: Share = field(
