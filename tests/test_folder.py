@@ -200,21 +200,6 @@ def binary(folder):
     return folder
 
 
-def test_a_binary_mask_with_a_palette_of_greys_is_a_grey_picture(binary):
-    """Whatever order its greys have; other palettes' colours say nothing, as those of a map of ids."""
-    path = binary / "masks/car/b.png"
-    scenes = read_folder(binary).scenes[:2]
-    before = [read_folder(binary).read_maps(scene)[0].tolist() for scene in scenes]
-    marked = np.asarray(Image.open(path)) != 0
-    white_first, red_on_blue = Image.fromarray((~marked).astype(np.uint8)), Image.fromarray(marked.astype(np.uint8))
-    white_first.putpalette([255, 255, 255, 0, 0, 0])
-    red_on_blue.putpalette([0, 0, 255, 255, 0, 0])
-    for written in (white_first, red_on_blue, Image.fromarray(marked.astype(np.uint8) * 255).quantize(2)):
-        assert written.mode == "P"
-        written.save(path)
-        assert [read_folder(binary).read_maps(scene)[0].tolist() for scene in scenes] == before
-
-
 def test_binary_masks_of_classes(binary):
     scene_set = read_folder(binary)
     assert [(c.id, c.name, c.asked) for c in scene_set.classes] == [

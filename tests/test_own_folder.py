@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import datasets
 import numpy as np
@@ -61,6 +62,22 @@ def test_what_would_be_missed_is_refused(own, name, message):
     assert len(skipped) == 1
     path.unlink()
     read_folder(own)
+
+
+def test_a_binary_mask_with_a_palette_of_greys_is_a_grey_picture(own):
+    """Whatever order its greys have; other palettes' colours say nothing, as those of a map of ids."""
+    marked = np.zeros((8, 12), bool)
+    marked[:3, 4:] = True
+    white_first, red_on_blue = Image.fromarray((~marked).astype(np.uint8)), Image.fromarray(marked.astype(np.uint8))
+    white_first.putpalette([255, 255, 255, 0, 0, 0])
+    red_on_blue.putpalette([0, 0, 255, 255, 0, 0])
+    shutil.rmtree(own / "masks")
+    (own / "masks/car").mkdir(parents=True)
+    for written in (white_first, red_on_blue, Image.fromarray(marked.astype(np.uint8) * 255).quantize(2)):
+        assert written.mode == "P"
+        written.save(own / "masks/car/a.png")
+        scene_set = read_folder(own)
+        assert np.array_equal(scene_set.read_maps(scene_set.scenes[0])[0] == 3, marked)
 
 
 def test_an_ignored_class_is_255_everywhere(own, tmp_path, monkeypatch):
