@@ -36,9 +36,10 @@ def reason_of(error: DataError) -> str:
     return " ".join(str(error).split()).encode(errors="backslashreplace").decode()
 
 
-def named_in_utf8(paths: Iterable[Path]) -> Iterator[Path]:
-    """For readers: refuses files and folders whose name is none that a table, a list or a message could hold."""
-    for path in paths:
+def listed(paths: Iterable[Path]) -> Iterator[Path]:
+    """For readers: files and folders in order, without hidden ones, which other programs leave behind (`._a.png`).
+    Refuses those whose name is none that a table, a list or a message could hold."""
+    for path in sorted(path for path in paths if path.name[0] != "."):
         try:
             path.name.encode()
         except UnicodeEncodeError:

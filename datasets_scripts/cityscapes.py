@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .bad_items import named_in_utf8, refuse
+from .bad_items import listed, refuse
 from .records import IGNORE_INDEX, SPLITS, DataError, Scene, SceneSet, SemanticClass
 from .splits import image_id_of
 
@@ -238,8 +238,8 @@ def read_cityscapes(root: str | Path) -> SceneSet:
 def _scenes_of_split(root: Path, split: str) -> list[Scene]:
     scenes: dict[str, Scene] = {}
     folder = root / "leftImg8bit" / split
-    images = (path for path in folder.glob("*/[!.]*_leftImg8bit.*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
-    for image in named_in_utf8(sorted(images)):
+    images = (path for path in folder.glob("*/*_leftImg8bit.*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    for image in listed(images):
         image_id = image_id_of(image)
         if image_id in scenes:
             refuse(DataError(f"{image}: {scenes[image_id].image.name} has the same image id {image_id}"))

@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .bad_items import named_in_utf8, refuse
+from .bad_items import listed, refuse
 from .coco import CocoFile, CocoMap, category_classes, classes_with_background, is_background, read_coco
 from .json_files import excerpt, is_whole, read_json
 from .records import IGNORE_INDEX, DataError, ImageSource, Scene, SceneSet, SemanticClass, Split, read_map
@@ -163,23 +163,14 @@ class BinaryMasks:
     def open(self) -> Image.Image:
         labels: np.ndarray | None = None
         for class_id, path in self.masks:
-            mask = _marked(path)
+            mask = read_map(path, greys=True)
             if labels is None:
                 labels = np.full(mask.shape, self.background, np.uint8)
             if mask.shape != labels.shape:
                 size, other = (f"{array.shape[1]}x{array.shape[0]}" for array in (mask, labels))
                 raise DataError(f"{path}: size {size} differs from the {other} of {self.masks[0][1]}")
-            labels[mask] = class_id
+            labels[mask != 0] = class_id
         return Image.fromarray(labels)
-
-
-def _marked(path: Path) -> np.ndarray:
-    """What a binary mask marks: bool (H, W). A palette of greys is a grey picture, and may have white first."""
-    ids = read_map(path)
-    with Image.open(path) as file:
-        if file.mode == "P" and not np.ptp(np.reshape(file.getpalette(), (-1, 3)), axis=1).any():
-            ids = np.asarray(file.convert("L"))
-    return ids != 0
 
 
 def _read_split(
@@ -202,7 +193,7 @@ def _read_split(
                 refuse(DataError(f"{masks}: {labels[stem]} is a mask of the same image; one of the two would be right"))
                 continue
             labels[stem] = masks
-    facts_files = _by_stem(path for path in sorted((folder / "facts").glob("*.json")) if path.name[0] != ".")
+    facts_files = _by_stem(listed((folder / "facts").glob("*.json")))
     for stem, source in (*labels.items(), *instances.items(), *facts_files.items()):
         if stem not in images:
             refuse(DataError(f"{source}: {folder / 'images'} has no image of this stem"))
@@ -229,8 +220,8 @@ def _read_split(
 def _binary_masks(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    inner = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
-    return [mask for path in named_in_utf8(inner) for mask in _images(path)]
+    inner = (path for path in folder.iterdir() if path.is_dir())
+    return [mask for path in listed(inner) for mask in _images(path)]
 
 
 def _class_masks(folder: Path, classes: tuple[SemanticClass, ...], background: int | None) -> dict[str, BinaryMasks]:
@@ -306,8 +297,7 @@ def _by_stem(paths: Iterable[Path]) -> dict[str, Path]:
 def _images(folder: Path) -> Iterator[Path]:
     if not folder.is_dir():
         return
-    found = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
-    yield from named_in_utf8(sorted(found))
+    yield from listed(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _flat(folder: Path) -> Iterator[Path]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .bad_items import named_in_utf8, refuse
+from .bad_items import listed, refuse
 from .instructions.free_text import free_text_instruction
 from .json_files import excerpt, is_number, read_json
 from .polygons import paint_polygon
@@ -81,8 +81,8 @@ def read_reasonseg(root: str | Path) -> tuple[SceneSet, list[Instruction]]:
     instructions = []
     for split in SPLITS:
         folder = root / split
-        images = {path.stem: path for path in named_in_utf8(sorted(folder.glob("[!.]*.jpg")))}
-        for path in named_in_utf8(sorted(folder.glob("[!.]*.json"))):
+        images = {path.stem: path for path in listed(folder.glob("*.jpg"))}
+        for path in listed(folder.glob("*.json")):
             if path.stem not in images:
                 refuse(DataError(f"{path}: {path.stem}.jpg is not beside it"))
         for image_id, image in images.items():

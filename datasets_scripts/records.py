@@ -376,18 +376,23 @@ def read_image(source: ImageSource | str) -> Image.Image:
         raise _not_readable(source, error) from None
 
 
-def read_map(source: ImageSource | str) -> np.ndarray:
+def read_map(source: ImageSource | str, greys: bool = False) -> np.ndarray:
     """The raw ids of a label or instance map as int32 (H, W); a palette PNG gives its indices, not its colours.
+
+    Args:
+        greys: a mask whose zeros alone mean something: a palette of greys gives the greys, which may begin with white,
+            and grey PNGs of 2 and 4 bits are read. Pillow scales these, so that nobody knows their ids.
 
     Raises:
         DataError: the file is missing, truncated, no image, of floats or of 2 or 4 bits, or has more than one channel.
     """
     try:
         with open_image(source) as file:
-            if file.format == "PNG" and any(str(tile[3]) in ("L;2", "L;4") for tile in file.tile):
+            if not greys and file.format == "PNG" and any(tile[3] in ("L;2", "L;4") for tile in file.tile):
                 raise DataError(f"{source}: a grey PNG of 2 or 4 bits, read as scaled greys; 8 or 16 would be right")
             file.load()
-            ids = np.asarray(file)
+            grey_palette = file.mode == "P" and not np.ptp(np.reshape(file.getpalette(), (-1, 3)), axis=1).any()
+            ids = np.asarray(file.convert("L") if greys and grey_palette else file)
     except _UNREADABLE as error:
         raise _not_readable(source, error) from None
     if ids.ndim != 2:

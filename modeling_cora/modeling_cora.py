@@ -113,11 +113,12 @@ class CoraPreTrainedModel(KeepsPrecision, FromNamedModel, PreTrainedModel):
             init.zeros_(module.bias)
 
     def enable_input_require_grads(self) -> None:
-        """Of the text's embeddings alone, for activation checkpointing below adapters. The base class would make each
-        part's inputs require gradients, the frozen vision tower's too, which was then differentiated for nothing."""
-        embeddings = self.get_input_embeddings()
-        hook = embeddings.register_forward_hook(lambda module, given, output: output.requires_grad_(True))
-        self._require_grads_hooks, self._require_grads_hook = [hook], hook  # what `disable_input_require_grads` reads
+        """Of the text's embeddings alone, for activation checkpointing below adapters. Called for the whole model, it
+        makes each part's inputs require gradients, and a frozen vision tower is differentiated for nothing."""
+        self.vlm.get_decoder().enable_input_require_grads()
+
+    def disable_input_require_grads(self) -> None:
+        self.vlm.get_decoder().disable_input_require_grads()
 
     def save_pretrained(self, *args: Any, save_original_format: bool = False, **kwargs: Any) -> None:
         """As in the base class, but in the layout that `load_state_dict` reads.

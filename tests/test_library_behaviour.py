@@ -66,11 +66,11 @@ def test_device_map(tiny, tmp_path, device_map):
     ).eval()
     inputs = without_labels(processor(IMAGES, QUERIES))
     with torch.no_grad():
-        torch.testing.assert_close(loaded(**inputs).pred_masks, model(**inputs).pred_masks, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(loaded(**inputs).pred_masks, model(**inputs).pred_masks)
     # and where inputs are put to the model's device, though its first part has none
     found, expected = (segment(one, processor, IMAGES[0], QUERIES[0]) for one in (loaded, model))
-    # not to the bit: some processors' kernels depend on how the weights lie in memory
-    assert (found.masks == expected.masks).float().mean() > 0.999
+    # not to the bit: weights that are mapped from a file lie at odd addresses, where some processors round otherwise
+    assert torch.equal(found.masks, expected.masks)
     torch.testing.assert_close(found.scores, expected.scores)
 
 

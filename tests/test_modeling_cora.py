@@ -227,25 +227,6 @@ def test_gradient_checkpointing_changes_no_gradient(tiny):
             assert torch.allclose(parameter.grad, plain[name], atol=1e-6), name
 
 
-def test_gradient_checkpointing_leaves_frozen_towers_out_of_the_backward_pass(tiny):
-    model, processor = tiny
-    tower = model.vlm.model.vision_tower.requires_grad_(False)
-    found = []
-    tower.register_forward_hook(lambda module, given, output: found.append(output.last_hidden_state.requires_grad))
-    batch = processor(IMAGES, QUERIES, mask_labels=masks_for(QUERIES))
-    model.train().gradient_checkpointing_enable()
-    model(**batch).loss.backward()
-    assert found == [False]
-    embeddings = []
-    model.get_input_embeddings().requires_grad_(False).register_forward_hook(
-        lambda module, given, output: embeddings.append(output.requires_grad)
-    )
-    model(**batch)
-    model.disable_input_require_grads()
-    model(**batch)
-    assert embeddings == [True, False]
-
-
 def test_without_sams_input_there_are_embeddings_and_no_masks(tiny):
     model, processor = tiny
     inputs = processor(IMAGES, QUERIES)

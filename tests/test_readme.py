@@ -51,11 +51,12 @@ def test_links_and_pictures_exist(page):
 
 
 def test_every_page_of_results_is_in_their_index():
-    experiments = ("camvid_small_experiment", "consep_experiment", "drawn_experiment")
-    of_pages = ("camvid_small_150", "camvid_small_components", "camvid_small_fractions", "camvid_small_parts",
-                "camvid_small_val", "pseudo_labels_camvid")  # fmt: skip
-    tables = {f"{name}.md" for name in (*experiments, *of_pages)}
-    pages = {page.name for page in (ROOT / "results").glob("*.md")} - {"README.md"} - tables
+    # what `experiment.py` and `measure.py` write has its curve or its scores beside it; a page says more
+    pages = {
+        page.name
+        for page in (ROOT / "results").glob("*.md")
+        if not any(page.with_suffix(suffix).exists() for suffix in (".csv", ".png"))
+    } - {"README.md"}
     assert pages == set(re.findall(r"\]\((\w+\.md)\)", (ROOT / "results/README.md").read_text()))
 
 

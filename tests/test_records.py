@@ -123,6 +123,7 @@ def test_grey_pngs_of_few_bits_would_come_scaled(tmp_path, bits):
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0\1")), (b"IEND", b"")]
     parts = [struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks]
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    assert np.array_equal(read_map(tmp_path / "a.png", greys=True) != 0, [[False] * (8 // bits - 1) + [True]])
     if bits in (1, 8):
         assert read_map(tmp_path / "a.png").tolist() == [[0] * (8 // bits - 1) + [1]]
     else:

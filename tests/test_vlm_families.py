@@ -322,3 +322,35 @@ def test_lora_reaches_the_language_model_and_nothing_else(name):
     assert not any("vision" in n or "visual" in n or "connector" in n or "multi_modal" in n for n in trained)
     rows = {line.split()[0] for line in parameter_table(wrapped).splitlines()[1:]}
     assert {"vision_tower", "connector", "language_model", "LoRA"} <= rows
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_activation_checkpointing_differentiates_no_frozen_tower(name):
+    """As Trainer switches it on below adapters, and with the same gradients as without."""
+    model, processor = build(name)
+    wrapped = select_trained_parts(model, TrainedPartsArguments()).train()
+    found: list[bool] = []
+    for part, module in model.vlm.named_modules():
+        if "vis" in part:
+            module.register_forward_hook(
+                lambda module, given, output: found.append(getattr(output, "requires_grad", False))
+            )
+
+    def gradients() -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)  # of the adapters' dropout
+        wrapped.zero_grad()
+        output = wrapped(**processor(IMAGES, QUERIES))
+        (output.lm_loss + output.pred_masks.square().mean()).backward()
+        return {n: p.grad.clone() for n, p in wrapped.named_parameters() if "lora_" in n}
+
+    plain, calls = gradients(), len(found)
+    model.gradient_checkpointing_enable()
+    torch.testing.assert_close(gradients(), plain)
+    assert len(found) == 2 * calls and not any(found)  # nor was a layer of it run again
+    words: list[bool] = []
+    embeddings = model.get_input_embeddings().requires_grad_(False)
+    embeddings.register_forward_hook(lambda module, given, output: words.append(output.requires_grad))
+    wrapped(**processor(IMAGES, QUERIES))
+    model.disable_input_require_grads()
+    wrapped(**processor(IMAGES, QUERIES))
+    assert words == [True, False]

@@ -8,7 +8,6 @@ name, or a comment would cost a training; that a step was done by other code is 
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import importlib
 import json
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from datasets_scripts.command_line import UsageError
@@ -262,6 +262,5 @@ class StepFolders:
         else:
             torch.set_float32_matmul_precision("high")  # as where the program is called by itself
             importlib.import_module(step.module).main(command)
-            gc.collect()  # a trainer's model is part of a reference cycle, and would stay beside the next step's
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            # a trainer's model is part of a reference cycle, and would stay beside the next step's
+            clear_device_cache(garbage_collection=True)
