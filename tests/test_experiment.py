@@ -150,7 +150,8 @@ def test_one_threshold_is_for_all_methods(tmp_path):
     plans = Plans(experiment, Path(RECIPE), {"stage3.pseudo_confidence": 0})
     for method in ("supervised", "lisa", "segllm", "cora"):
         run = plan(*plans.of(Cell(method, ALL, 0)))
-        assert run.stages["stage3"].fields["pseudo_confidence"] == 0 and not run.notes
+        seen = None if method in ("supervised", "segllm") else 0  # no image has pseudo-labels there
+        assert run.stages["stage3"].fields.get("pseudo_confidence") == seen and not run.notes
 
 
 def test_with_one_fraction_each_method_has_a_place_of_its_own(tmp_path):

@@ -111,6 +111,16 @@ def test_a_section_may_say_what_is_decided_and_what_other_methods_need(tmp_path)
     assert planned_with(tmp_path, "cora", "--stage3.sigma=0.1").stages["stage3"].fields["sigma"] == 0.1
 
 
+def test_what_unlabelled_images_are_asked_trains_no_method_anew_that_sees_none(tmp_path):
+    """Full-size baselines take days."""
+    more = ["--stage3.unlabelled_queries=12", "--stage3.unlabelled_parts=true", "--stage3.consistency=online"]
+    for method, anew in (("segllm", False), ("supervised", False), ("lisa", True), ("cora", True)):
+        one, other = (planned_with(tmp_path, method, *given).stages["stage3"] for given in ([], more))
+        assert (one.fields != other.fields) == anew, method
+        steps = planned_with(tmp_path, method, "--stage3.max_steps=7").stages["stage3"]
+        assert steps.fields["max_steps"] == 7
+
+
 @pytest.mark.parametrize("recipe", sorted((ROOT / "trainers/recipes").glob("*_run.yaml")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("method", ["lisa", "segllm", "cvi", "ocpl", "tfca"])
 def test_the_recipes_are_for_all_methods(tmp_path, recipe, method):

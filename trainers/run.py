@@ -254,11 +254,11 @@ def plan(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> 
             third["consistency_weights"] = weights
     stage3 = _stage(
         "stage3",
-        sections,
+        sections if method.unlabelled else _without_unlabelled(sections),
         third,
         method.stage3(),
         types=types,
-        defaults={"pseudo_confidence": LISA_CONFIDENCE, **draws[2]},
+        defaults={"pseudo_confidence": LISA_CONFIDENCE, **draws[2]} if method.unlabelled else draws[2],
     )
     stages = {"stage1": stage1, "stage2": stage2, "stage3": stage3}
     _refuse_overridden("evaluation", sections["evaluation"], {"model": stage3, **named}, "the run")
@@ -301,6 +301,12 @@ def _stage(
     left = {field_name: value for field_name, value in (defaults or {}).items() if field_name not in in_recipe}
     given = {**left, **section, **decided, **(by_method or {})}
     return Step(name, module or f"trainers.{name}", given, "output_dir", recipe, types, resumes=RESUMES)
+
+
+def _without_unlabelled(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """For a method that sees no unlabelled image: what they would be asked is no reason to train it anew."""
+    names = {of.name for of in fields(UnlabelledArguments)}
+    return {**sections, "stage3": {name: value for name, value in sections["stage3"].items() if name not in names}}
 
 
 def _given(section: Mapping[str, Any], types: Sequence[type]) -> dict[str, Any]:
