@@ -369,8 +369,8 @@ def test_methods_differ_in_their_components_alone():
     labels = ["instructions", "segmenter", "pseudo_labels", "audit", *without[1:]]
     expected = {
         # stage 2, kinds of stage 3, sigma, consistency, pseudo_confidence, alignment, steps
-        "supervised": ("stage1", False, 0, "none", 0.95, False, without),
-        "segllm": ("stage2", True, 0, "none", 0.95, False, without),
+        "supervised": ("stage1", False, 0, "none", None, False, without),
+        "segllm": ("stage2", True, 0, "none", None, False, without),
         "lisa": ("stage1", False, None, "none", 0.95, False, labels),
         "cvi": ("stage2", True, None, "none", 0.95, False, labels),
         "tfca": ("stage1", False, None, "none", 0.95, True, labels),
@@ -381,8 +381,8 @@ def test_methods_differ_in_their_components_alone():
         module, fields, names = stage_fields(method)
         assert module == f"trainers.{program}", method
         assert fields.get("kinds") == (None if conditional else ["semantic", "attribute"]), method
-        found = (fields.get("sigma"), fields.get("consistency"), fields["pseudo_confidence"], fields["alignment"])
-        assert found == (sigma, consistency, confidence, alignment), method
+        found = [fields.get(name) for name in ("sigma", "consistency", "pseudo_confidence", "alignment")]
+        assert found == [sigma, consistency, confidence, alignment], method
         assert names == steps, method
     assert method_named("cora") == method_named("tfca+cvi+ocpl")
 
