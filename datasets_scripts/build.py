@@ -58,7 +58,7 @@ from .tables import (
     write_table,
 )
 
-RULES = 5
+RULES = 6
 """Raised whenever the same data would give other tables than before; folders of another number are not continued."""
 PROGRESS = ".progress"
 """Folder in DIR with a file for each finished shard; gone when all is done."""

@@ -27,10 +27,10 @@ HIGHEST_LABEL_ID = 33
 # Noun phrases that are true of one of the 19 classes alone and name none.
 _ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "road": (
-        "the paved surface that vehicles drive on",
+        "the paved surface made for vehicles",
         "the flat asphalt between the kerbs",
         "the surface with painted lane markings",
-        "the ground that traffic moves along",
+        "the ground that carries the traffic",
         "the part of the ground where driving is allowed",
         "the grey surface under the wheels of the traffic",
     ),
@@ -44,23 +44,23 @@ _ATTRIBUTES: dict[str, tuple[str, ...]] = {
     ),
     "building": (
         "the large structures with windows, doors and a roof",
-        "the architecture in which people live or work",
+        "the architecture that houses homes and offices",
         "the houses and shops along the street",
         "the tall facades with rows of windows",
         "what has storeys, windows and an entrance",
-        "the man-made structures that people can live in",
+        "the man-made structures that people can inhabit",
     ),
     "wall": (
         "the free-standing upright slab of brick or concrete without a roof",
         "the solid masonry barrier that encloses a plot",
         "the long closed barrier of stone that belongs to no house",
-        "the solid vertical barrier that one cannot see through",
+        "the solid vertical barrier that hides what is behind",
         "the bare masonry that holds back the ground or encloses a yard",
         "the upright stone barrier without windows",
     ),
     "fence": (
         "the light barrier of posts and rails or wire",
-        "the barrier with gaps that one can see through",
+        "the barrier whose gaps show what is behind",
         "the railings that mark off a plot",
         "the see-through barrier of bars, mesh or wooden slats",
         "the row of upright bars that keeps people out",

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from .records import IGNORE_INDEX, DataError, Scene, SceneSet, SemanticClass
+from .records import IGNORE_INDEX, MAX_SECOND_CLASS, DataError, Scene, SceneSet, SemanticClass
 
 NEIGHBOURS = np.ones((3, 3), bool)
 """Pixels that touch at a corner belong together."""
@@ -55,6 +55,9 @@ def completed_instances(
 ) -> np.ndarray:
     """int32 (P, H, W): the instances that are given, and the patches of each class that one cannot count; 0 = none.
 
+    A class of which more than `MAX_SECOND_CLASS` lies in given instances is not cut. Up to that these are borders of
+    other classes' instances, which were drawn apart from the label map, and its patches take these pixels.
+
     Args:
         labels: class ids (H, W).
         instances: as from `SceneSet.read_maps`.
@@ -66,7 +69,7 @@ def completed_instances(
     counted = {c.id for c in classes if c.noun}
     for class_id in np.unique(labels).tolist():
         own = labels == class_id
-        if class_id == IGNORE_INDEX or class_id in counted or given[own].any():
+        if class_id == IGNORE_INDEX or class_id in counted or (given[own] > 0).mean() > MAX_SECOND_CLASS:
             continue
         components, count = patches(own)
         if ids_per_class:

@@ -39,6 +39,7 @@ from PIL import Image
 
 from .bad_items import listed, refuse
 from .coco import CocoFile, CocoMap, category_classes, classes_with_background, is_background, read_coco
+from .instructions.attribute import names_class
 from .json_files import excerpt, is_whole, read_json
 from .records import IGNORE_INDEX, DataError, ImageSource, Scene, SceneSet, SemanticClass, Split, read_map
 from .splits import composed
@@ -97,7 +98,8 @@ def read_classes(path: Path) -> tuple[tuple[SemanticClass, ...], frozenset[int]]
 
     Raises:
         DataError: not there, not JSON, an id outside of 0..254, an id or name twice, a field that is unknown or of
-            another type, or all classes are ignored.
+            another type, a noun or attribute of two classes, an attribute that names its class, or all classes are
+            ignored.
     """
     content = read_json(path)
     entries = content.get("classes") if isinstance(content, dict) and "classes" in content else content
@@ -114,7 +116,21 @@ def read_classes(path: Path) -> tuple[tuple[SemanticClass, ...], frozenset[int]]
     ignored = frozenset(c.id for c, e in zip(classes, entries, strict=True) if e.get("ignored"))
     if len(ignored) == len(classes):
         raise DataError(f"{path}: ignored is true of all classes; one to learn would be right")
+    _refuse_ambiguous(path, [c for c in classes if c.asked and c.id not in ignored])
     return classes, ignored
+
+
+def _refuse_ambiguous(path: Path, classes: Iterable[SemanticClass]) -> None:
+    """One description of two classes would be one query with two answers; one that names its class is never used."""
+    described: dict[str, str] = {}
+    for c in classes:
+        for field, text in (*((("noun", c.noun),) if c.noun else ()), *(("attributes", a) for a in c.attributes)):
+            if field == "attributes" and names_class(text, c.name):
+                raise DataError(f"{path}: attributes {text!r} names its class {c.name!r}; other words would be right")
+            if (other := described.setdefault(text.casefold(), c.name)) != c.name:
+                raise DataError(
+                    f"{path}: {field} {text!r} describes {other!r} and {c.name!r}; words of one alone would be right"
+                )
 
 
 def _read_class(path: Path, index: int, entry: Any) -> SemanticClass:

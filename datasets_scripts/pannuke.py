@@ -23,7 +23,7 @@ from .records import DataError, Scene, SceneSet, SemanticClass, Split
 
 # Noun phrases that are true of one of the classes alone and share no word with its name.
 _ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "neoplastic cells": (
+    "neoplastic cell": (
         "the nuclei of the tumour",
         "the nuclei that multiply without control",
         "the enlarged, crowded nuclei of irregular shape and uneven chromatin",
@@ -31,7 +31,7 @@ _ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "the abnormal nuclei of an uncontrolled growth",
         "the pleomorphic nuclei that invade their surroundings",
     ),
-    "inflammatory cells": (
+    "inflammatory cell": (
         "the nuclei of the immune system",
         "the small, round, dark nuclei of lymphocytes and their kin",
         "the leukocytes that have moved out of the blood",
@@ -39,7 +39,7 @@ _ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "what gathers where the body reacts to an injury or infection",
         "the white blood corpuscles between the other nuclei",
     ),
-    "connective tissue cells": (
+    "connective tissue cell": (
         "the spindle-shaped nuclei of the stroma",
         "the nuclei of fibroblasts, muscle and vessel walls",
         "the long thin nuclei that lie along the fibres",
@@ -47,7 +47,7 @@ _ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "the nuclei that hold the organ together between its glands",
         "the fibroblasts and their spindle-shaped neighbours",
     ),
-    "dead cells": (
+    "dead cell": (
         "the nuclei that are no longer alive",
         "the shrunken nuclei of apoptosis or necrosis",
         "the broken remains of nuclei",
@@ -55,7 +55,7 @@ _ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "the condensed fragments of nuclei that have perished",
         "what remains of nuclei after apoptosis",
     ),
-    "epithelial cells": (
+    "epithelial cell": (
         "the healthy nuclei that line glands and ducts",
         "the regular nuclei of a normal lining",
         "the orderly row of benign nuclei along a gland's wall",
@@ -66,11 +66,11 @@ _ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }
 
 _NOUNS = {
-    "neoplastic cells": "tumour nucleus",
-    "inflammatory cells": "immune nucleus",
-    "connective tissue cells": "stromal nucleus",
-    "dead cells": "perished nucleus",
-    "epithelial cells": "nucleus of a healthy lining",
+    "neoplastic cell": "tumour nucleus",
+    "inflammatory cell": "immune nucleus",
+    "connective tissue cell": "stromal nucleus",
+    "dead cell": "perished nucleus",
+    "epithelial cell": "nucleus of a healthy lining",
 }
 
 CLASSES = (

@@ -64,8 +64,9 @@ class SemanticClass:
         attributes: noun phrases that describe the class without naming it ("the vehicle with four wheels");
             attribute queries are made of them.
         noun: what one instance is called without naming the class, where a colour or size can stand before it ("small
-            vehicle with four wheels": "the red small vehicle with four wheels"). Empty: its instances are patches of a
-            mass ("vegetation") and not objects that one can count.
+            vehicle with four wheels": "the red small vehicle with four wheels"). Where it names the class, there are
+            relations between its instances and no descriptions. Empty: its instances are patches of a mass
+            ("vegetation") and not objects that one can count.
         ground: surfaces that things stand on (road, terrain).
         stands: its objects touch the ground where their masks end, unless something hides it (car, person).
         asked: False for pixels that are known to be nothing in particular ("background"): they count as wrong where an

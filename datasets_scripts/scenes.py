@@ -35,7 +35,7 @@ COUNTABLE = frozenset(
 # Each phrase is true of its class alone and does not name it.
 _ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "road": (
-        "the paved surface that vehicles drive on",
+        "the paved surface made for vehicles",
         "the flat asphalt between the kerbs",
         "the surface with painted lane markings",
         "the part of the ground where driving is allowed",
@@ -74,7 +74,7 @@ _ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "the device that tells drivers when to stop and when to go",
         "the lamps that change colour at a junction",
         "what turns green when one may go",
-        "the electric signal that drivers wait for",
+        "the electric signal that makes drivers wait",
     ),
     "tree": (
         "the tall plant with a trunk and leaves",

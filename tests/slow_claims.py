@@ -15,7 +15,7 @@ from datasets_scripts.components import BRIDGED
 from datasets_scripts.instructions import attribute as a
 from datasets_scripts.instructions import places as p
 from datasets_scripts.instructions import relations as r
-from datasets_scripts.instructions.claims import MAX_UNCLEAR
+from datasets_scripts.instructions.claims import MAX_UNCLEAR, MIN_LEFT_OUT
 from datasets_scripts.instructions.colours import ABSENT, CLEAR, COLOURS
 from datasets_scripts.instructions.conditional import COUNTED_ONLY
 from datasets_scripts.instructions.objects import EDGE, MAX_LOOSE, MIN_AREA, ONE_PIECE
@@ -264,7 +264,9 @@ class SlowScene:
             good = len(true) == 1 and not unclear and self.visible(true[0])
         else:
             good = any(map(self.visible, true)) and unclear <= MAX_UNCLEAR * sum(t.area for t in true)
-            good = good and any(found[t] == NO and self.visible(t) for t in candidates)
+            left_out = [t for t in candidates if found[t] == NO]
+            good = good and any(map(self.visible, left_out))
+            good = good and sum(t.area for t in left_out) >= MIN_LEFT_OUT * sum(t.area for t in candidates)
         return frozenset(t.number for t in true) if good else None
 
     def attributes(self, kind) -> dict[str, int]:

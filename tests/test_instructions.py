@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datasets_scripts import cityscapes
+from datasets_scripts import cityscapes, pannuke
+from datasets_scripts import scenes as drawn
 from datasets_scripts.instructions.attribute import (
     SIDE_MARGIN,
     SIZE_MARGIN,
@@ -106,6 +107,15 @@ def test_cityscapes_attributes_are_many_and_name_no_class(semantic_class):
     # "traffic" alone names no class; "the people" may describe persons, "train" nothing but trains
     assert leaks <= {"traffic", "people"}, leaks
     assert not names_class(semantic_class.noun, semantic_class.name)
+
+
+@pytest.mark.parametrize("classes", [cityscapes.CLASSES, drawn.CLASSES, pannuke.CLASSES])
+def test_descriptions_can_be_followed_by_a_place_and_are_of_one_class(classes):
+    """ "the structures people live in in the left half of the picture" """
+    described = [(text, c.name) for c in classes for text in {*c.attributes, *([c.noun] if c.noun else [])}]
+    assert len({text for text, _ in described}) == len(described)
+    prepositions = {"about", "along", "at", "for", "from", "in", "inside", "of", "on", "over", "through", "to", "with"}
+    assert not [text for text, _ in described if text.split()[-1] in prepositions]
 
 
 def test_the_class_name_is_found_in_any_number_but_not_inside_words():

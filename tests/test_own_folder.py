@@ -137,3 +137,29 @@ def test_what_is_put_into_sentences_has_no_full_stop(own):
     path.write_text(path.read_text().replace('["."]', "[]"))
     road = read_folder(own).class_named("road")
     assert (road.attributes, road.noun) == (("the dark band",), "band")
+
+
+@pytest.mark.parametrize(
+    ("field", "one", "other", "message"),
+    [
+        ("noun", "cell", "cell", "noun 'cell' describes 'lymphocyte' and 'tumour'; words of one alone"),
+        ("noun", "Cell", "cell", "noun 'cell' describes 'lymphocyte' and 'tumour'; words of one alone"),
+        ("attributes", ["the dark ones"], ["the dark ones"], "attributes 'the dark ones' describes 'lymphocyte' and"),
+        ("attributes", ["the lymphocytes"], [], "attributes 'the lymphocytes' names its class 'lymphocyte'; other"),
+        ("attributes", ["the dark ones", "the dark ones"], [], None),
+        ("noun", "lymphocyte", "cell", None),
+    ],
+)
+def test_one_description_is_of_one_class(own, field, one, other, message):
+    """Else one query had two answers, or none of its words were ever asked."""
+    entries = [{"id": 0, "name": "lymphocyte", field: one}, {"id": 3, "name": "tumour", field: other}]
+    path = own / "classes.json"
+    path.write_text(json.dumps([*entries, {"id": 7, "name": "smudge", field: one, "ignored": True}]))
+    if message is None:
+        read_folder(own)
+        return
+    with pytest.raises(DataError) as error:
+        read_folder(own)
+    assert str(error.value).startswith(f"{path}: {message}")
+    path.write_text(json.dumps([*entries, {"id": 7, "name": "smudge"}]).replace("lymphocyte", "background"))
+    read_folder(own)  # nobody asks for it

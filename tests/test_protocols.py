@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 
 import trainers.evaluate as evaluate_module
 from datasets_scripts.instructions.free_text import free_text_instruction
+from datasets_scripts.records import Instruction
 from datasets_scripts.scenes import write_scenes
 from metrics.ciou.ciou import intersection_and_union
 from modeling_cora.segmentation import segment
 from trainers.baselines import part_counts
+from trainers.evaluate import each_once
 from trainers.evaluate import main as evaluate
 from trainers.protocols import PROTOCOLS, ask
 from trainers.summary import class_found, summarise_records, told_apart
@@ -171,3 +174,16 @@ def test_pictures_show_the_answers_that_were_scored(pointing, tmp_path, monkeypa
     assert measured["anchors"] == ("none" if PROTOCOLS[name].generated else anchors)
     samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
     assert shown and shown == {s["query"]: [s["intersection"], s["union"]] for s in samples}
+
+
+def test_each_description_of_a_class_is_asked_about_some_images():
+    """Not the first one of each class in every image; the same ones in every order, and of free text each."""
+    told = [f"description {k}" for k in range(6)]
+    of_class = [Instruction(str(n), "attribute", "car", t, "It is [SEG].") for n in range(200) for t in told]
+    asked = each_once(of_class)
+    assert [i.image_id for i in asked] == [str(n) for n in range(200)] and asked == each_once(of_class)
+    counts = Counter(i.query for i in asked)
+    assert set(counts) == set(told) and min(counts.values()) > 15
+    assert asked[:7] == each_once(i for i in of_class if int(i.image_id) < 7)
+    free = [replace(i, kind="reasoning") for i in of_class[:6]]
+    assert each_once(free) == free

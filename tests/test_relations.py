@@ -156,11 +156,13 @@ def assert_camvid_agrees(count: int | None, step: int):
     grounds = {"road", "sidewalk", "terrain"}
     classes = tuple(replace(c, stands=c.name in STANDS, ground=c.name in grounds) for c in scene_set.classes)
     scene_set = with_components(replace(scene_set, classes=classes))
+    relations = 0
     for scene in scene_set.split("train", labelled=True)[:count]:
         labels, instances = (ids[::step, ::step] for ids in scene_set.read_maps(scene))
         found = fast(scene_set.classes, labels, instances)
         assert found == slow(scene_set.classes, labels, instances), scene.image_id
-        assert found[1]
+        relations += len(found[1])
+    assert relations
 
 
 def test_camvid_photos_are_decided_alike():

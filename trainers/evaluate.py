@@ -224,13 +224,17 @@ def _captioned_comparison(image: Image.Image, target, mask, query: str, counting
 
 
 def each_once(instructions: Iterable[Instruction]) -> list[Instruction]:
-    """The first of those that say the same of the same target: a class has many descriptions."""
-    found: dict[tuple, Instruction] = {}
+    """One of those that say the same of the same target: a class has many descriptions, and which one is asked depends
+    on the image, the class and the claim alone."""
+    found: dict[tuple, list[Instruction]] = {}
     for i in instructions:
         # free text says something else each time
         said = i.query if i.kind == "reasoning" else (i.claim, tuple((a.class_name, a.instance_ids) for a in i.anchors))
-        found.setdefault((i.image_id, i.kind, i.class_name, i.instance_ids, said), i)
-    return list(found.values())
+        found.setdefault((i.image_id, i.kind, i.class_name, i.instance_ids, said), []).append(i)
+    return [
+        same[zlib.crc32(f"{same[0].image_id}/{same[0].class_name}/{same[0].claim}".encode()) % len(same)]
+        for same in found.values()
+    ]
 
 
 def _measured(arguments: EvaluationArguments, scenes: Sequence[Scene], images: int) -> dict:

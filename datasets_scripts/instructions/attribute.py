@@ -27,7 +27,7 @@ TEMPLATES: tuple[str, ...] = (
     "Which pixels belong to {phrase}?",
     "Give me a mask of {phrase}, please.",
     "Highlight {phrase}.",
-    "Find {phrase} and outline it.",
+    "Find and outline {phrase}.",
 )
 
 SIZE_MARGIN = 1.5

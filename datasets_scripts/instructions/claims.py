@@ -17,6 +17,10 @@ MAX_UNCLEAR = 0.02
 """Of a mass (vegetation, cut into patches), patches of this fraction of the target's area may be unclear; of things
 that one can count, none."""
 
+MIN_LEFT_OUT = 0.05
+"""Of a mass, a claim is false of patches with at least this fraction of its area: "the road at the left edge" is no
+part of it where one patch crosses the picture and a scrap lies elsewhere."""
+
 
 class Verdict(Enum):
     TRUE = "true"
@@ -58,8 +62,8 @@ def single_out(
     """What the claim picks from the candidates, which are of one class; None where that is not clear, or nothing.
 
     Of things that one can count that is a single one; of a mass it is all patches for which the claim is true, and it
-    must be false of a visible one: "the sky higher up than the road" says no more than "the sky". Of a single thing
-    nothing is said without an anchor ("the largest").
+    must be false of a visible one and of `MIN_LEFT_OUT` in all: "the sky higher up than the road" says no more than
+    "the sky". Of a single thing nothing is said without an anchor ("the largest").
 
     Returns:
         The targets, and the facts of the largest of them.
@@ -67,7 +71,7 @@ def single_out(
     rivals = [c for c in candidates if not any(c is a for a in anchors)]
     if not rivals or (not claim.anchors and len(rivals) < 2):
         return None
-    true, unclear, excluded = [], 0, False
+    true, unclear, left_out, excluded = [], 0, 0, False
     facts: dict[int | None, dict[str, Any]] = {}
     for candidate in rivals:
         decision, numbers = claim.decide(candidate, [r for r in rivals if r is not candidate], anchors, scene)
@@ -77,11 +81,14 @@ def single_out(
             facts[candidate.id] = numbers
             true.append(candidate)
         else:
+            left_out += candidate.area
             excluded = excluded or scene.visible(candidate)
     area = sum(target.area for target in true)
     if scene.counted(rivals[0].class_id):
-        if len(true) != 1 or unclear or not scene.visible(true[0]):
-            return None
-    elif not any(scene.visible(target) for target in true) or unclear > MAX_UNCLEAR * area or not excluded:
+        singled_out = len(true) == 1 and not unclear and scene.visible(true[0])
+    else:
+        decided = any(scene.visible(target) for target in true) and unclear <= MAX_UNCLEAR * area
+        singled_out = decided and excluded and left_out >= MIN_LEFT_OUT * (area + unclear + left_out)
+    if not singled_out:
         return None
     return tuple(true), facts[max(true, key=lambda target: target.area).id]

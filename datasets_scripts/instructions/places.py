@@ -61,7 +61,10 @@ PLACES: dict[str, Claim] = {
         *(
             Claim(
                 f"{side} edge",
-                (f"{{target}} at the {side} edge of the picture", f"{{target}} along the {side} border of the image"),
+                (
+                    f"{{target}} at the {side} edge of the picture",
+                    f"{{target}} touching the {side} border of the image",
+                ),
                 partial(_edge, axis=axis, first=first),
             )
             for side, axis, first in (("left", 1, True), ("right", 1, False), ("top", 0, True), ("bottom", 0, False))

@@ -371,7 +371,7 @@ def _truth(
             return [f"claim is {said}: {claim.name!r} of {target_class.name} {_few(found)}"]
     if found := sorted(i for i, v in verdicts.items() if i is not None and i not in ids and v is not Verdict.FALSE):
         return [f"claim is not false of a rival: {claim.name!r} of {target_class.name} {_few(found)}"]
-    return [f"claim excludes nothing: {claim.name!r} is true of every {target_class.name}"]
+    return [f"claim leaves next to nothing out: {claim.name!r} of {target_class.name}"]
 
 
 def _agree(stored: Any, measured: Any) -> bool:
