@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ class MeanMask:
     """The class's mean training mask, cut at the level that is best on the training images."""
 
     def __init__(self, scene_set: SceneSet, scenes: Sequence[Scene]):
+        # many queries about images of one size
+        self.at_size = lru_cache(64)(self._at_size)
         self.means: dict[str, torch.Tensor] = {}
         self.levels: dict[str, float] = {}
         masks: dict[str, list[torch.Tensor]] = {c.name: [] for c in scene_set.classes}
@@ -38,7 +41,10 @@ class MeanMask:
                 self.levels[name] = _best_level(stack)
 
     def __call__(self, class_name: str, size: tuple[int, int]) -> np.ndarray:
-        """bool (H, W); empty for a class without training masks."""
+        """bool (H, W), not to be written to; empty for a class without training masks."""
+        return self.at_size(class_name, size)
+
+    def _at_size(self, class_name: str, size: tuple[int, int]) -> np.ndarray:
         if class_name not in self.means:
             return np.zeros(size, dtype=bool)
         mean = F.interpolate(self.means[class_name][None, None], size, mode="bilinear")[0, 0]
