@@ -264,6 +264,11 @@ def _digest(lines: Iterable[str]) -> str:
     return digest.hexdigest()[:16]
 
 
+def images_digest(scenes: Sequence[Scene]) -> str:
+    """What tells one list of images from another: 16 hexadecimal digits of their ids, and as `_source_files`."""
+    return _digest(map(" ".join, zip((scene.image_id for scene in scenes), _source_files(scenes), strict=True)))
+
+
 def _source_files(scenes: Sequence[Scene]) -> Iterator[str]:
     """Names and sizes of the files that scenes are read from, a line for each scene; not their folders, so that data
     may be moved. What changes a file and not its size is not noticed: reading all of them may take hours."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import datasets
 
-from .build import data_digests
+from .build import RULES, data_digests
 from .folder import read_data
 from .instructions.build import KINDS, scene_instructions
 from .records import SPLITS, Instruction, Scene, SceneSet, by_image
@@ -53,7 +53,7 @@ class CoraTablesConfig(datasets.BuilderConfig):
 class CoraTables(datasets.GeneratorBasedBuilder):
     """Configurations `scenes` and `instructions`; rows as in `tables.py`."""
 
-    VERSION = datasets.Version("1.2.0")
+    VERSION = datasets.Version(f"1.{RULES}.0")
     BUILDER_CONFIG_CLASS = CoraTablesConfig
     BUILDER_CONFIGS = [CoraTablesConfig(name="scenes"), CoraTablesConfig(name="instructions")]
 

@@ -264,8 +264,9 @@ class Instruction:
         query: what is asked.
         rephrasings: other queries that mean exactly the same.
         answer: the text to be generated, with one `[SEG]`.
-        claim: what the query says of its target, by name: a relation to the anchors ("left", `relations.py`) or what
-            the target alone has ("largest", "red", `attribute.py`); empty = nothing that masks could decide.
+        claim: what the query says of its target, by name: a relation to the anchors ("left", `relations.py`), a place
+            in the picture ("left half", `places.py`) or what the target alone has ("largest", "red", `attribute.py`);
+            empty = nothing that masks could decide.
         anchors: of a conditional query; two for "between".
         facts: the measured numbers that make the claim true; under "said" what a language model said of it.
         source: "rules", "people" (the data set's annotators), or the language model that wrote the query.

@@ -112,7 +112,7 @@ class Segmentation:
         masks: bool (n, H, W) at image size.
         scores: fp32 (n,) in [0, 1], the model's estimate of each mask's IoU.
         uncertainty: fp32 (n, H, W) in [0, 1/4], the variance over equivalent queries (eq. 6); None unless asked for.
-        text: the generated answer; empty where the answer was the template's.
+        text: the generated answer; where none was generated the template's, or empty for masks of several queries.
     """
 
     masks: torch.Tensor

@@ -53,7 +53,7 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
         try:
             return main(*args, **kwargs)
         except OneLineError as error:
-            line = str(error)
+            line = _told_by_worker(str(error))
         except (OSError, SafetensorError) as error:
             if not (line := _untouched(error)):
                 raise
@@ -61,6 +61,13 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
         raise SystemExit(2)
 
     return wrapped
+
+
+def _told_by_worker(text: str) -> str:
+    """What was said in a DataLoader's worker: torch puts the worker's whole traceback into the error's own words."""
+    if text.startswith("Caught ") and "Original Traceback" in text:
+        return text.rstrip().splitlines()[-1].partition(": ")[2]
+    return text
 
 
 def _untouched(error: OSError | SafetensorError) -> str:

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from datasets_scripts.scenes import main as draw
 from modeling_cora.hub import push as push_module
@@ -110,3 +111,22 @@ def test_a_folder_in_a_file(tmp_path, capsys):
     assert said.startswith(f"error: {tmp_path / 'mine.txt'}") and said.endswith(
         "cannot be read or written (Not a directory)"
     )
+
+
+class Damaged(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int):
+        raise OneLineError(f"masks/{index}.png: damaged: half of it is missing")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_line_said_in_a_worker_is_one_line(capsys, workers):
+    """torch puts the worker's traceback into the error's own words."""
+
+    @one_line_errors
+    def command(given: list[str]) -> None:
+        next(iter(torch.utils.data.DataLoader(Damaged(), num_workers=workers)))
+
+    assert line_of(capsys, command) == "masks/0.png: damaged: half of it is missing"

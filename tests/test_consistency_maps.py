@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from datasets_scripts.folder import read_folder
 from datasets_scripts.records import DataError
+from trainers.arguments import DataArguments, UnlabelledArguments
 from trainers.consistency_maps import ConsistencyMaps, of_levels, packed_variances, to_levels
 from trainers.consistency_weights import main as consistency_main
+from trainers.unlabelled_dataset import UnlabelledDataset
 
-from .test_stage3 import pseudo, second_stage, street  # noqa: F401
+from .test_stage3 import pseudo, second_stage, street, weights  # noqa: F401
 
 
 def test_levels_keep_small_variances_apart():
@@ -43,14 +47,31 @@ def test_files_hold_what_was_packed(tmp_path):
         maps.read("old")
 
 
+def test_an_image_without_weights_is_told_before_the_training(street, pseudo, weights, tmp_path):  # noqa: F811
+    scene_set = read_folder(street)
+    shutil.copytree(weights, tmp_path / "weights")
+    given = UnlabelledArguments(pseudo_labels=str(pseudo), consistency_weights=str(tmp_path / "weights"))
+    scenes = scene_set.split("train", labelled=False)
+    UnlabelledDataset(scene_set, scenes, given, DataArguments(), 4, seed=0)
+    (gone := max((tmp_path / "weights").glob("*.safetensors"))).unlink()
+    with pytest.raises(DataError, match=re.escape(f"{gone}: no such file; run trainers/consistency_weights.py to the")):
+        UnlabelledDataset(scene_set, scenes, given, DataArguments(), 4, seed=0)
+
+
 def test_weights_of_other_queries_are_not_gone_on_with(street, pseudo, second_stage, tmp_path, capsys):  # noqa: F811
     """A class that has queries only now would have no weights, and so never be asked for."""
     shutil.copytree(street, tmp_path / "street")
     argv = ["--model", str(second_stage), "--data", str(tmp_path / "street"), "--pseudo_labels", str(pseudo),
             "--out", str(tmp_path / "weights")]  # fmt: skip
     consistency_main(argv)
+    written = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "weights").iterdir()}
+    # wherever the data and the model lie
+    (tmp_path / "street").rename(tmp_path / "moved")
+    shutil.copytree(second_stage, tmp_path / "model")
+    argv[1:4:2] = [str(tmp_path / "model"), str(tmp_path / "moved")]
     consistency_main(argv)
-    path = tmp_path / "street/classes.json"
+    assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "weights").iterdir()} == written
+    path = tmp_path / "moved/classes.json"
     told = json.loads(path.read_text())
     told["classes"][0]["attributes"] = ["what was not asked before"]
     path.write_text(json.dumps(told))

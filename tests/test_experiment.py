@@ -108,7 +108,8 @@ def test_runs_of_another_recipe_are_left_out(tmp_path, capsys):
 
     assert rows() == (set(METHODS), [])
     assert rows("--fractions", "1_30") == (set(), [])
-    found, told = rows("--stage3.bank_size", "100")
+    assert rows("--stage3.bank_size", "100")[0] == {"lisa"}  # it has no bank
+    found, told = rows("--stage3.unlabelled_queries", "7")
     assert found == set() and len(told) == 2  # once for each run
     for method, line in zip(METHODS, told, strict=True):
         assert f"{method}_1_8_seed0/run.json is left out" in line and ": it has stage3-" in line

@@ -62,3 +62,17 @@ def test_a_folder_that_is_a_link_counts_with_what_it_holds(tmp_path):
         (tmp_path / f"whole{number}/masks/a.png").write_text(str(number))
         found.append([FileHashes().content(tmp_path / f"{name}{number}") for name in ("data", "whole")])
     assert found[0][0] == found[0][1] != found[1][0] == found[1][1]
+
+
+def test_what_is_told_about_a_folder_is_no_part_of_it(tmp_path):
+    """`verify` writes a page beside tables and macOS a file for its windows: nothing to train a model anew for."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.png").write_text("a")
+    found = FileHashes().content(tmp_path)
+    for name in ("preview.html", "README.md", ".DS_Store", "images/._a.png", "audit.json", "images/b.png.partial"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache/more").write_text("more")
+    assert FileHashes().content(tmp_path) == found
+    (tmp_path / "images/b.png").write_text("b")
+    assert FileHashes().content(tmp_path) != found

@@ -111,14 +111,44 @@ def test_a_section_may_say_what_is_decided_and_what_other_methods_need(tmp_path)
     assert planned_with(tmp_path, "cora", "--stage3.sigma=0.1").stages["stage3"].fields["sigma"] == 0.1
 
 
-def test_what_unlabelled_images_are_asked_trains_no_method_anew_that_sees_none(tmp_path):
+@pytest.mark.parametrize(
+    ("more", "methods"),
+    [
+        (["--stage3.unlabelled_queries=12", "--stage3.unlabelled_parts=true"], {"lisa", "cvi", "ocpl", "tfca", "cora"}),
+        (["--stage3.weight_kind=exp", "--stage3.rephrasings=4", "--stage3.weight_temperature=2"], {"ocpl", "cora"}),
+        (["--stage3.alignment_temperature=.1", "--stage3.bank_size=64", "--stage3.aligned_queries=classes"],
+         {"tfca", "cora"}),
+        (["--stage3.max_steps=7"], {"supervised", "segllm", "lisa", "cvi", "ocpl", "tfca", "cora"}),
+    ],
+)  # fmt: skip
+def test_options_of_what_a_method_does_not_have_do_not_train_it_anew(tmp_path, more, methods):
     """Full-size baselines take days."""
-    more = ["--stage3.unlabelled_queries=12", "--stage3.unlabelled_parts=true", "--stage3.consistency=online"]
-    for method, anew in (("segllm", False), ("supervised", False), ("lisa", True), ("cora", True)):
+    for method in ("supervised", "segllm", "lisa", "cvi", "ocpl", "tfca", "cora"):
         one, other = (planned_with(tmp_path, method, *given).stages["stage3"] for given in ([], more))
-        assert (one.fields != other.fields) == anew, method
-        steps = planned_with(tmp_path, method, "--stage3.max_steps=7").stages["stage3"]
-        assert steps.fields["max_steps"] == 7
+        assert (one.fields != other.fields) == (method in methods), method
+
+
+def test_what_changes_no_weights_makes_no_other_step(tmp_path):
+    """A training that was interrupted for want of memory goes on with fewer workers, and not from its beginning."""
+
+    def folders(*more: str) -> list[str]:
+        run = plan(*read_run([*options(tmp_path / "data", tmp_path / "out"), *more]))
+        return [StepFolders(tmp_path).folder(step).name for step in run.steps]
+
+    (tmp_path / "data").mkdir()
+    same = ["--stage1.dataloader_num_workers=2", "--stage1.scene_cache_gigabytes=.1", "--stage2.save_steps=3",
+            "--stage3.save_total_limit=1", "--pseudo_labels.save_steps=7", "--instructions.workers=2"]  # fmt: skip
+    assert folders(*same) == folders()
+    assert folders() != folders("--stage1.flip=.25")
+
+
+def test_options_of_instructions_have_no_effect_on_built_tables(tmp_path):
+    (tmp_path / "data/scenes").mkdir(parents=True)
+    (tmp_path / "data/scenes/train.parquet").write_text("")
+    argv = options(tmp_path / "data", tmp_path / "out")
+    assert plan(*read_run(argv)).steps  # of a recipe that names a layout
+    with pytest.raises(UsageError, match=r"instructions\.kinds: has no effect on .*/data, which holds tables already"):
+        plan(*read_run([*argv, "--instructions.kinds", "semantic"]))
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "trainers/recipes").glob("*_run.yaml")), ids=lambda path: path.stem)

@@ -12,13 +12,15 @@ import torch
 from PIL import Image
 
 from datasets_scripts.cityscapes import TRAIN_IDS
-from datasets_scripts.records import read_image, read_map
+from datasets_scripts.folder import read_folder
+from datasets_scripts.records import DataError, read_image, read_map
 from datasets_scripts.scenes import write_scenes
 from trainers.pseudo_labels import audit, import_masks, predict
 from trainers.pseudo_labels.augmentation import pixels
 from trainers.pseudo_labels.backbones import load_segmenter
 from trainers.pseudo_labels.evaluation import predict_probabilities
 from trainers.pseudo_labels.import_masks import image_id_of_mask
+from trainers.pseudo_labels.predictions import PseudoLabels
 from trainers.pseudo_labels.segmenter import SemanticSegmenter
 from trainers.pseudo_labels.train import main as train
 
@@ -117,11 +119,14 @@ def test_an_interrupted_prediction_goes_on(street, model, predicted, tmp_path, m
     with pytest.raises(KeyboardInterrupt):
         predict.main(argv)
     assert (out / "source.json").exists() and not (out / "meta.json").exists()
-    predict.main(argv)
+    with pytest.raises(DataError, match=r"out: unfinished; run predict.py again \(meta.json is missing\)"):
+        PseudoLabels(out, read_folder(street))
+    # by another name of the same folder
+    (tmp_path / "street").symlink_to(street)
+    predict.main([*argv[:3], str(tmp_path / "street"), *argv[4:]])
     assert len(asked) == 4 and asked[3] == asked[2]  # only the one that was missing
-    assert contents(out) == contents(predicted)
     predict.main(argv)
-    assert len(asked) == 4
+    assert len(asked) == 4 and contents(out) == contents(predicted)
 
 
 def test_several_processes_share_the_images(street, model, predicted, tmp_path):

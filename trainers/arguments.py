@@ -92,7 +92,7 @@ class QueryPretrainingArguments:
     query_pretraining_steps: int = field(
         default=0,
         metadata={
-            "help": "Steps before stage 1 on the words of the queries alone; 100 suit cora-tiny, 250 cora-small. A "
+            "help": "Steps before stage 1 on the words of the queries alone; 250 suit cora-tiny and cora-small. A "
             "model that a stage has trained (it has a training.json) gets none."
         },
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -58,18 +58,28 @@ class ConsistencyMaps:
                 "one, or take --consistency online"
             )
 
+    def require(self, image_ids: Iterable[str]) -> None:
+        """Raises:
+        DataError: an image has no file.
+        """
+        for image_id in image_ids:
+            if not (path := self.path_of(image_id)).exists():
+                raise DataError(f"{path}: no such file; run trainers/consistency_weights.py to the end")
+
+    def path_of(self, image_id: str) -> Path:
+        return self.folder / f"{image_id}.safetensors"
+
     def read(self, image_id: str) -> dict[int, np.ndarray]:
         """By class id: fp32 (h, w) in [0, 1/4].
 
         Raises:
             DataError: the file is missing or damaged.
         """
-        path = self.folder / f"{image_id}.safetensors"
+        self.require([image_id])
+        path = self.path_of(image_id)
         try:
             stored = load_file(path)
             classes, planes = stored["classes"].tolist(), of_levels(stored["variance_levels"])
             return dict(zip(classes, planes, strict=True))
-        except FileNotFoundError:
-            raise DataError(f"{path}: no such file; run trainers/consistency_weights.py to the end") from None
         except (SafetensorError, KeyError, ValueError) as error:
             raise DataError(f"{path}: not a file of consistency weights ({error})") from None

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from datasets_scripts.build import images_digest
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import claim_folder, write_bytes
 from datasets_scripts.folder import read_data
@@ -121,7 +122,10 @@ def write_weights(arguments: ConsistencyArguments, caching: EmbeddingCacheArgume
     add_embedding_cache(model, caching)
     out = Path(arguments.out)
     with accelerator.main_process_first():
-        made_by = {**asdict(arguments), "out": "", "weights": weights_hash(model), "levels": "255 (4 variance)^(1/4)"}
+        # by content, not by where it lies
+        places = dict.fromkeys(("out", "model", "data", "split_lists"), "")
+        made_by = {**asdict(arguments), **places, "weights": weights_hash(model), "levels": "255 (4 variance)^(1/4)"}
+        made_by["images"] = images_digest(scenes)
         config = model.config
         made_by |= {"seg_state": config.seg_state, "embedding_pooling": config.embedding_pooling}
         # by content: a class that they show, or that has queries, only now would have no weights and not be asked for

@@ -5,7 +5,7 @@
 
 `--protocol` says how answers are got and counted (`protocols.py`): `lisa`, the default, is teacher-forced and counts as
 LISA's `validate()` does, `lisa_prompts` asks as it does too, `generated` and `segzero` let the model answer freely.
-Asked is every instruction of the split, but of several descriptions of one target only the first.
+Asked is every instruction of the split, but of several descriptions of one target only one, another in each image.
 
 Writes `samples.jsonl` (one line per query), `metrics.json`, `metrics.md` and `overlays.png`. `metrics.json` also says
 which weights were measured, by their SHA-256, and on what: a model card takes its numbers from there.

@@ -7,6 +7,7 @@
 Runs one after another. Steps that several runs have in common (the same instructions, pseudo-labels, first stage) are
 done once (`steps.py`); interrupt it and start it again, and it goes on where it stopped. Several of these programs may
 share OUT, say one per GPU with seeds of its own: a step that two of them need one does, and the other waits for it.
+Each writes the rows of its own runs, so give each its own RESULTS; at the end `--only_results` with all seeds.
 All methods see the same labelled images in the same order and take the same number of steps, but for variants of them
 that a recipe adds, such as one with as much time as another:
 

@@ -14,6 +14,11 @@ from tqdm.auto import tqdm
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.files import write_text
 
+ABOUT = frozenset(
+    {"README.md", "preview.html", "audit.html", "audit.json", "result.json", "rejected.jsonl", "skipped.jsonl"}
+)
+"""Files about a folder's content, which `verify`, `audit` and others write into it; no step reads them."""
+
 
 class FileHashes:
     """SHA-256 of files, which are read again only where size or time of their last change is another.
@@ -29,8 +34,8 @@ class FileHashes:
         self._contents: dict[tuple[Path, bool], str] = {}
 
     def content(self, path: Path, subfolders: bool = True) -> str:
-        """Of a file, or of a folder's files and their names in it; read once in the life of this object. What a killed
-        program left unfinished (`files.py`) does not count.
+        """Of a file, or of a folder's files and their names in it; read once in the life of this object. Of a folder
+        hidden files do not count, nor what a killed program left unfinished (`files.py`), nor `ABOUT`.
 
         Args:
             subfolders: whether a folder's folders count. Those of a model hold checkpoints and evaluations.
@@ -44,7 +49,7 @@ class FileHashes:
             files = [path]
             if path.is_dir():
                 found = _walk(path) if subfolders else path.iterdir()
-                files = sorted(p for p in found if p.suffix != ".partial" and p.is_file())
+                files = sorted(p for p in found if _is_read(p) and p.is_file())
             self._read(files)
             parts = [(p.relative_to(path).as_posix(), self._known[_name(p)][-1]) for p in files]
             self._contents[path, subfolders] = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -80,11 +85,15 @@ class FileHashes:
         return found if isinstance(found, dict) else {}
 
 
+def _is_read(path: Path) -> bool:
+    return path.suffix != ".partial" and path.name[0] != "." and path.name not in ABOUT
+
+
 def _walk(folder: Path) -> Iterator[Path]:
-    """All files below a folder. Folders that are links count as they do for whoever reads a data set; `rglob` leaves
-    them out."""
+    """All files below a folder, but for hidden folders. Folders that are links count as they do for whoever reads a
+    data set; `rglob` leaves them out."""
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not _leads_back(Path(parent, name))]
+        folders[:] = [name for name in folders if name[0] != "." and not _leads_back(Path(parent, name))]
         yield from (Path(parent, name) for name in names)
 
 

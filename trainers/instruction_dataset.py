@@ -53,7 +53,7 @@ class AskedScenes(torch.utils.data.Dataset):
 
     Items: {"image": PIL RGB, "queries": n str, "answers": n str, "masks": uint8 (n, H, W), "classes": n class ids,
     "whole": n bool, whether all of its class is asked for}, 1 <= n <= `queries_per_image`; with `anchors`, "anchors": n
-    lists of bool (H, W) of the image's size.
+    lists of bool (H, W) of the image's size, A in all, and "anchor_noise": fp32 (A, 2) in [0, 1).
     """
 
     order_stream, query_stream, view_stream = 0, 1, 5

@@ -10,14 +10,23 @@ which of the three components they have (the paper's table 4):
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from datasets_scripts.command_line import UsageError
 
+from .arguments import UnlabelledArguments
+
 COMPONENTS = ("cvi", "ocpl", "tfca")
 LISA_CONFIDENCE = 0.95
 """Without `ocpl`, pixels of a pseudo-label that are less confident are ignored; the threshold of UniMatch."""
+OF_COMPONENT = {
+    "ocpl": {"weight_kind", "weight_temperature", "rephrasings"},
+    "tfca": {
+        "alignment_weight", "alignment_temperature", "aligned_queries", "bank_size", "bank_balanced", "bank_negatives",
+    },
+}  # fmt: skip
+"""Fields of stage 3 that count only with a component."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +45,21 @@ class Method:
 
     def stage3(self) -> dict[str, Any]:
         """Fields of stage 3 that override its recipe."""
-        fields: dict[str, Any] = {"alignment": "tfca" in self.components}
+        decided: dict[str, Any] = {"alignment": "tfca" in self.components}
         if "cvi" not in self.components:
-            fields["kinds"] = ["semantic", "attribute"]
+            decided["kinds"] = ["semantic", "attribute"]
         if not self.unlabelled:
-            return {**fields, "sigma": 0, "consistency": "none"}
+            return {**decided, "sigma": 0, "consistency": "none"}
         if "ocpl" in self.components:
-            return {**fields, "pseudo_confidence": 0}
-        return {**fields, "consistency": "none"}
+            return {**decided, "pseudo_confidence": 0}
+        return {**decided, "consistency": "none"}
+
+    def idle(self) -> frozenset[str]:
+        """Fields of stage 3 that change nothing of it: options of images that it does not see, and of components that
+        it does not have."""
+        if not self.unlabelled:
+            return frozenset(field.name for field in fields(UnlabelledArguments))
+        return frozenset().union(*(of for name, of in OF_COMPONENT.items() if name not in self.components))
 
 
 BASELINES = {

@@ -23,7 +23,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -252,14 +252,9 @@ def plan(arguments: RunArguments, sections: Mapping[str, Mapping[str, Any]]) -> 
                 arguments=(ConsistencyArguments, EmbeddingCacheArguments),
             )
             third["consistency_weights"] = weights
-    stage3 = _stage(
-        "stage3",
-        sections if method.unlabelled else _without_unlabelled(sections),
-        third,
-        method.stage3(),
-        types=types,
-        defaults={"pseudo_confidence": LISA_CONFIDENCE, **draws[2]} if method.unlabelled else draws[2],
-    )
+    idle, chosen = method.idle(), {"pseudo_confidence": LISA_CONFIDENCE, **draws[2]}
+    own = {**sections, "stage3": _without(sections["stage3"], idle)}
+    stage3 = _stage("stage3", own, third, method.stage3(), types=types, defaults=_without(chosen, idle))
     stages = {"stage1": stage1, "stage2": stage2, "stage3": stage3}
     _refuse_overridden("evaluation", sections["evaluation"], {"model": stage3, **named}, "the run")
     evaluations = {
@@ -303,10 +298,9 @@ def _stage(
     return Step(name, module or f"trainers.{name}", given, "output_dir", recipe, types, resumes=RESUMES)
 
 
-def _without_unlabelled(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """For a method that sees no unlabelled image: what they would be asked is no reason to train it anew."""
-    names = {of.name for of in fields(UnlabelledArguments)}
-    return {**sections, "stage3": {name: value for name, value in sections["stage3"].items() if name not in names}}
+def _without(section: Mapping[str, Any], idle: Collection[str]) -> dict[str, Any]:
+    """A section but for fields that change nothing, which are no reason to train a method anew."""
+    return {name: value for name, value in section.items() if name not in idle}
 
 
 def _given(section: Mapping[str, Any], types: Sequence[type]) -> dict[str, Any]:
@@ -348,6 +342,11 @@ def _instructions(arguments: RunArguments, section: Mapping[str, Any]) -> Step |
     """The step that makes tables of a folder; a folder that holds tables stays as it is."""
     root = Path(arguments.data)
     if any(root.glob("scenes/*.parquet")):
+        if given := sorted(section.keys() - {"name"}):
+            raise UsageError(
+                f"instructions.{given[0]}: has no effect on {root}, which holds tables already; the folder that they "
+                "were built from, or nothing here, would be right"
+            )
         return root
     options = dict(section)
     if given := options.get("instructions"):  # paths, since a step is known by what its files hold

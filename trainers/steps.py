@@ -32,8 +32,12 @@ from .recipe_parser import as_word, parse_recipe, read_recipe, read_yaml
 
 RESUMES = ("--resume_from_checkpoint", "true")
 """What training programs need to go on where they were interrupted."""
-WITHOUT_EFFECT = {"embedding_cache", "embedding_cache_gigabytes"}
-"""Fields on which no step's content depends."""
+WITHOUT_EFFECT = {
+    "dataloader_num_workers", "disable_tqdm", "embedding_cache", "embedding_cache_gigabytes", "output_dir",
+    "save_steps", "save_total_limit", "scene_cache_gigabytes", "workers",
+}  # fmt: skip
+"""Fields on which no step's content depends: with another one an interrupted step goes on. A recipe's `output_dir` is
+overridden by the step's own."""
 MODELS = {"model", "backbone", "skip_encoder", "concepts", "start_from"}
 """Fields that may name a folder or file of this machine; else it is a Hub id or a size."""
 DONE = ".done.json"

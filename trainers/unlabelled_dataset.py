@@ -54,6 +54,8 @@ class UnlabelledDataset(AskedScenes):
         self.pseudo_labels = PseudoLabels(options.pseudo_labels, scene_set, options.pseudo_confidence)
         scenes = self.pseudo_labels.of_scenes(scenes)
         self.consistency = ConsistencyMaps(options.consistency_weights) if options.consistency == "ahead" else None
+        if self.consistency is not None:
+            self.consistency.require(scene.image_id for scene in scenes)  # now, and not when its turn comes
         data = replace(data, queries_per_image=options.unlabelled_queries)
         super().__init__(scene_set.classes, scenes, data, length, seed, anchors=options.unlabelled_parts)
         self.classes, self.options = scene_set.classes, options

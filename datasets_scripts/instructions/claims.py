@@ -44,7 +44,7 @@ class Claim:
     Attributes:
         name: as in `Instruction.claim`.
         phrases: ways to say it, with the places {target}, {anchor} and, for two anchors, {other}: nouns that bring no
-            article of their own.
+            article of their own, but for places, whose target does.
         decide: (target, rivals, anchors, scene) -> decision. Rivals are the other objects that "the {target}" could
             mean; the anchors are not among them.
         anchors: how many it needs.

@@ -23,6 +23,7 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from datasets_scripts.build import images_digest
 from datasets_scripts.command_line import UsageError, one_line_errors
 from datasets_scripts.files import claim_folder, write_json
 from datasets_scripts.folder import read_folder
@@ -75,8 +76,8 @@ def run_prediction(arguments: PredictionArguments) -> dict:
     out = Path(arguments.out)
     identity = {
         "weights_sha256": weights_digest(folder)["model.safetensors"],
-        "data": str(arguments.data),
-        "split_lists": arguments.split_lists,
+        # by content, not by where they lie
+        "images": images_digest(scenes),
         "window_stride": arguments.window_stride,
     }
     with accelerator.main_process_first():
@@ -85,6 +86,8 @@ def run_prediction(arguments: PredictionArguments) -> dict:
     accelerator.wait_for_everyone()
     meta = {
         "identity": identity,
+        "data": str(arguments.data),
+        "split_lists": arguments.split_lists,
         "method": record["method"],
         "seed": record["seed"],
         "classes": record["classes"],

@@ -89,14 +89,16 @@ class PseudoLabels:
         min_confidence: in [0, 1]; pixels below it become 255.
 
     Raises:
-        DataError: the folder has no masks, or says in meta.json that an id is another class than the data set's.
+        DataError: the folder has no masks, was not predicted to the end, or says in meta.json that an id is another
+            class than the data set's.
     """
 
     def __init__(self, folder: str | Path, scene_set: SceneSet, min_confidence: float = 0.0):
         self.folder, self.min_confidence = Path(folder), min_confidence
         if not (self.folder / "masks").is_dir():
             raise DataError(f"pseudo_labels: {folder or 'not given'} has no masks/; see trainers/pseudo_labels")
-        if (path := self.folder / META).exists():
+        path = self.folder / META
+        if path.exists() or (self.folder / SOURCE).exists():
             named = read_meta(self.folder).get("classes")
             try:
                 named = {int(number): name for number, name in named.items()}
