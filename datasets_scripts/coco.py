@@ -102,8 +102,9 @@ class CocoMap:
     def open(self) -> Image.Image:
         size, objects = (self.image.height, self.image.width), self.image.objects
         if self.part == "instance map":
-            own = (object_mask(o, *size, place=str(self)) for o in objects if not o.crowd)
-            return Image.fromarray(stacked(allotted(own, *size)))
+            masks = (object_mask(o, *size, place=str(self)) for o in objects if not o.crowd)
+            maps = (np.uint16(number) * mask for number, mask in enumerate(masks, start=1))
+            return Image.fromarray(stacked(allotted(maps, *size)))
         labels = np.full(size, self.background, np.uint8)
         # pixels as indices: whole masks of a thousand objects would take gigabytes
         pixels = [np.flatnonzero(object_mask(o, *size, place=str(self))) for o in objects]

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from .planes import stacked
+from .planes import allotted, stacked
 from .records import DataError, Scene, SceneSet, SemanticClass, Split
 
 # Noun phrases that are true of one of the classes alone and share no word with its name.
@@ -166,17 +166,10 @@ def nuclei_maps(masks: np.ndarray, place: str) -> tuple[np.ndarray, np.ndarray]:
             f"{place}: id {wrong} of a nucleus; whole numbers of 0..{NUCLEI_PER_CHANNEL - 1} would be right"
         )
     labels = np.full(ids.shape[1:], BACKGROUND, np.uint8)
-    planes = [np.zeros(ids.shape[1:], np.uint16)]
     for channel, own in enumerate(ids):
-        inside = own > 0
-        if not inside.any():
-            continue
-        labels[inside] = channel
-        plane = next((plane for plane in planes if not plane[inside].any()), None)
-        if plane is None:
-            planes.append(plane := np.zeros_like(planes[0]))
-        plane[inside] = own[inside] + channel * NUCLEI_PER_CHANNEL
-    return labels, np.stack(planes)
+        labels[own > 0] = channel
+    maps = (np.where(own > 0, own + channel * NUCLEI_PER_CHANNEL, 0) for channel, own in enumerate(ids))
+    return labels, allotted(maps, *labels.shape)
 
 
 def read_pannuke(root: str | Path) -> SceneSet:

@@ -9,18 +9,19 @@ import numpy as np
 MOST_INSTANCES = 2**16 - 1
 
 
-def allotted(masks: Iterable[np.ndarray], height: int, width: int) -> np.ndarray:
-    """uint16 (P, H, W) with the ids 1, 2, ... of masks in their order, each on the first plane where it fits whole.
+def allotted(maps: Iterable[np.ndarray], height: int, width: int) -> np.ndarray:
+    """uint16 (P, H, W) of maps in their order, each on the first plane where it fits whole.
 
     Args:
-        masks: bool (H, W) each, `MOST_INSTANCES` at most.
+        maps: ids of instances (H, W) each, 0 = none, `MOST_INSTANCES` at most.
     """
     planes = [np.zeros((height, width), np.uint16)]
-    for instance_id, mask in enumerate(masks, start=1):
-        plane = next((plane for plane in planes if not plane[mask].any()), None)
+    for ids in maps:
+        inside = ids > 0
+        plane = next((plane for plane in planes if not plane[inside].any()), None)
         if plane is None:
             planes.append(plane := np.zeros((height, width), np.uint16))
-        plane[mask] = instance_id
+        plane[inside] = ids[inside]
     return np.stack(planes)
 
 

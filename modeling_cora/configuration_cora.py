@@ -39,8 +39,6 @@ class CoraConfig(FromNamedModel, PreTrainedConfig):
             Lay the queries of an image behind it in one sequence. `False` runs one sequence for each query, correct and
             slower, for a VLM whose attention takes no mask of its caller. None: where the family is one of
             `branches.PACKED_FAMILIES`, which are tested to give the same either way.
-        seg_projector_dropout (`float`, *optional*, defaults to 0.0):
-            Dropout after the projection (LISA: 0).
         lm_loss_weight (`float`, *optional*, defaults to 1.0):
             alpha of eq. 5, the weight of the next-token cross-entropy.
         bce_loss_weight (`float`, *optional*, defaults to 1.0):
@@ -87,7 +85,6 @@ class CoraConfig(FromNamedModel, PreTrainedConfig):
     seg_token_id: int = 32001
     seg_state: Literal["before", "at"] = "before"
     branch_packing: bool | None = None
-    seg_projector_dropout: float | int = 0.0
     lm_loss_weight: float | int = 1.0
     bce_loss_weight: float | int = 1.0
     dice_loss_weight: float | int = 1.0

@@ -73,7 +73,7 @@ class CoraSegProjectorLinear(nn.Linear):
 
 
 class CoraSegProjector(nn.Module):
-    """Linear(d, d) - ReLU - Linear(d, C) - Dropout: from a `[SEG]` state to a sparse prompt (LISA: text_hidden_fcs)."""
+    """Linear(d, d) - ReLU - Linear(d, C): from a `[SEG]` state to a sparse prompt (LISA: text_hidden_fcs)."""
 
     def __init__(self, config: CoraConfig):
         super().__init__()
@@ -81,11 +81,10 @@ class CoraSegProjector(nn.Module):
         self.linear_1 = CoraSegProjectorLinear(width, width)
         self.activation = nn.ReLU()
         self.linear_2 = CoraSegProjectorLinear(width, config.sam_config.prompt_encoder_config.hidden_size)
-        self.dropout = nn.Dropout(config.seg_projector_dropout)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """(N, d) -> (N, C)."""
-        return self.dropout(self.linear_2(self.activation(self.linear_1(states))))
+        return self.linear_2(self.activation(self.linear_1(states)))
 
 
 class CoraPreTrainedModel(KeepsPrecision, FromNamedModel, PreTrainedModel):

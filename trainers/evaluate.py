@@ -48,7 +48,7 @@ from trainers.baselines import MeanMask, part_counts, trivial_counts
 from trainers.embedding_cache import add_embedding_cache
 from trainers.instruction_dataset import anchor_masks
 from trainers.loading import inference_accelerator, load_trained
-from trainers.protocols import PROTOCOLS, Protocol, ask, protocol_named
+from trainers.protocols import PROTOCOLS, Protocol, ask
 from trainers.recipe_parser import parse_recipe
 from trainers.stage import labelled_instructions, of_kinds
 from trainers.summary import markdown, summarise_records, summary_table
@@ -67,7 +67,7 @@ class EvaluationArguments:
     kinds: list[str] = field(
         default_factory=lambda: ["semantic", "attribute"], metadata={"help": "Kinds of instructions to ask."}
     )
-    protocol: str = field(default="lisa", metadata={"help": f"{', '.join(PROTOCOLS)}; see trainers/protocols.py."})
+    protocol: Literal[tuple(PROTOCOLS)] = field(default="lisa", metadata={"help": "See trainers/protocols.py."})
     anchors: Literal["learned", "given", "none"] = field(
         default="learned",
         metadata={"help": "Of conditional queries: `given` (their true masks, to a model with an anchor encoder), "
@@ -91,7 +91,6 @@ class EvaluationArguments:
     def __post_init__(self):
         check_types(self)
         check_kinds("kinds", self.kinds, get_args(Kind))
-        protocol_named(self.protocol)
         check_least(self, limit=1, queries_per_kind=1, examples=0)
 
 
@@ -258,7 +257,7 @@ def _measured(arguments: EvaluationArguments, scenes: Sequence[Scene], images: i
         "limit": arguments.limit,
         "queries_per_kind": arguments.queries_per_kind,
         "protocol": arguments.protocol,
-        "protocol_means": str(protocol_named(arguments.protocol)),
+        "protocol_means": str(PROTOCOLS[arguments.protocol]),
     }
 
 
@@ -276,7 +275,7 @@ def some_of_each(instructions: Sequence[Instruction], most: int) -> list[Instruc
 
 def run_evaluation(arguments: EvaluationArguments, caching: EmbeddingCacheArguments | None = None) -> dict:
     """Evaluates and writes the results; returns the summary."""
-    protocol = protocol_named(arguments.protocol)
+    protocol = PROTOCOLS[arguments.protocol]
     accelerator = inference_accelerator()
     scene_set, built = read_data(arguments.data, arguments.split_lists, components=True)
     scenes = scene_set.split(arguments.split, labelled=True)[: arguments.limit]

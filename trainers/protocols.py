@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datasets_scripts.command_line import UsageError
 from datasets_scripts.records import Instruction
 from modeling_cora import SEG_TOKEN, CoraForReasoningSegmentation, CoraProcessor
 from modeling_cora.processing_cora import DEFAULT_ANSWER
@@ -57,15 +56,6 @@ PROTOCOLS = {
     "segzero": Protocol(generated=True, counting="segzero"),  # Seg-Zero, VisionReasoner
 }
 """By name. Every one thresholds logits at 0, at the image's own size."""
-
-
-def protocol_named(name: str) -> Protocol:
-    """Raises:
-    UsageError: not one of `PROTOCOLS`.
-    """
-    if name not in PROTOCOLS:
-        raise UsageError(f"protocol: {name!r} is not one of {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name]
 
 
 @dataclass(frozen=True)

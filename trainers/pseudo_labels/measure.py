@@ -55,7 +55,7 @@ INSTEAD = dict(method="--methods", seed="--seeds", data="--data", split_lists="-
 """What to give in place of a training's field that differs from run to run."""
 
 
-def read_run(cell: Cell, folders: StepFolders) -> dict[str, float]:
+def scores_of(cell: Cell, folders: StepFolders) -> dict[str, float]:
     """`SCORES` of a run, as far as it has come."""
     train, _, audit = cell.steps
     found = {}
@@ -71,7 +71,7 @@ def write_results(path: Path, cells: Sequence[Cell], folders: StepFolders, basel
     """The tables, which are returned, and the curve of the mIoU on val."""
     seeds: dict[str, dict[tuple[str, str], dict[int, float]]] = {score: {} for score in SCORES}
     for cell in cells:
-        for score, value in read_run(cell, folders).items():
+        for score, value in scores_of(cell, folders).items():
             seeds[score].setdefault((cell.method, cell.fraction), {})[cell.seed] = value
     methods, fractions = (list(dict.fromkeys(getattr(c, name) for c in cells)) for name in ("method", "fraction"))
     comparisons = [Comparison(score, methods, fractions, seeds[score], baseline) for score in SCORES]
