@@ -11,11 +11,13 @@ from typing import Any
 from .records import DataError
 
 
-def read_json(path: Path, encodings: Sequence[str] = ("utf-8",)) -> Any:
-    """The content of a file in the first of the encodings that fits.
+def read_json(path: Path, encodings: Sequence[str] = ("utf-8-sig",)) -> Any:
+    """The content of a file in the first of the encodings that fits; UTF-8 by default, where Windows' editors put a
+    byte-order mark before it.
 
     Raises:
-        DataError: missing, in none of the encodings, not JSON, or a text in it has half a character.
+        DataError: missing, in none of the encodings, not JSON, a key stands twice, or a text in it has half a
+            character.
     """
     try:
         content = path.read_bytes()
@@ -32,7 +34,7 @@ def read_json(path: Path, encodings: Sequence[str] = ("utf-8",)) -> Any:
             raise DataError(f"{path}: not JSON ({error})") from None
         except ValueError as error:
             raise DataError(f"{path}: {error}") from None
-    raise DataError(f"{path}: not JSON in {' or '.join(encodings)}")
+    raise DataError(f"{path}: not JSON in {' or '.join(name.removesuffix('-sig') for name in encodings)}")
 
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -40,20 +42,30 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def parse_json(text: str) -> Any:
-    """As `json.loads`, without half characters, which no file in UTF-8 can hold.
+    """As `json.loads`, without half characters, which no file in UTF-8 can hold, and without keys that stand twice, of
+    which Python takes the last.
 
     Raises:
         json.JSONDecodeError: not JSON, or too deep.
-        ValueError: half a character; names the field and its text.
+        ValueError: half a character or a key twice; names the field and its text.
     """
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_each_key_once)
         broken = next(_half_characters(content, ""), None) if _SURROGATE.search(text) else None
     except RecursionError as error:
         raise json.JSONDecodeError(str(error), "", 0) from None
     if broken is not None:
         place, value = broken
         raise ValueError(f"{place}{excerpt(value)} has half a character; whole ones would be right")
+    return content
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in content if keys.count(key) > 1)
+        raise ValueError(f"key {excerpt(twice)} stands twice; once would be right")
     return content
 
 

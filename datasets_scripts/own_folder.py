@@ -121,13 +121,15 @@ def read_classes(path: Path) -> tuple[tuple[SemanticClass, ...], frozenset[int]]
 
 
 def _refuse_ambiguous(path: Path, classes: Iterable[SemanticClass]) -> None:
-    """One description of two classes would be one query with two answers; one that names its class is never used."""
-    described: dict[str, str] = {}
+    """One description of two classes would be one query with two answers, as another class's name would be; one that
+    names its class is never used."""
+    classes = list(classes)
+    described = {c.name.casefold(): c.name for c in classes}
     for c in classes:
         for field, text in (*((("noun", c.noun),) if c.noun else ()), *(("attributes", a) for a in c.attributes)):
             if field == "attributes" and names_class(text, c.name):
                 raise DataError(f"{path}: attributes {text!r} names its class {c.name!r}; other words would be right")
-            if (other := described.setdefault(text.casefold(), c.name)) != c.name:
+            if (other := described.setdefault(text.casefold().removeprefix("the "), c.name)) != c.name:
                 raise DataError(
                     f"{path}: {field} {text!r} describes {other!r} and {c.name!r}; words of one alone would be right"
                 )

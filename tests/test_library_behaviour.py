@@ -316,9 +316,14 @@ def test_a_pipeline_refuses_pixels_at_once(saved):
 
 
 def test_what_is_no_model_is_said_to_be_none(saved, tmp_path):
-    (tmp_path / "run/model").mkdir(parents=True)
+    for folder in ("run/model", "segmenter"):
+        (tmp_path / folder).mkdir(parents=True)
+    # transformers would make up all of a CORA model of the default size, 7 billion weights
+    (tmp_path / "segmenter/config.json").write_text('{"model_type": "semantic_segmenter"}')
     for name, why in (("nowhere", "no such folder"), ("run/model", "has no config.json"),
-                      ("run", f"has no config.json; {tmp_path / 'run/model'} would be right")):  # fmt: skip
+                      ("run", f"has no config.json; {tmp_path / 'run/model'} would be right"),
+                      ("segmenter", "config.json is of a model of type 'semantic_segmenter'; 'cora' would be right"),
+                      ):  # fmt: skip
         with pytest.raises(ModelLoadError) as raised:
             load_trained(str(tmp_path / name))
         assert str(raised.value) == f"{tmp_path / name}: cannot be loaded as a CORA model: {why}"

@@ -147,6 +147,8 @@ def test_what_is_put_into_sentences_has_no_full_stop(own):
         ("attributes", ["the dark ones"], ["the dark ones"], "attributes 'the dark ones' describes 'lymphocyte' and"),
         ("attributes", ["the lymphocytes"], [], "attributes 'the lymphocytes' names its class 'lymphocyte'; other"),
         ("attributes", ["the dark ones", "the dark ones"], [], None),
+        ("attributes", ["the Tumour"], [], "attributes 'the Tumour' describes 'tumour' and 'lymphocyte'; words of one"),
+        ("noun", "tumour", "cell", "noun 'tumour' describes 'tumour' and 'lymphocyte'; words of one alone"),
         ("noun", "lymphocyte", "cell", None),
     ],
 )
@@ -163,3 +165,16 @@ def test_one_description_is_of_one_class(own, field, one, other, message):
     assert str(error.value).startswith(f"{path}: {message}")
     path.write_text(json.dumps([*entries, {"id": 7, "name": "smudge"}]).replace("lymphocyte", "background"))
     read_folder(own)  # nobody asks for it
+
+
+def test_a_list_of_classes_from_windows_and_one_with_an_id_twice(own):
+    """A byte-order mark says nothing; of a key that stands twice Python would take the last."""
+    path = own / "classes.json"
+    text = path.read_text(encoding="utf-8")
+    expected = read_folder(own).classes
+    path.write_text(text, encoding="utf-8-sig")
+    assert read_folder(own).classes == expected
+    path.write_text('{"0": "road", "3": "car", "7": "smudge", "3": "bus"}')
+    with pytest.raises(DataError) as error:
+        read_folder(own)
+    assert str(error.value) == f'{path}: key "3" stands twice; once would be right'

@@ -192,18 +192,14 @@ def test_evaluation_counts_what_a_slow_second_look_counts(saved, street, tmp_pat
     scene_set, _ = read_data(street, components=True)
     scenes = scene_set.split("val", labelled=True)
     every = build_instructions(scene_set, scenes, ("semantic", "attribute"), 0)
+    # of several descriptions of one target one, each target in its turn
+    targets = [(i.image_id, i.kind, i.class_name, i.instance_ids, i.claim) for i in every]
+    groups = [[i for i, own in zip(every, targets, strict=True) if own == t] for t in dict.fromkeys(targets)]
+    assert len(groups) < len(every)
     instructions = [
-        i
-        for n, i in enumerate(every)
-        # of several descriptions of one target, the first
-        if not any(
-            (i.image_id, i.kind, i.class_name, i.instance_ids, i.claim)
-            == (j.image_id, j.kind, j.class_name, j.instance_ids, j.claim)
-            for j in every[:n]
-        )
+        next(i for i in group if i.query == record["query"]) for record, group in zip(records, groups, strict=True)
     ]
-    assert len(instructions) < len(every)
-    assert [r["query"] for r in records] == [i.query for i in instructions]
+    assert any(i is not group[0] for i, group in zip(instructions, groups, strict=True))
     model, processor = load_trained(str(saved))
     paths = {s.image_id: s for s in scenes}
     for record, instruction in list(zip(records, instructions, strict=True))[::7]:
