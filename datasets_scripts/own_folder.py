@@ -120,10 +120,9 @@ def read_classes(path: Path) -> tuple[tuple[SemanticClass, ...], frozenset[int]]
     return classes, ignored
 
 
-def _refuse_ambiguous(path: Path, classes: Iterable[SemanticClass]) -> None:
+def _refuse_ambiguous(path: Path, classes: list[SemanticClass]) -> None:
     """One description of two classes would be one query with two answers, as another class's name would be; one that
     names its class is never used."""
-    classes = list(classes)
     described = {c.name.casefold(): c.name for c in classes}
     for c in classes:
         for field, text in (*((("noun", c.noun),) if c.noun else ()), *(("attributes", a) for a in c.attributes)):

@@ -103,6 +103,14 @@ class CoraConfig(FromNamedModel, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in the base class, which warns of another kind of model and makes up all that this one has besides: of a
+        segmenter's folder, billions of random weights.
+
+        Raises:
+            ValueError: `model_type` is another.
+        """
+        if (kind := config_dict.get("model_type", cls.model_type)) != cls.model_type:
+            raise ValueError(f"config.json is of a model of type {kind!r}; {cls.model_type!r} would be right")
         if TASK in PIPELINE_REGISTRY.supported_tasks:
             # `pipeline` takes a task that a folder brings code for from there, and wants that code to be trusted, even
             # where the task is registered; this package is here, so the folder's copy of it is not needed.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 
 import pytest
 
+from datasets_scripts.build import build
 from datasets_scripts.command_line import UsageError
+from datasets_scripts.folder import read_folder
+from datasets_scripts.scenes import write_scenes
+from datasets_scripts.verify import main as verify
 from trainers.file_hashes import FileHashes, _walk
 
 
@@ -76,3 +81,14 @@ def test_what_is_told_about_a_folder_is_no_part_of_it(tmp_path):
     assert FileHashes().content(tmp_path) == found
     (tmp_path / "images/b.png").write_text("b")
     assert FileHashes().content(tmp_path) != found
+
+
+def test_a_page_about_tables_makes_them_no_others(tmp_path):
+    """With all that `verify` writes, pictures in a folder among it."""
+    write_scenes(tmp_path / "scenes", labelled=2, unlabelled=0, val=1, size=(64, 96), progress=False)
+    build(read_folder(tmp_path / "scenes"), tmp_path / "built")
+    before, found = set((tmp_path / "built").rglob("*")), FileHashes().content(tmp_path / "built")
+    with contextlib.suppress(SystemExit):
+        verify([str(tmp_path / "built")])
+    assert set((tmp_path / "built").rglob("*")) - before
+    assert FileHashes().content(tmp_path / "built") == found

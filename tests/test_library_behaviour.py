@@ -328,6 +328,8 @@ def test_what_is_no_model_is_said_to_be_none(saved, tmp_path):
             load_trained(str(tmp_path / name))
         assert str(raised.value) == f"{tmp_path / name}: cannot be loaded as a CORA model: {why}"
     assert load_trained(str(saved))[0].training is False
+    with pytest.raises(ValueError, match="of a model of type 'semantic_segmenter'"):
+        CoraForReasoningSegmentation.from_pretrained(tmp_path / "segmenter")
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,8 @@ import torch
 
 from datasets_scripts.command_line import UsageError
 from datasets_scripts.scenes import write_scenes
+from trainers.arguments import UnlabelledArguments
+from trainers.methods import OF_COMPONENT
 from trainers.recipe_parser import parse_recipe
 from trainers.run import Run, main, plan, read_run
 from trainers.steps import Step, StepFolders
@@ -123,6 +126,7 @@ def test_a_section_may_say_what_is_decided_and_what_other_methods_need(tmp_path)
 )  # fmt: skip
 def test_options_of_what_a_method_does_not_have_do_not_train_it_anew(tmp_path, more, methods):
     """Full-size baselines take days."""
+    assert set().union(*OF_COMPONENT.values()) < {field.name for field in fields(UnlabelledArguments)}
     for method in ("supervised", "segllm", "lisa", "cvi", "ocpl", "tfca", "cora"):
         one, other = (planned_with(tmp_path, method, *given).stages["stage3"] for given in ([], more))
         assert (one.fields != other.fields) == (method in methods), method

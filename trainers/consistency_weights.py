@@ -122,7 +122,7 @@ def write_weights(arguments: ConsistencyArguments, caching: EmbeddingCacheArgume
     add_embedding_cache(model, caching)
     out = Path(arguments.out)
     with accelerator.main_process_first():
-        # by content, not by where it lies
+        # weights and masks by content, images by ids, names and sizes; not by where they lie
         places = dict.fromkeys(("out", "model", "data", "split_lists"), "")
         made_by = {**asdict(arguments), **places, "weights": weights_hash(model), "levels": "255 (4 variance)^(1/4)"}
         made_by["images"] = images_digest(scenes)

@@ -15,9 +15,18 @@ from datasets_scripts.command_line import UsageError
 from datasets_scripts.files import write_text
 
 ABOUT = frozenset(
-    {"README.md", "preview.html", "audit.html", "audit.json", "result.json", "rejected.jsonl", "skipped.jsonl"}
+    {
+        "README.md",
+        "preview",
+        "preview", "preview.html",
+        "audit.html",
+        "audit.json",
+        "result.json",
+        "rejected.jsonl",
+        "skipped.jsonl",
+    }
 )
-"""Files about a folder's content, which `verify`, `audit` and others write into it; no step reads them."""
+"""Files and folders about a folder's content, which `verify`, `audit` and others write into it; no step reads them."""
 
 
 class FileHashes:
@@ -49,7 +58,7 @@ class FileHashes:
             files = [path]
             if path.is_dir():
                 found = _walk(path) if subfolders else path.iterdir()
-                files = sorted(p for p in found if _is_read(p) and p.is_file())
+                files = sorted(p for p in found if _is_read(p.name) and p.is_file())
             self._read(files)
             parts = [(p.relative_to(path).as_posix(), self._known[_name(p)][-1]) for p in files]
             self._contents[path, subfolders] = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -85,15 +94,15 @@ class FileHashes:
         return found if isinstance(found, dict) else {}
 
 
-def _is_read(path: Path) -> bool:
-    return path.suffix != ".partial" and path.name[0] != "." and path.name not in ABOUT
+def _is_read(name: str) -> bool:
+    return name[0] != "." and name not in ABOUT and not name.endswith(".partial")
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """All files below a folder, but for hidden folders. Folders that are links count as they do for whoever reads a
+    """All files below a folder, but for folders that no step reads. Folders that are links count as they do for whoever reads a
     data set; `rglob` leaves them out."""
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if name[0] != "." and not _leads_back(Path(parent, name))]
+        folders[:] = [name for name in folders if _is_read(name) and not _leads_back(Path(parent, name))]
         yield from (Path(parent, name) for name in names)
 
 

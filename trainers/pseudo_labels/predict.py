@@ -76,7 +76,7 @@ def run_prediction(arguments: PredictionArguments) -> dict:
     out = Path(arguments.out)
     identity = {
         "weights_sha256": weights_digest(folder)["model.safetensors"],
-        # by content, not by where they lie
+        # by ids, names and sizes, not by where they lie
         "images": images_digest(scenes),
         "window_stride": arguments.window_stride,
     }
