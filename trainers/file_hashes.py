@@ -15,18 +15,9 @@ from datasets_scripts.command_line import UsageError
 from datasets_scripts.files import write_text
 
 ABOUT = frozenset(
-    {
-        "README.md",
-        "preview",
-        "preview", "preview.html",
-        "audit.html",
-        "audit.json",
-        "result.json",
-        "rejected.jsonl",
-        "skipped.jsonl",
-    }
+    {"README.md", "preview.html", "audit.html", "audit.json", "result.json", "rejected.jsonl", "skipped.jsonl"}
 )
-"""Files and folders about a folder's content, which `verify`, `audit` and others write into it; no step reads them."""
+"""Files about a folder's content, which `verify`, `audit` and others write into it; no step reads them."""
 
 
 class FileHashes:
@@ -99,10 +90,10 @@ def _is_read(name: str) -> bool:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """All files below a folder, but for folders that no step reads. Folders that are links count as they do for whoever reads a
+    """All files below a folder, but for hidden folders. Folders that are links count as they do for whoever reads a
     data set; `rglob` leaves them out."""
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if _is_read(name) and not _leads_back(Path(parent, name))]
+        folders[:] = [name for name in folders if name[0] != "." and not _leads_back(Path(parent, name))]
         yield from (Path(parent, name) for name in names)
 
 
