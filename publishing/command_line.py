@@ -53,7 +53,7 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
         try:
             return main(*args, **kwargs)
         except OneLineError as error:
-            line = _told_by_worker(str(error))
+            line = _told_by_worker(error)
         except (OSError, SafetensorError) as error:
             if not (line := _untouched(error)):
                 raise
@@ -63,11 +63,11 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-def _told_by_worker(text: str) -> str:
-    """What was said in a DataLoader's worker: torch puts the worker's whole traceback into the error's own words."""
-    if text.startswith("Caught ") and "Original Traceback" in text:
-        return text.rstrip().splitlines()[-1].partition(": ")[2]
-    return text
+def _told_by_worker(error: OneLineError) -> str:
+    """What an error says. Of one in a DataLoader's worker torch makes another of its type, whose words are the worker's
+    whole traceback; the error's own stand behind its type at the end."""
+    kind = type(error)
+    return str(error).rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")[2]
 
 
 def _untouched(error: OSError | SafetensorError) -> str:

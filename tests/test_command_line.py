@@ -118,7 +118,7 @@ class Damaged(torch.utils.data.Dataset):
         return 2
 
     def __getitem__(self, index: int):
-        raise OneLineError(f"masks/{index}.png: damaged: half of it is missing")
+        raise OneLineError(f"masks/{index}.png: damaged: half of it\n is missing")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
